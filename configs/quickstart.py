@@ -1,0 +1,42 @@
+"""The embedded dataset: a tiny model from scratch, on clips that only the order of frames tells apart.
+
+    python -m inti_jax.prepare motion_digits --data_dir data
+    python -m inti_jax.main --config configs/quickstart.py:compression=inti --workdir runs/inti
+
+Arguments: compression (none, inti, mean, static, drop), seed, steps. Default: inti, 0, 800.
+"""
+
+import ml_collections
+
+from inti_jax import config
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    args = config.parse_arg(arg, compression="inti", seed=0, steps=800)
+    result = config.defaults()
+
+    result.model.backbone = "tiny"
+    result.model.pretrained = "random"
+    result.model.compression.kind = args["compression"]
+    result.model.compression.after = () if args["compression"] == "none" else (1,)
+
+    result.data.name = "motion_digits"
+    result.data.data_dir = "data"
+    result.data.num_frames = 8
+    result.data.sampling = "dense"
+    result.data.stride = 2
+    result.data.resolution = 32
+    result.data.crop_scale = (0.8, 1.0)
+    result.data.crop_ratio = (0.9, 1.1)
+
+    result.train.global_batch = 32
+    result.train.steps = args["steps"]
+    result.train.learning_rate = 1e-3
+    result.train.seed = args["seed"]
+    result.train.log_every_steps = 20
+    result.train.eval_every_steps = 200
+
+    result.eval.batch = 64
+
+    result.checkpoint.every_steps = 200
+    return result

@@ -1,0 +1,17 @@
+"""InTI for JAX: CLIP image transformers adapted to video, with fewer frames to compute."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from inti_jax.classifier import load as load
+
+__all__ = ["load"]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported on first use: a command's --help need not wait for JAX.
+    if name == "load":
+        from inti_jax.classifier import load
+
+        return load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,1 @@
+"""From encoded videos on disk to batches of uint8 clips."""

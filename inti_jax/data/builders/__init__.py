@@ -1,0 +1,1 @@
+"""Builders: what turns a source of videos into a prepared dataset."""

@@ -1,0 +1,157 @@
+"""Random access to videos: a prepared dataset, or plain files by the same interface."""
+
+import re
+import threading
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from inti_jax.data import decode, manifest
+from inti_jax.errors import UserError
+
+_VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
+
+
+class Example(NamedTuple):
+    """One encoded video and what is known of it. `label` is an index into the dataset's labels, or -1."""
+
+    id: str
+    label: int
+    video: bytes
+    frames: int
+    fps: float
+    height: int
+    width: int
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Videos by index. Reading one may raise `decode.DecodeError`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example: ...
+
+
+class VideoDataset:
+    """One split of a prepared dataset, by index.
+
+    Safe to read from several threads. Pickles to its location: a worker process opens its own files.
+    """
+
+    def __init__(self, directory: Path, split: str, labels: tuple[str, ...], summary: dict[str, Any]):
+        self.directory = directory
+        self.split = split
+        self.labels = labels
+        self.manifest = summary
+        self._lock = threading.Lock()
+        self._opened = None
+
+    def __len__(self) -> int:
+        return self.manifest["splits"][self.split]["count"]
+
+    def __getitem__(self, index: int) -> Example:
+        record = self._records()[index]
+        return Example(
+            id=record["id"].decode(),
+            label=int(record["label"]),
+            video=record["video"],
+            frames=int(record["frames"]),
+            fps=float(record["fps"]),
+            height=int(record["height"]),
+            width=int(record["width"]),
+        )
+
+    @cached_property
+    def ids(self) -> tuple[str, ...]:
+        """Every video's id, in dataset order."""
+        return tuple(video.id for video in manifest.read(self.directory).splits[self.split].videos)
+
+    def _records(self):
+        with self._lock:
+            if self._opened is None:
+                # Slow to import, so not before records are read.
+                import tensorflow_datasets as tfds
+
+                self._opened = tfds.builder_from_directory(self.directory).as_data_source(self.split)
+            return self._opened
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return VideoDataset, (self.directory, self.split, self.labels, self.manifest)
+
+
+class FileDataset:
+    """Plain video files, by index, with no label. A file that does not decode raises when it is read."""
+
+    labels: tuple[str, ...] = ()
+
+    def __init__(self, paths: Sequence[Path]):
+        self._paths = tuple(paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> Example:
+        path = self._paths[index]
+        try:
+            video = path.read_bytes()
+        except OSError as error:
+            raise decode.DecodeError(f"it cannot be read: {error.strerror}") from None
+        info = decode.validate(video)
+        return Example(str(path), -1, video, info.frames, info.fps, info.height, info.width)
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Every file's path."""
+        return tuple(str(path) for path in self._paths)
+
+
+def open_dataset(name: str, data_dir: str | Path, split: str) -> VideoDataset:
+    """Opens the newest version of a prepared dataset.
+
+    Raises UserError if the dataset or the split is not there, or is not what its manifest says.
+    """
+    directory = find_dataset(name, data_dir)
+    if directory is None:
+        raise UserError(
+            f"dataset `{name}` is not in {data_dir}: "
+            f"run `python -m inti_jax.prepare {name} --data_dir {data_dir}`; "
+            f"found there: {', '.join(_prepared(Path(data_dir))) or 'no dataset'}"
+        )
+    contents = manifest.read(directory)
+    if split not in contents.splits:
+        raise UserError(
+            f"dataset `{name}` in {data_dir} has no split `{split}`: it has {', '.join(contents.splits)}"
+        )
+    dataset = VideoDataset(directory, split, contents.labels, contents.summary())
+    _check_files(dataset)
+    return dataset
+
+
+def find_dataset(name: str, data_dir: str | Path) -> Path | None:
+    """The directory of the newest finished version of a dataset, if there is one."""
+    versions = []
+    for path in Path(data_dir, name).glob(f"*/{manifest.FILE_NAME}"):
+        if match := _VERSION.fullmatch(path.parent.name):
+            versions.append((tuple(map(int, match.groups())), path.parent))
+    return max(versions)[1] if versions else None
+
+
+def _prepared(data_dir: Path) -> list[str]:
+    names = (path.name for path in data_dir.glob("*") if path.is_dir())
+    return sorted(name for name in names if find_dataset(name, data_dir))
+
+
+def _check_files(dataset: VideoDataset) -> None:
+    try:
+        records = len(dataset._records())
+        if records:
+            dataset[0]
+    except Exception as error:  # whatever the readers raise for missing or damaged files
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{dataset.directory} cannot be read, prepare it again: {reason}") from None
+    if records != len(dataset):
+        raise UserError(
+            f"{dataset.directory} has {records} records, its manifest {len(dataset)}: prepare it again"
+        )

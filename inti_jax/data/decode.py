@@ -1,0 +1,187 @@
+"""Encoded video bytes to RGB frames, exactly, on one thread.
+
+A frame's index is its place in the order the decoder presents frames, starting at 0. Timestamps play no
+part in it, so a video of variable frame rate is indexed like any other.
+"""
+
+import bisect
+import dataclasses
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import av
+import numpy as np
+from jaxtyping import Int64, UInt8
+
+from inti_jax.errors import UserError
+
+# Containers that store presentation times, by which a frame can be found after a jump.
+_SEEKABLE = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
+# A jump costs about as much as decoding this many frames.
+_WORTH_A_JUMP = 8
+# Seconds by which a file that announces no frame count may end before the duration it announces.
+_DURATION_SLACK = 1.0
+
+
+class DecodeError(UserError):
+    """A video that cannot be decoded as asked; the message is a one-line reason."""
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoInfo:
+    """What a video holds: its number of frames, frames a second, and size in pixels as displayed."""
+
+    frames: int
+    fps: float
+    height: int
+    width: int
+
+
+def validate(video: bytes) -> VideoInfo:
+    """Decodes the whole video and describes it.
+
+    Raises DecodeError if it is no video, has no frame, fails to decode anywhere, or ends before it should.
+    """
+    if not video:
+        raise DecodeError("the file is empty")
+    with _opened(video) as (container, stream):
+        frames = packets = 0
+        end = 0.0
+        for packet in container.demux():
+            if packet.size and packet.pts is not None:
+                end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+            if packet.stream.index != stream.index:
+                continue
+            packets += packet.size > 0
+            for frame in stream.decode(packet):
+                if frames == 0:
+                    height, width = _displayed_size(frame)
+                frames += 1
+        if frames == 0:
+            raise DecodeError("it has no video frame")
+        # Packets, not frames, are counted against the container's number: an edit list hides frames.
+        if packets < stream.frames:
+            raise DecodeError(f"it is truncated: {packets} of its {stream.frames} frames are there")
+        if not stream.frames and container.duration:
+            duration = container.duration / av.time_base
+            start = (container.start_time or 0) / av.time_base
+            if end - start < duration - _DURATION_SLACK:
+                raise DecodeError(
+                    f"it is truncated: {end - start:.1f} of its {duration:.1f} seconds are there"
+                )
+        return VideoInfo(frames, float(stream.average_rate or 0), height, width)
+
+
+def decode_frames(
+    video: bytes, indices: Int64[np.ndarray, " T"], total: int | None = None
+) -> UInt8[np.ndarray, "T H W 3"]:
+    """The frames at `indices`, in that order, repeats included.
+
+    Decodes no further than the last one. `total`, the video's number of frames as `validate` counted them,
+    permits jumps to the keyframe before a wanted frame; without it decoding starts at the first frame.
+    Raises DecodeError if the video is damaged up to the last wanted frame, or does not have it.
+    """
+    wanted = sorted(set(indices.tolist()))
+    if not wanted or wanted[0] < 0:
+        raise DecodeError(f"frame indices {indices.tolist()} are not all of a video's")
+    found = None
+    if total is not None and wanted[-1] >= _WORTH_A_JUMP:
+        with _opened(video) as (container, stream):
+            if container.format.name in _SEEKABLE:
+                found = _decode_with_jumps(container, stream, wanted, total)
+    if found is None:
+        with _opened(video) as (container, stream):
+            found = _decode_from_start(container, stream, wanted)
+    return np.stack([found[index] for index in indices.tolist()])
+
+
+@contextmanager
+def _opened(video: bytes) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+    """The container and its first video stream; every failure inside becomes a DecodeError."""
+    try:
+        with av.open(io.BytesIO(video), "r") as container:
+            if container.format.name.endswith("_pipe"):
+                raise DecodeError("it is a still image")
+            # An audio file's cover is a video stream too.
+            cover = av.stream.Disposition.attached_pic
+            streams = [stream for stream in container.streams.video if not stream.disposition & cover]
+            if not streams:
+                raise DecodeError("it has no video stream")
+            stream = streams[0]
+            if stream.codec_context is None:
+                raise DecodeError("its codec is unknown")
+            # Parallelism is over videos: more threads in each would only get in each other's way.
+            stream.codec_context.thread_count = 1
+            yield container, stream
+    except av.FFmpegError as error:
+        raise DecodeError(f"it does not decode: {error.strerror}") from None
+    except (
+        ValueError,
+        ArithmeticError,
+        MemoryError,
+    ) as error:  # sizes and formats FFmpeg passes on but nobody can convert
+        reason = str(error).partition("\n")[0]
+        raise DecodeError(f"it does not decode: {reason}") from None
+
+
+def _decode_from_start(container, stream, wanted: list[int]) -> dict[int, np.ndarray]:
+    found, needed = {}, set(wanted)
+    size = None
+    for index, frame in enumerate(container.decode(stream)):
+        size = size or (frame.height, frame.width)
+        if index in needed:
+            found[index] = _rgb(frame, size)
+            if index == wanted[-1]:
+                return found
+    raise DecodeError(f"it ends before frame {wanted[-1]}")
+
+
+def _decode_with_jumps(container, stream, wanted: list[int], total: int) -> dict[int, np.ndarray] | None:
+    """As `_decode_from_start`, jumping over frames nothing depends on; None if that cannot be relied on."""
+    packets = [packet for packet in container.demux(stream) if packet.size]
+    times = sorted(packet.pts for packet in packets if packet.pts is not None)
+    # Only if each packet is one frame does the order of the times give each frame its index.
+    if len(times) != total or len(packets) != total or len(set(times)) != total:
+        return None
+    if any(packet.is_discard for packet in packets) or not packets[0].is_keyframe:
+        return None
+    keyframes = sorted((packet for packet in packets if packet.is_keyframe), key=lambda packet: packet.pts)
+    if keyframes[0].pts != times[0] or wanted[-1] >= total:
+        return None
+    key_indices = [bisect.bisect_left(times, packet.pts) for packet in keyframes]
+
+    found = {}
+    size = (stream.codec_context.height, stream.codec_context.width)
+    frames, upcoming = None, 0  # `upcoming`: index of the frame the decoder presents next
+    for index in wanted:
+        key = bisect.bisect_right(key_indices, index) - 1
+        if frames is None or key_indices[key] - upcoming >= _WORTH_A_JUMP:
+            container.seek(keyframes[key].pts, stream=stream)
+            frames = container.decode(stream)
+        for frame in frames:
+            if frame.pts is None or frame.pts > times[index] or (frame.height, frame.width) != size:
+                return None
+            if frame.pts == times[index]:
+                found[index] = _rgb(frame, size)
+                break
+        else:
+            return None
+        upcoming = index + 1
+    return found
+
+
+def _rgb(frame: av.VideoFrame, size: tuple[int, int]) -> UInt8[np.ndarray, "H W 3"]:
+    """The frame as displayed; brought to `size` (height, width) where a video changes it on the way."""
+    image = frame.to_ndarray(format="rgb24", height=size[0], width=size[1], threads=1)
+    return np.rot90(image, _quarter_turns(frame)) if frame.rotation else image
+
+
+def _displayed_size(frame: av.VideoFrame) -> tuple[int, int]:
+    turned = _quarter_turns(frame) % 2
+    return (frame.width, frame.height) if turned else (frame.height, frame.width)
+
+
+def _quarter_turns(frame: av.VideoFrame) -> int:
+    """Counter-clockwise quarter turns that display the frame upright."""
+    return round(frame.rotation / 90)

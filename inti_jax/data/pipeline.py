@@ -1,0 +1,304 @@
+"""Batches of clips: which videos a step sees, and how Grain loads them.
+
+Everything random is a function of (seed, epoch, index), and the videos of step s are a function of the seed
+and s. So the batch of a step does not depend on the number of hosts, worker processes or threads, nor on
+where the run was started or resumed.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, TypedDict
+
+import grain
+import numpy as np
+from absl import flags
+from jaxtyping import Bool, Int32, UInt8
+
+from inti_jax import config
+from inti_jax.data import augment, decode, sampling
+from inti_jax.data.dataset import Example, Source
+from inti_jax.errors import UserError
+
+
+class TrainBatch(TypedDict):
+    """This host's part of one step's batch. A row whose video did not decode is zeros, its `mask` False."""
+
+    video: UInt8[np.ndarray, "b T R R 3"]
+    label: Int32[np.ndarray, " b"]
+    mask: Bool[np.ndarray, " b"]
+    index: Int32[np.ndarray, " b"]
+
+
+class EvalBatch(TypedDict):
+    """This host's part of an evaluation batch.
+
+    V is clips x crops, clip by clip. `mask` marks a video that decoded, `missing` one that did not. Rows
+    that only fill the last batch have neither, and index -1.
+    """
+
+    video: UInt8[np.ndarray, "b V T R R 3"]
+    label: Int32[np.ndarray, " b"]
+    mask: Bool[np.ndarray, " b"]
+    missing: Bool[np.ndarray, " b"]
+    index: Int32[np.ndarray, " b"]
+
+
+class TrainOrder:
+    """Element k of a host: the (epoch, index) it sees at row k % b of step k // b.
+
+    Over all hosts, row by row and step by step, each epoch is a permutation of the dataset. A step may
+    straddle two epochs, so no video is dropped.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        seed: int,
+        global_batch: int,
+        num_steps: int,
+        process_index: int = 0,
+        process_count: int = 1,
+    ):
+        self._size = size
+        self._seed = seed
+        self._global_batch = global_batch
+        self._num_steps = num_steps
+        self._process_index = process_index
+        self._host_batch = _host_share(global_batch, process_count)
+
+    def __len__(self) -> int:
+        return self._num_steps * self._host_batch
+
+    def __getitem__(self, k: int) -> tuple[int, int]:
+        step, row = divmod(k, self._host_batch)
+        position = step * self._global_batch + self._process_index * self._host_batch + row
+        epoch, place = divmod(position, self._size)
+        return epoch, int(_permutation(self._size, self._seed, epoch)[place])
+
+
+class EvalOrder:
+    """Element k of a host: the index at row k % b of batch k // b, or -1 past the end of the dataset."""
+
+    def __init__(self, size: int, *, global_batch: int, process_index: int = 0, process_count: int = 1):
+        self._size = size
+        self._global_batch = global_batch
+        self._process_index = process_index
+        self._host_batch = _host_share(global_batch, process_count)
+
+    def __len__(self) -> int:
+        return -(-self._size // self._global_batch) * self._host_batch
+
+    def __getitem__(self, k: int) -> int:
+        batch, row = divmod(k, self._host_batch)
+        index = batch * self._global_batch + self._process_index * self._host_batch + row
+        return index if index < self._size else -1
+
+
+class TrainBatches(Iterator[TrainBatch]):
+    """The batches of a run from one step on, loaded ahead in the background; made by `train_batches`.
+
+    `bad` counts the rows masked so far on this host. Close it, or use it as a context manager, to stop the
+    threads and processes that load.
+    """
+
+    def __init__(
+        self,
+        order: TrainOrder,
+        load: Callable[[tuple[int, int]], dict[str, Any]],
+        cfg: config.Data,
+        host_batch: int,
+        start_step: int,
+    ):
+        self._order = order
+        self._load = load
+        self._cfg = cfg
+        self._host_batch = host_batch
+        self._next_step = start_step
+        self._batches: Any = None
+        self.bad = 0
+
+    def __next__(self) -> TrainBatch:
+        if self._batches is None:
+            rows = range(self._next_step * self._host_batch, len(self._order))
+            self._batches = _iterate(self._order, rows, self._load, self._cfg, self._host_batch)
+        batch = next(self._batches)
+        self._next_step += 1
+        self.bad += int((~batch["mask"]).sum())
+        return batch
+
+    def get_state(self) -> dict[str, int]:
+        """Where the run is, the same on every host: {"next_step": s}."""
+        return {"next_step": self._next_step}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        """Continues with step `state["next_step"]`."""
+        self.close()
+        self._next_step = state["next_step"]
+
+    def close(self) -> None:
+        if self._batches is not None:
+            self._batches.close()
+            self._batches = None
+
+    def __enter__(self) -> "TrainBatches":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def train_batches(
+    dataset: Source,
+    cfg: config.Data,
+    *,
+    seed: int,
+    global_batch: int,
+    num_steps: int,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> TrainBatches:
+    """Training batches of one host, of steps `start_step` to `num_steps` - 1.
+
+    Raises UserError if `global_batch` is not divisible by `process_count`.
+    """
+    order = TrainOrder(
+        len(dataset),
+        seed=seed,
+        global_batch=global_batch,
+        num_steps=num_steps,
+        process_index=process_index,
+        process_count=process_count,
+    )
+    load = functools.partial(_load_train, dataset, cfg, seed)
+    return TrainBatches(order, load, cfg, _host_share(global_batch, process_count), start_step)
+
+
+def eval_batches(
+    dataset: Source,
+    cfg: config.Data,
+    eval_cfg: config.Eval,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[EvalBatch]:
+    """Evaluation batches of one host, as many on each: over all hosts every video comes exactly once.
+
+    Raises UserError if `eval.batch` is not divisible by `process_count`.
+    """
+    order = EvalOrder(
+        len(dataset), global_batch=eval_cfg.batch, process_index=process_index, process_count=process_count
+    )
+    load = functools.partial(_load_eval, dataset, cfg, eval_cfg)
+    batches = _iterate(order, range(len(order)), load, cfg, _host_share(eval_cfg.batch, process_count))
+    try:
+        yield from batches
+    finally:
+        batches.close()
+
+
+def load_views(example: Example, cfg: config.Data, eval_cfg: config.Eval) -> UInt8[np.ndarray, "V T R R 3"]:
+    """The views of one video that are evaluated: `eval_cfg.clips` x `eval_cfg.crops`, clip by clip.
+
+    Raises DecodeError.
+    """
+    clips = [
+        sampling.clip_indices(
+            example.frames,
+            num_frames=cfg.num_frames,
+            sampling=cfg.sampling,
+            stride=cfg.stride,
+            clip=clip,
+            clips=eval_cfg.clips,
+        )
+        for clip in range(eval_cfg.clips)
+    ]
+    frames = decode.decode_frames(example.video, np.concatenate(clips), example.frames)
+    crops = augment.test_views(frames, resolution=cfg.resolution, crops=eval_cfg.crops)
+    # [crops, clips * T, R, R, 3] to [clips * crops, T, R, R, 3]
+    shape = (eval_cfg.crops, eval_cfg.clips, cfg.num_frames, *crops.shape[2:])
+    return np.moveaxis(crops.reshape(shape), 0, 1).reshape(-1, *shape[2:])
+
+
+def _load_train(dataset: Source, cfg: config.Data, seed: int, row: tuple[int, int]) -> dict[str, Any]:
+    epoch, index = row
+    example = dataset[index]
+    rng = np.random.default_rng((seed, epoch, index))
+    indices = sampling.clip_indices(
+        example.frames, num_frames=cfg.num_frames, sampling=cfg.sampling, stride=cfg.stride, rng=rng
+    )
+    try:
+        frames = decode.decode_frames(example.video, indices, example.frames)
+    except decode.DecodeError:
+        video = np.zeros((cfg.num_frames, cfg.resolution, cfg.resolution, 3), np.uint8)
+        decoded = False
+    else:
+        video = augment.train_clip(
+            frames, rng, resolution=cfg.resolution, scale=cfg.crop_scale, ratio=cfg.crop_ratio, flip=cfg.flip
+        )
+        decoded = True
+    return {
+        "video": video,
+        "label": np.int32(example.label),
+        "mask": np.bool_(decoded),
+        "index": np.int32(index),
+    }
+
+
+def _load_eval(dataset: Source, cfg: config.Data, eval_cfg: config.Eval, index: int) -> dict[str, Any]:
+    shape = (eval_cfg.clips * eval_cfg.crops, cfg.num_frames, cfg.resolution, cfg.resolution, 3)
+    row = {
+        "video": np.zeros(shape, np.uint8),
+        "label": np.int32(-1),
+        "mask": np.bool_(False),
+        "missing": np.bool_(index >= 0),
+        "index": np.int32(index),
+    }
+    if index >= 0:
+        try:
+            example = dataset[index]
+            row["label"] = np.int32(example.label)
+            row["video"] = load_views(example, cfg, eval_cfg)
+            row["mask"], row["missing"] = np.bool_(True), np.bool_(False)
+        except decode.DecodeError:
+            pass  # never replaced: it stays counted as missing
+    return row
+
+
+def _iterate(
+    order: TrainOrder | EvalOrder,
+    rows: range,
+    load: Callable[[Any], dict[str, Any]],
+    cfg: config.Data,
+    host_batch: int,
+) -> Any:
+    """Rows `rows` of `order`, loaded by `load` in threads or worker processes, as batches in order."""
+    # Single rows, not batches, are spread over threads and workers: their order survives any number of them.
+    ahead = cfg.prefetch * host_batch
+    threads_ahead = max(cfg.threads, ahead) if not cfg.workers else cfg.threads
+    rows_of_order = grain.MapDataset.source(order).slice(slice(rows.start, rows.stop))
+    loaded = rows_of_order.map(load).to_iter_dataset(
+        grain.ReadOptions(num_threads=cfg.threads, prefetch_buffer_size=threads_ahead)
+    )
+    if cfg.workers:
+        if not flags.FLAGS.is_parsed():  # Grain reads its own, also in programs that use no absl flags
+            flags.FLAGS.mark_as_parsed()
+        # Workers are spawned, never forked: a fork of a process that runs JAX may hang.
+        loaded = loaded.mp_prefetch(
+            grain.MultiprocessingOptions(
+                num_workers=cfg.workers, per_worker_buffer_size=-(-ahead // cfg.workers)
+            )
+        )
+    return iter(loaded.batch(host_batch, drop_remainder=True))
+
+
+def _host_share(global_batch: int, process_count: int) -> int:
+    if global_batch % process_count:
+        raise UserError(f"a batch of {global_batch} videos does not divide over {process_count} processes")
+    return global_batch // process_count
+
+
+@functools.lru_cache(maxsize=2)  # a step touches two epochs at most, unless an epoch is shorter than a step
+def _permutation(size: int, seed: int, epoch: int) -> Int32[np.ndarray, " {size}"]:
+    return np.random.default_rng((seed, epoch)).permutation(size).astype(np.int32)

@@ -1,0 +1,28 @@
+"""Errors whose message is meant for the user: one line that says what, where and the remedy."""
+
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """Something outside the program is wrong: a file, a dataset, a flag. Shown without traceback."""
+
+    exit_code = 1
+
+
+class UsageError(UserError):
+    """The command was called wrongly."""
+
+    exit_code = 2
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Runs a command's `main`; a UserError becomes one line on stderr and its exit status."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,176 @@
+"""CLIP's image tower (arXiv:2103.00020), and the transformer block that its text tower shares.
+
+Pre-LayerNorm blocks, and in the image tower a LayerNorm before the first block. The activation and the
+LayerNorm epsilon are a checkpoint's own; the defaults are OpenAI's, QuickGELU and 1e-5.
+Blocks see `[B*T, N, D]`; N counts the class token, which is token 0.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from inti_jax.config import BackboneSize
+
+_PROJECTION_INIT = nnx.initializers.lecun_normal()
+
+
+def quick_gelu(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
+    """x * sigmoid(1.702 x): the approximation of GELU that OpenAI's CLIP was trained with."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "quick_gelu": quick_gelu,
+    "gelu": partial(jax.nn.gelu, approximate=False),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Numerics:
+    """What a checkpoint was trained with and the shapes of its weights do not tell."""
+
+    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"  # `gelu` is the exact one, with erf
+    eps: float = 1e-5  # of every LayerNorm
+
+
+OPENAI = Numerics()
+
+
+class LayerNorm(nnx.LayerNorm):
+    """With torch's epsilon, and the variance computed in two passes in float32 whatever `dtype` is."""
+
+    def __init__(self, width: int, *, eps: float = OPENAI.eps, dtype: DTypeLike, rngs: nnx.Rngs):
+        super().__init__(width, epsilon=eps, use_fast_variance=False, dtype=dtype, rngs=rngs)
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention over the tokens of one frame; q, k and v are one packed kernel.
+
+    With `causal`, a token sees itself and the tokens before it.
+    """
+
+    def __init__(self, width: int, heads: int, *, causal: bool = False, dtype: DTypeLike, rngs: nnx.Rngs):
+        per_head = width // heads
+        self.qkv = nnx.LinearGeneral(
+            width, (3, heads, per_head), kernel_init=_PROJECTION_INIT, dtype=dtype, rngs=rngs
+        )
+        self.out = nnx.LinearGeneral(
+            (heads, per_head), width, axis=(-2, -1), kernel_init=_PROJECTION_INIT, dtype=dtype, rngs=rngs
+        )
+        self.causal = causal
+
+    def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
+        q, k, v = jnp.unstack(self.qkv(x), axis=-3)
+        # Scales by 1/sqrt(head size) and takes the softmax in float32.
+        return self.out(jax.nn.dot_product_attention(q, k, v, is_causal=self.causal))
+
+
+class Mlp(nnx.Module):
+    """Two layers with the activation between them, four times as wide inside."""
+
+    def __init__(self, width: int, *, numerics: Numerics = OPENAI, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.fc = nnx.Linear(width, 4 * width, dtype=dtype, rngs=rngs)
+        self.proj = nnx.Linear(4 * width, width, dtype=dtype, rngs=rngs)
+        self.activation = _ACTIVATIONS[numerics.activation]
+
+    def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
+        return self.proj(self.activation(self.fc(x)))
+
+
+class Block(nnx.Module):
+    """One transformer block: attention, then MLP, each behind its LayerNorm and a residual."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        causal: bool = False,
+        numerics: Numerics = OPENAI,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        self.ln_1 = LayerNorm(width, eps=numerics.eps, dtype=dtype, rngs=rngs)
+        self.attn = Attention(width, heads, causal=causal, dtype=dtype, rngs=rngs)
+        self.ln_2 = LayerNorm(width, eps=numerics.eps, dtype=dtype, rngs=rngs)
+        self.mlp = Mlp(width, numerics=numerics, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
+        x = x + self.attn(self.ln_1(x))
+        return x + self.mlp(self.ln_2(x))
+
+    def macs(self, tokens: int) -> int:
+        """Multiply-accumulates for one frame of `tokens` tokens."""
+        width = self.mlp.fc.in_features
+        return 12 * tokens * width**2 + 2 * tokens**2 * width
+
+
+class ImageTower(nnx.Module):
+    """Patches, position embedding and blocks. The projection to the text space is not part of it.
+
+    `embed`, the `blocks` and `ln_post` are called apart, so that a video model can put layers between
+    the blocks; calling the tower does them in order for single images.
+    """
+
+    def __init__(
+        self,
+        size: BackboneSize,
+        *,
+        numerics: Numerics = OPENAI,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        grid = size.resolution // size.patch
+        self.patch_embed = nnx.Conv(
+            3,
+            size.width,
+            (size.patch, size.patch),
+            strides=size.patch,
+            padding="VALID",
+            use_bias=False,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        init = nnx.initializers.normal(size.width**-0.5)
+        self.class_embedding = nnx.Param(init(rngs.params(), (size.width,)))
+        self.positional_embedding = nnx.Param(init(rngs.params(), (grid * grid + 1, size.width)))
+        self.ln_pre = LayerNorm(size.width, eps=numerics.eps, dtype=dtype, rngs=rngs)
+        self.blocks = nnx.List(
+            [
+                Block(size.width, size.heads, numerics=numerics, dtype=dtype, rngs=rngs)
+                for _ in range(size.layers)
+            ]
+        )
+        self.ln_post = LayerNorm(size.width, eps=numerics.eps, dtype=dtype, rngs=rngs)
+        self.grid = (grid, grid)
+        self.tokens = grid * grid + 1
+        self.dtype = dtype
+
+    def embed(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B N D"]:
+        """Normalised images at the tower's resolution to the tokens that enter the first block."""
+        patches = rearrange(self.patch_embed(images), "b h w d -> b (h w) d")
+        class_token = jnp.broadcast_to(
+            self.class_embedding[...].astype(self.dtype), (patches.shape[0], 1, patches.shape[-1])
+        )
+        x = jnp.concatenate([class_token, patches], axis=1)
+        return self.ln_pre(x + self.positional_embedding[...].astype(self.dtype)[None])
+
+    def embed_macs(self) -> int:
+        """Multiply-accumulates of `embed` for one image."""
+        return (self.tokens - 1) * math.prod(self.patch_embed.kernel.shape)
+
+    def __call__(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B D"]:
+        """The normalised class token of each image."""
+        x = self.embed(images)
+        for block in self.blocks:
+            x = block(x)
+        return self.ln_post(x[:, 0])

@@ -1,0 +1,83 @@
+"""Labels for video files: `python -m inti_jax.predict --checkpoint DIR VIDEO...`."""
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from inti_jax import cli
+from inti_jax.errors import UsageError, UserError, run_command
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m inti_jax.predict",
+        description="Labels video files with a trained run, by the same sampling, decoding and views as its "
+        "evaluation.",
+    )
+    parser.add_argument("videos", nargs="+", type=Path, metavar="VIDEO", help="video files")
+    parser.add_argument("--checkpoint", required=True, type=Path, metavar="DIR", help="the run's directory")
+    parser.add_argument("--topk", type=int, default=5, metavar="K", help="labels a video (default 5)")
+    parser.add_argument("--json", action="store_true", help="print JSON: a list with an entry for each video")
+    arguments = parser.parse_args()
+    if arguments.topk < 1:
+        raise UsageError(f"--topk is {arguments.topk}: it should be at least 1")
+    cli.setup_logging()
+
+    results = predict_files(arguments.checkpoint, arguments.videos, arguments.topk)
+    failed = [result for result in results if "error" in result]
+    if arguments.json:
+        print(json.dumps(results, indent=2))
+    else:
+        for result in results:
+            if "error" in result:
+                continue
+            print(result["video"])
+            for entry in result["predictions"]:
+                print(f"  {entry['probability']:.3f}  {entry['label']}")
+    for result in failed:
+        print(f"error: {result['video']}: {result['error']}", file=sys.stderr)
+    if failed:
+        raise UserError(f"{len(failed)} of {len(results)} videos could not be labelled")
+
+
+def predict_files(workdir: Path, paths: list[Path], topk: int) -> list[dict[str, Any]]:
+    """For each path `{video, predictions: [{label, probability}]}`, best first, or `{video, error}`."""
+    # Imported late: --help and a wrong argument should not wait for JAX.
+    import jax
+    import numpy as np
+
+    from inti_jax import evaluate, sharding
+    from inti_jax.config import Mesh
+    from inti_jax.data import pipeline
+    from inti_jax.data.dataset import FileDataset
+    from inti_jax.data.decode import DecodeError
+    from inti_jax.run import RunRecord
+
+    record = RunRecord.read(workdir)
+    labels = record.dataset.labels
+    mesh = sharding.make_mesh(Mesh(), jax.local_devices()[:1])
+    graphdef, params, _ = evaluate.load_params(record.config, workdir, len(labels), mesh)
+    settings = dataclasses.replace(record.config.eval, batch=min(record.config.eval.batch, len(paths)))
+    source = FileDataset(paths)
+    found = evaluate.predict(
+        evaluate.make_forward(graphdef, mesh), params, source, record.config.data, settings, mesh
+    )
+    results: list[dict[str, Any]] = [{"video": str(path)} for path in paths]
+    for index in found.missing:
+        try:
+            pipeline.load_views(source[index], record.config.data, settings)
+        except DecodeError as error:
+            results[index]["error"] = str(error)
+    for index, probabilities in zip(found.index, found.probabilities, strict=True):
+        best = np.argsort(-probabilities, kind="stable")[:topk]
+        results[index]["predictions"] = [
+            {"label": labels[k], "probability": float(probabilities[k])} for k in best
+        ]
+    return results
+
+
+if __name__ == "__main__":
+    run_command(main)

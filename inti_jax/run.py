@@ -1,0 +1,104 @@
+"""A run's directory: which files it holds, and the record of its config and dataset (config.json)."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from inti_jax import config
+from inti_jax.config import Config, ConfigError
+from inti_jax.data.dataset import VideoDataset
+
+# What may differ when a run goes on: where things are and how fast, not what is computed.
+_FREE = (
+    "data.data_dir",
+    "data.workers",
+    "data.threads",
+    "data.prefetch",
+    "data.max_bad_share",
+    "train.log_every_steps",
+    "train.eval_every_steps",
+    "eval",
+    "mesh",
+    "checkpoint",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """The dataset a run was trained on. `labels[k]` is the name of class k."""
+
+    name: str
+    version: str
+    sha256: str
+    labels: tuple[str, ...]
+
+    @staticmethod
+    def of(dataset: VideoDataset) -> "Dataset":
+        facts = dataset.manifest
+        return Dataset(facts["name"], facts["version"], facts["sha256"], dataset.labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRecord:
+    """What config.json holds: enough to rebuild the model and name its classes."""
+
+    config: Config
+    dataset: Dataset
+
+    def write(self, workdir: Path) -> None:
+        path = config_path(workdir)
+        values = dataclasses.asdict(self.config) | {"dataset": dataclasses.asdict(self.dataset)}
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(values, indent=2) + "\n")
+        partial.replace(path)
+
+    @staticmethod
+    def read(workdir: Path) -> "RunRecord":
+        """Raises ConfigError where `workdir` is not a run's directory."""
+        path = config_path(workdir)
+        values = config.read_json(path)
+        try:
+            facts = values.pop("dataset")
+            dataset = Dataset(**facts | {"labels": tuple(facts["labels"])})
+        except (AttributeError, KeyError, TypeError):
+            raise ConfigError(f"{path} does not name the run's dataset and labels") from None
+        return RunRecord(config.from_dict(values), dataset)
+
+    def check_continues(self, earlier: "RunRecord", workdir: Path) -> None:
+        """Raises ConfigError where a checkpoint of `earlier` cannot go on as this run."""
+        ours, theirs = _flat(dataclasses.asdict(self)), _flat(dataclasses.asdict(earlier))
+        for key in sorted(ours.keys() | theirs.keys()):
+            name = key.removeprefix("config.")
+            free = any(name == prefix or name.startswith(prefix + ".") for prefix in _FREE)
+            if not free and ours.get(key) != theirs.get(key):
+                raise ConfigError(
+                    f"{workdir} holds checkpoints of another run: there `{name}` is {theirs.get(key)!r}, "
+                    f"here it is {ours.get(key)!r}; choose another --workdir, or the same config"
+                )
+
+
+def config_path(workdir: Path) -> Path:
+    return workdir / "config.json"
+
+
+def metrics_path(workdir: Path) -> Path:
+    return workdir / "metrics.jsonl"
+
+
+def checkpoint_dir(workdir: Path) -> Path:
+    return workdir / "checkpoints"
+
+
+def tensorboard_dir(workdir: Path) -> Path:
+    return workdir / "tensorboard"
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            result |= _flat(value, f"{prefix}{key}.")
+        else:
+            result[prefix + key] = value
+    return result

@@ -1,0 +1,296 @@
+"""The training step and the loop around it."""
+
+import functools
+import logging
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.experimental import multihost_utils
+from jaxtyping import Array
+
+from inti_jax import evaluate, losses, optim, report, run, sharding, state
+from inti_jax.checkpoint import Checkpoints
+from inti_jax.config import Config
+from inti_jax.data import pipeline
+from inti_jax.data.dataset import VideoDataset, open_dataset
+from inti_jax.data.device import DevicePrefetch
+from inti_jax.errors import UserError
+from inti_jax.models.video import VideoModel
+from inti_jax.state import Params, TrainState
+from inti_jax.writers import MetricsWriter, Progress
+
+log = logging.getLogger("inti_jax")
+
+Batch = dict[str, Array]
+Metrics = dict[str, Array]
+
+
+class TrainingError(UserError):
+    """Training cannot go on; what was saved before stays good."""
+
+
+# --------------------------------------------------------------------------------------------------
+# The step: a pure function of state and batch.
+
+
+def train_step(
+    train_state: TrainState,
+    batch: Batch,
+    *,
+    graphdef: nnx.GraphDef[VideoModel],
+    transform: optax.GradientTransformation,
+    smoothing: float,
+    accumulate: int,
+) -> tuple[TrainState, Metrics]:
+    """One update from one global batch: `video` [B, T, H, W, 3], `label` [B] and `mask` [B].
+
+    Rows with a false mask (videos that did not decode) weigh nothing. With `accumulate` > 1 the batch is
+    taken in that many parts, one after another: same update, less memory.
+    """
+
+    def summed_loss(trainable: Params, part: Batch) -> tuple[Array, Array]:
+        model = state.merge(graphdef, {**trainable, **train_state.frozen})
+        logits = model(part["video"])
+        loss = losses.cross_entropy(logits, part["label"], smoothing)
+        correct = logits.argmax(axis=-1) == part["label"]
+        return (loss * part["mask"]).sum(), (correct & part["mask"]).sum()
+
+    grad_fn = jax.value_and_grad(summed_loss, has_aux=True)
+    if accumulate == 1:
+        (loss, correct), grads = grad_fn(train_state.trainable, batch)
+    else:
+        # Row i goes to part i % accumulate: each device keeps its own rows.
+        parts = jax.tree.map(
+            lambda x: jnp.moveaxis(x.reshape(-1, accumulate, *x.shape[1:]), 1, 0),
+            {key: batch[key] for key in ("video", "label", "mask")},
+        )
+        first, rest = (jax.tree.map(lambda x, at=at: x[at], parts) for at in (0, slice(1, None)))
+        (loss, correct), grads = jax.lax.scan(
+            lambda total, part: (jax.tree.map(jnp.add, total, grad_fn(train_state.trainable, part)), None),
+            grad_fn(train_state.trainable, first),
+            rest,
+        )[0]
+    count = batch["mask"].sum()
+    grads = jax.tree.map(lambda grad: grad / jnp.maximum(count, 1), grads)
+    updates, opt_state = transform.update(grads, train_state.opt_state, train_state.trainable)
+    new_state = TrainState(
+        step=train_state.step + 1,
+        trainable=optax.apply_updates(train_state.trainable, updates),
+        frozen=train_state.frozen,
+        opt_state=opt_state,
+    )
+    metrics = {
+        "loss": loss / count,
+        "top1": correct / count,
+        "grad_norm": optax.global_norm(grads),
+        "bad": (~batch["mask"]).sum(),
+    }
+    return new_state, metrics
+
+
+# --------------------------------------------------------------------------------------------------
+# The loop.
+
+
+def train(config: Config, workdir: Path) -> None:
+    """Trains in `workdir`, going on from its newest checkpoint if it holds one, then evaluates."""
+    mesh = sharding.make_mesh(config.mesh)
+    sharding.check_batch(config.train.global_batch // config.train.accumulate, "train.global_batch", mesh)
+    sharding.check_batch(config.eval.batch, "eval.batch", mesh)
+    dataset = open_dataset(config.data.name, config.data.data_dir, "train")
+    validation = open_dataset(config.data.name, config.data.data_dir, "val")
+    steps = config.train.steps or round(config.train.epochs * len(dataset) / config.train.global_batch)
+
+    transform, schedule = optim.make_optimizer(config.train, steps)
+    record = run.RunRecord(config, run.Dataset.of(dataset))
+    with Checkpoints(run.checkpoint_dir(workdir), keep=config.checkpoint.keep) as checkpoints:
+        if checkpoints.latest_step is not None:
+            record.check_continues(run.RunRecord.read(workdir), workdir)
+        if jax.process_index() == 0:
+            record.write(workdir)
+        model = state.abstract_model(config, len(dataset.labels))
+        graphdef = nnx.graphdef(model)
+        train_state = state.init_state(config, len(dataset.labels), transform, mesh)
+        start = checkpoints.latest_step or 0
+        if start:
+            train_state, position = checkpoints.restore(train_state)
+            log.info("going on from the checkpoint of step %d", start)
+        else:
+            position = {"next_step": 0}
+        _describe(config, model, dataset, mesh, steps)
+
+        step_fn = jax.jit(
+            functools.partial(
+                train_step,
+                graphdef=graphdef,
+                transform=transform,
+                smoothing=config.train.label_smoothing,
+                accumulate=config.train.accumulate,
+            ),
+            donate_argnums=0,
+        )
+        forward = evaluate.make_forward(graphdef, mesh)
+        writer = MetricsWriter(workdir, from_step=start)
+        progress = Progress("train", steps, start)
+        monitor = _Monitor(config, dataset, schedule, writer, progress)
+        host_batches = pipeline.train_batches(
+            dataset,
+            config.data,
+            seed=config.train.seed,
+            global_batch=config.train.global_batch,
+            num_steps=steps,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        host_batches.set_state(position)
+        batches = DevicePrefetch(
+            host_batches, functools.partial(sharding.place_batch, mesh=mesh), ahead=config.data.prefetch
+        )
+        try:
+            for step in range(start + 1, steps + 1):
+                batch = monitor.next_batch(batches)
+                train_state, metrics = step_fn(train_state, batch)
+                # Reads the step before this one, which runs meanwhile.
+                monitor.push(step, metrics, batch["index"])
+                every = config.train.eval_every_steps
+                evaluating = step == steps or (every and step % every == 0)
+                saving = step == steps or step % config.checkpoint.every_steps == 0
+                if evaluating or saving:
+                    monitor.flush()  # what is saved has been seen to be finite
+                if saving:
+                    checkpoints.save(step, train_state, {"next_step": step})
+                if evaluating:
+                    params = {**train_state.trainable, **train_state.frozen}
+                    figures = evaluate.evaluate(forward, params, validation, config.data, config.eval, mesh)
+                    writer.write(step, "val", figures)
+                    log.info("step %d: %s", step, evaluate.summary(figures))
+                    monitor.restart_clock()
+        finally:
+            batches.close()
+            host_batches.close()
+            progress.close()
+            writer.close()
+    if jax.process_index() == 0:
+        report.write([workdir], workdir, f"{config.data.name}: {workdir.name}", timed=False)
+
+
+class _Monitor:
+    """Checks and logs each step's figures one step late, so that reading them stalls nothing."""
+
+    def __init__(
+        self,
+        config: Config,
+        dataset: VideoDataset,
+        schedule: optax.Schedule,
+        writer: MetricsWriter,
+        progress: Progress,
+    ):
+        self._config, self._dataset, self._schedule = config, dataset, schedule
+        self._writer, self._progress = writer, progress
+        self._pending: tuple[int, Metrics, Array] | None = None
+        self._bad = self._seen = 0
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        self._since = time.perf_counter()
+        self._steps = 0
+        self._waited = 0.0
+
+    def next_batch(self, batches: Iterator[Batch]) -> Batch:
+        """The next batch; the time spent waiting for it is the data-wait share."""
+        asked = time.perf_counter()
+        batch = next(batches)
+        self._waited += time.perf_counter() - asked
+        return batch
+
+    def push(self, step: int, metrics: Metrics, index: Array) -> None:
+        """Takes the figures of a step just dispatched, and reads those of the one before."""
+        self.flush()
+        self._pending = (step, metrics, index)
+
+    def flush(self) -> None:
+        if self._pending is None:
+            return
+        step, metrics, index = self._pending
+        self._pending = None
+        figures = {name: value.item() for name, value in jax.device_get(metrics).items()}
+        self._steps += 1
+        self._seen += self._config.train.global_batch
+        self._bad += figures["bad"]
+        self._check(step, figures, index)
+        self._progress.advance()
+        if step % self._config.train.log_every_steps == 0:
+            self._log(step, figures)
+
+    def _check(self, step: int, figures: dict[str, float | int], index: Array) -> None:
+        share = self._config.data.max_bad_share
+        if self._bad > share * max(self._seen, len(self._dataset)):
+            raise TrainingError(
+                f"step {step}: {self._bad} of the {self._seen} clips so far did not decode, more than "
+                f"`data.max_bad_share` = {share} allows; `prepare` lists files that are damaged"
+            )
+        if math.isfinite(figures["loss"]) and math.isfinite(figures["grad_norm"]):
+            return
+        rows = multihost_utils.process_allgather(index, tiled=True)
+        ids = [self._dataset.ids[row] for row in rows]
+        self._writer.write(step, "fault", {"loss": repr(figures["loss"]), "ids": ids})
+        named = ", ".join(ids[:16]) + (f" and {len(ids) - 16} more in metrics.jsonl" if len(ids) > 16 else "")
+        raise TrainingError(
+            f"step {step}: the loss is {figures['loss']} and its gradient's norm {figures['grad_norm']}; "
+            f"checkpoints before it stay good. The batch: {named}"
+        )
+
+    def _log(self, step: int, figures: dict[str, float | int]) -> None:
+        elapsed = time.perf_counter() - self._since
+        record = figures | {
+            "bad": self._bad,
+            "learning_rate": float(self._schedule(step - 1)),
+            "step_seconds": elapsed / self._steps,
+            "data_wait": self._waited / elapsed,
+        }
+        self._writer.write(step, "train", record)
+        self._progress.show(
+            f"loss {record['loss']:.3f}  top1 {record['top1']:.2f}  "
+            f"{1000 * record['step_seconds']:.0f} ms/step  data wait {record['data_wait']:.0%}"
+        )
+        self.restart_clock()
+
+
+def _describe(
+    config: Config,
+    model: VideoModel,
+    dataset: VideoDataset,
+    mesh: jax.sharding.Mesh,
+    steps: int,
+) -> None:
+    """Says what is about to run: the figures a user would otherwise have to work out."""
+    counts = {path: math.prod(leaf.shape) for path, leaf in state.parameter_shapes(model).items()}
+    compression = config.model.compression
+    frames = config.data.num_frames
+    log.info(
+        "%s, compression %s after %s: %.1f M parameters, %.3f GMACs per view of %d frames",
+        config.model.backbone,
+        compression.kind,
+        compression.after or "no block",
+        sum(counts.values()) / 1e6,
+        model.macs(frames) / 1e9,
+        frames,
+    )
+    log.info(
+        "%s: %d videos, %d classes; %d steps of %d videos (%.1f epochs) on %d %s, mesh %s",
+        config.data.name,
+        len(dataset),
+        len(dataset.labels),
+        steps,
+        config.train.global_batch,
+        steps * config.train.global_batch / len(dataset),
+        mesh.size,
+        "device" if mesh.size == 1 else "devices",
+        dict(mesh.shape),
+    )

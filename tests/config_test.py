@@ -1,0 +1,68 @@
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inti_jax import config
+from inti_jax.config import ConfigError
+from tests.configs import INTI, tiny
+
+
+def test_every_field_survives_json():
+    settings = tiny(**INTI, data__crop_scale=(0.3, 0.9))
+    assert config.from_dict(json.loads(config.to_json(settings))) == settings
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model__compression__knd": "inti"}, "unknown key `model.compression.knd`; did you mean `kind`"),
+        ({"model__compression__kind": "intii"}, "it should be 'none', 'inti', 'mean', 'static' or 'drop'"),
+        ({"train__global_batch": "32"}, "`train.global_batch` is '32': it should be a valid integer"),
+        ({"train__steps": True}, "`train.steps` is True"),
+        ({"train__steps": 0}, "set exactly one of the two"),
+        ({"train__epochs": 2.0}, "set exactly one of the two"),
+        ({"train__accumulate": 3}, "it should divide `train.global_batch`"),
+        (INTI | {"model__compression__after": (5,)}, "from 1 to 4, the depth of tiny"),
+        (INTI | {"model__compression__after": (2, 1)}, "increasing block numbers"),
+        (INTI | {"model__compression__after": ()}, "is empty but `kind` is 'inti'"),
+        ({"model__compression__after": (1,)}, 'but `kind` is "none"'),
+        (INTI | {"data__num_frames": 7}, "`data.num_frames` is 7: it should be divisible by 2"),
+        (
+            INTI | {"model__compression__after": (1, 2, 3), "data__num_frames": 12},
+            "it should be divisible by 8",
+        ),
+        (INTI | {"model__compression__scales": ("point", "point")}, "each once"),
+        ({"data__resolution": 224}, "tiny has positions for 32"),
+        ({"data__crop_scale": (0.9, 0.1)}, "low <= high"),
+        ({"data__name": ""}, "`data.name` is empty"),
+        ({"model__pretrained": ""}, 'say "random"'),
+        ({"mesh__data": -1, "mesh__fsdp": -1}, "at most one is -1"),
+        ({"mesh__tensor": 3}, "it should divide the 4 heads"),
+    ],
+)
+def test_impossible_configs_name_the_key_and_what_is_valid(changes, message):
+    with pytest.raises(ConfigError) as caught:
+        tiny(**changes)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+@given(st.text(alphabet="abcdefghijklmnopqrstuvwxyz_.", min_size=1, max_size=20))
+def test_a_key_is_either_a_field_or_refused(key):
+    flat = {"train.steps", "model.backbone", "data.name", "eval.clips", "mesh.data", "checkpoint.keep"}
+    if key in flat:
+        config.check_key(key)
+    else:
+        with pytest.raises(ConfigError):
+            config.check_key(key)
+
+
+def test_arguments_of_config_files_are_typed_and_checked():
+    assert config.parse_arg("seed=3,kind=mean", seed=0, kind="inti") == {"seed": 3, "kind": "mean"}
+    with pytest.raises(ConfigError, match="did you mean `seed`"):
+        config.parse_arg("sed=3", seed=0)
+    with pytest.raises(ConfigError, match="not of type int"):
+        config.parse_arg("seed=x", seed=0)

@@ -1,0 +1,37 @@
+"""Small configurations for tests."""
+
+import dataclasses
+from typing import Any
+
+from inti_jax import config
+
+
+def tiny(data_dir: Any = "data", **changes: Any) -> config.Config:
+    """A tiny model on motion_digits for a few steps; `changes` are `section__key=value`."""
+    values = config.defaults().to_dict()
+    flat = {
+        "model__pretrained": "random",
+        "data__name": "motion_digits",
+        "data__data_dir": str(data_dir),
+        "data__stride": 2,
+        "data__resolution": 32,
+        "train__global_batch": 8,
+        "train__steps": 4,
+        "train__log_every_steps": 1,
+        "eval__batch": 8,
+        "checkpoint__every_steps": 2,
+    }
+    for path, value in (flat | changes).items():
+        *sections, key = path.split("__")
+        section = values
+        for name in sections:
+            section = section[name]
+        section[key] = value
+    return config.from_dict(values)
+
+
+INTI = {"model__compression__kind": "inti", "model__compression__after": (1,)}
+
+
+def replace_eval(settings: config.Config, **changes: Any) -> config.Config:
+    return dataclasses.replace(settings, eval=dataclasses.replace(settings.eval, **changes))

@@ -1,0 +1,39 @@
+"""Before anything imports JAX: eight simulated devices, and shapes checked at every call."""
+
+import os
+import tempfile
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+
+# Models are compiled once for all tests and the processes they start.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="inti-jax-compiled-")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "1"
+
+import jax
+import jaxtyping
+import pytest
+
+jaxtyping.install_import_hook("inti_jax", "beartype.beartype")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session")
+def motion_data(tmp_path_factory):
+    """Where a small motion_digits is prepared: 40 training and 20 validation videos."""
+    from inti_jax.data.builders.motion_digits import MotionDigits
+
+    data_dir = tmp_path_factory.mktemp("data")
+    MotionDigits(data_dir=data_dir, movements={"train": 20, "val": 10}).build()
+    return data_dir
+
+
+@pytest.fixture(scope="session")
+def trained_run(motion_data, tmp_path_factory):
+    """A finished run of a few steps, evaluated on two clips a video."""
+    from inti_jax import train
+    from tests.configs import INTI, tiny
+
+    workdir = tmp_path_factory.mktemp("runs") / "inti"
+    train.train(tiny(motion_data, **INTI, eval__clips=2), workdir)
+    return workdir

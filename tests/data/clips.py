@@ -1,0 +1,100 @@
+"""Small real videos for tests, made in memory."""
+
+import io
+import tempfile
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+
+def moving_square(frames: int, height: int = 48, width: int = 64) -> np.ndarray:
+    """Frames [T, H, W, 3] that all differ: a square crosses a noisy ground, and the brightness ramps."""
+    rng = np.random.default_rng(frames * 10_000 + height * 100 + width)
+    ground = rng.integers(0, 120, (height, width, 3))
+    video = np.empty((frames, height, width, 3), np.uint8)
+    for t in range(frames):
+        frame = ground + 100 * t // max(frames, 1)
+        left = (3 * t) % (width - 8)
+        frame[height // 4 : height // 4 + 12, left : left + 8] = (250, 40, 40)
+        video[t] = frame
+    return video
+
+
+def encode(
+    video: np.ndarray,
+    *,
+    codec: str = "libx264",
+    container: str = "mp4",
+    gop: int = 12,
+    b_frames: int = 2,
+    fps: int = 25,
+    times: list[int] | None = None,
+    options: dict[str, str] | None = None,
+    muxer: dict[str, str] | None = None,
+    audio: bool = False,
+) -> bytes:
+    """The video as a file. `times` are presentation times in units of 1 / fps (default 0, 1, 2...)."""
+    with tempfile.TemporaryDirectory() as directory:  # `faststart` opens its output twice
+        path = Path(directory, "video")
+        with av.open(str(path), "w", format=container, options=muxer or {}) as output:
+            stream = output.add_stream(codec, rate=fps, options=options or {})
+            stream.height, stream.width = video.shape[1:3]
+            stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+            stream.codec_context.gop_size = gop
+            stream.codec_context.max_b_frames = b_frames
+            stream.codec_context.thread_count = 1
+            sound = output.add_stream("aac", rate=16000, layout="mono") if audio else None
+            for t, frame in enumerate(video):
+                picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+                if times is not None:
+                    picture.pts, picture.time_base = times[t], Fraction(1, fps)
+                output.mux(stream.encode(picture.reformat(format=stream.pix_fmt, threads=1)))
+            output.mux(stream.encode(None))
+            if sound is not None:
+                _add_silence(output, sound, seconds=1)
+        return path.read_bytes()
+
+
+def sound_only() -> bytes:
+    """An MP4 file without video."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as output:
+        _add_silence(output, output.add_stream("aac", rate=16000, layout="mono"), seconds=1)
+    return file.getvalue()
+
+
+def decode_all(video: bytes) -> np.ndarray:
+    """Every frame [T, H, W, 3], in the order the decoder gives them, by the plainest loop there is."""
+    with av.open(io.BytesIO(video)) as container:
+        return np.stack([frame.to_ndarray(format="rgb24", threads=1) for frame in container.decode(video=0)])
+
+
+def damaged(video: bytes, *, first: int, last: int) -> bytes:
+    """The file with the content of packets `first` to `last`, in decoding order, overwritten."""
+    spoilt = bytearray(video)
+    with av.open(io.BytesIO(video)) as container:
+        for number, packet in enumerate(container.demux(video=0)):
+            if first <= number <= last:
+                start = video.index(bytes(packet))
+                spoilt[start : start + packet.size] = b"\xff" * packet.size
+    return bytes(spoilt)
+
+
+def turned(video: bytes, quarter_turns: int) -> bytes:
+    """An MP4 file's bytes with the display matrix of its track set to clockwise quarter turns."""
+    cos, sin = [(1, 0), (0, 1), (-1, 0), (0, -1)][quarter_turns % 4]
+    matrix = np.array([cos, sin, 0, -sin, cos, 0, 0, 0, 1], np.int64)
+    fixed = (matrix * np.array([1 << 16, 1 << 16, 1 << 30] * 3)).astype(">i4").tobytes()
+    start = video.index(b"tkhd") + 4 + 40  # version 0 of the box: the matrix is 40 bytes into its body
+    return video[:start] + fixed + video[start + 36 :]
+
+
+def _add_silence(output: av.container.OutputContainer, stream: av.AudioStream, *, seconds: int) -> None:
+    samples = np.zeros((1, 16000 * seconds), np.float32)
+    for start in range(0, samples.shape[1], 1024):
+        frame = av.AudioFrame.from_ndarray(samples[:, start : start + 1024], format="fltp", layout="mono")
+        frame.sample_rate, frame.pts = 16000, start
+        output.mux(stream.encode(frame))
+    output.mux(stream.encode(None))

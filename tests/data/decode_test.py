@@ -1,0 +1,147 @@
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from inti_jax.data import decode
+from tests.data import clips
+
+FRAMES = 50
+
+
+def _videos() -> dict[str, bytes]:
+    frames = clips.moving_square(FRAMES)
+    uneven = np.cumsum(np.random.default_rng(0).integers(1, 6, FRAMES)).tolist()
+    return {
+        "b_frames": clips.encode(frames),
+        "open_gop": clips.encode(
+            frames, options={"x264-params": "open-gop=1:keyint=12:min-keyint=12:bframes=3:scenecut=0"}
+        ),
+        "b_pyramid": clips.encode(
+            frames, options={"x264-params": "b-pyramid=normal:keyint=12:bframes=5:b-adapt=0"}
+        ),
+        "one_gop": clips.encode(frames, gop=250),
+        "all_intra": clips.encode(frames, gop=1, b_frames=0),
+        "variable_rate": clips.encode(frames, times=uneven),
+        "late_start": clips.encode(frames, times=[t + 40 for t in range(FRAMES)]),
+        "mpeg4_avi": clips.encode(frames, codec="mpeg4", container="avi", b_frames=0),
+        "mpeg4_avi_b_frames": clips.encode(frames, codec="mpeg4", container="avi"),
+        "mpeg4_mp4": clips.encode(frames, codec="mpeg4"),
+        "h264_mkv": clips.encode(frames, container="matroska"),
+        "h264_ts": clips.encode(frames, container="mpegts"),
+        "fragmented": clips.encode(frames, muxer={"movflags": "frag_keyframe+empty_moov"}),
+        "with_sound": clips.encode(frames, audio=True),
+    }
+
+
+VIDEOS = _videos()
+FULL = {name: clips.decode_all(video) for name, video in VIDEOS.items()}
+
+
+@pytest.mark.parametrize("name", VIDEOS)
+@settings(max_examples=12, deadline=None)
+@given(data=st.data())
+def test_any_frames_are_those_of_the_full_decode(name, data):
+    full = FULL[name]
+    indices = np.array(data.draw(st.lists(st.integers(0, len(full) - 1), min_size=1, max_size=6)))
+    expected = full[indices]
+    np.testing.assert_array_equal(decode.decode_frames(VIDEOS[name], indices), expected)
+    np.testing.assert_array_equal(decode.decode_frames(VIDEOS[name], indices, len(full)), expected)
+
+
+@pytest.mark.parametrize("name", ["b_frames", "variable_rate", "late_start", "h264_mkv", "with_sound"])
+def test_jumps_over_what_no_wanted_frame_depends_on(name):
+    video = clips.damaged(VIDEOS[name], first=1, last=11)  # the rest of the first group of pictures
+    with pytest.raises(decode.DecodeError):
+        decode.decode_frames(video, np.array([30]))
+    for indices in ([13], [30], [49], [14, 25, 47], [40, 20]):
+        frames = decode.decode_frames(video, np.array(indices), FRAMES)
+        np.testing.assert_array_equal(frames, FULL[name][indices])
+
+
+@pytest.mark.parametrize("name", VIDEOS)
+def test_validate_describes_the_video(name):
+    info = decode.validate(VIDEOS[name])
+    assert (info.frames, info.height, info.width) == (len(FULL[name]), 48, 64)
+    if name != "variable_rate":
+        assert info.fps == pytest.approx(25, rel=0.05)
+
+
+def test_a_wrong_total_is_not_trusted():
+    frames = decode.decode_frames(VIDEOS["b_frames"], np.array([30]), FRAMES + 7)
+    np.testing.assert_array_equal(frames[0], FULL["b_frames"][30])
+
+
+def test_odd_sizes():
+    # mjpeg takes odd sizes with 4:2:0 chroma, which x264 refuses.
+    video = clips.encode(clips.moving_square(9, 45, 61), codec="mjpeg", container="avi", b_frames=0)
+    assert decode.validate(video).height == 45
+    assert decode.decode_frames(video, np.array([8])).shape == (1, 45, 61, 3)
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3])
+def test_frames_are_as_displayed(turns):
+    video = clips.turned(VIDEOS["b_frames"], turns)
+    upright = np.rot90(FULL["b_frames"][[3, 20]], -turns, axes=(1, 2))
+    np.testing.assert_array_equal(decode.decode_frames(video, np.array([3, 20]), FRAMES), upright)
+    info = decode.validate(video)
+    assert (info.height, info.width) == upright.shape[1:3]
+
+
+def _still_image() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "PNG")
+    return file.getvalue()
+
+
+MP4 = VIDEOS["b_frames"]
+FAST_START = clips.encode(clips.moving_square(FRAMES), muxer={"movflags": "faststart"})
+
+
+@pytest.mark.parametrize(
+    ("video", "reason"),
+    [
+        (b"", "empty"),
+        (b"not a video at all\n" * 50, "Invalid data"),
+        (bytes(4096), "Invalid data"),
+        (_still_image(), "still image"),
+        (clips.sound_only(), "no video stream"),
+        (MP4[: len(MP4) // 2], "Invalid data"),  # without its index, which comes last
+        (FAST_START[: len(FAST_START) // 2], "Invalid data|truncated"),
+        (FAST_START[: len(FAST_START) - 200], "Invalid data|truncated"),
+        (VIDEOS["mpeg4_avi"][: len(VIDEOS["mpeg4_avi"]) * 2 // 3], "truncated"),
+        (clips.encode(clips.moving_square(100), container="matroska")[:-12_000], "truncated"),
+    ],
+)
+def test_what_is_no_whole_video_is_rejected_in_one_line(video, reason):
+    with pytest.raises(decode.DecodeError, match=reason) as caught:
+        decode.validate(video)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_garbage_raises_nothing_but_a_decode_error(seed):
+    rng = np.random.default_rng(seed)
+    whole = (MP4, FAST_START, VIDEOS["mpeg4_avi"], VIDEOS["h264_mkv"])[seed % 4]
+    video = np.frombuffer(whole, np.uint8).copy()
+    damaged = rng.integers(len(video), size=rng.integers(1, 40))
+    video[damaged] = rng.integers(256, size=len(damaged))
+    video = video[: rng.integers(len(video)) if seed % 3 == 0 else len(video)].tobytes()
+    for attempt in (
+        lambda: decode.validate(video),
+        lambda: decode.decode_frames(video, np.array([0, 30])),
+        lambda: decode.decode_frames(video, np.array([0, 30]), FRAMES),
+    ):
+        try:
+            attempt()
+        except decode.DecodeError as error:
+            assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("index", [FRAMES, -1])
+def test_a_frame_that_is_not_there(index):
+    with pytest.raises(decode.DecodeError):
+        decode.decode_frames(MP4, np.array([0, index]), FRAMES)

@@ -1,0 +1,316 @@
+import json
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from inti_jax import prepare
+from inti_jax.data import dataset, decode, manifest
+from inti_jax.data.builders import folder, video
+from inti_jax.errors import UserError, run_command
+from tests.data import clips
+
+ROOT = Path(__file__).parents[2]
+REAL_VIDEOS = ROOT.parent / "shared" / "videos"
+
+
+def _video(number: int) -> bytes:
+    return clips.encode(clips.moving_square(6 + number, 32, 32 + 2 * number))
+
+
+@pytest.fixture
+def source(tmp_path) -> Path:
+    """Three classes with 5, 2 and 1 videos."""
+    root = tmp_path / "videos"
+    number = 0
+    for label, count in (("juggling", 5), ("archery", 2), ("yoga", 1)):
+        (root / label).mkdir(parents=True)
+        for index in range(count):
+            (root / label / f"{index}.mp4").write_bytes(_video(number))
+            number += 1
+    (root / "archery" / ".DS_Store").write_bytes(b"x")
+    return root
+
+
+def _prepare(monkeypatch, *args) -> int:
+    """Runs the command as a user would; its exit status."""
+    monkeypatch.setattr(sys, "argv", ["prepare", *map(str, args)])
+    try:
+        run_command(prepare.main)
+    except SystemExit as exit_:
+        return exit_.code
+    return 0
+
+
+def _read(name, data_dir, split):
+    opened = dataset.open_dataset(name, data_dir, split)
+    return opened, [opened[i] for i in range(len(opened))]
+
+
+def test_a_directory_of_classes(source, tmp_path, monkeypatch, capsys):
+    data_dir = tmp_path / "data"
+    assert (
+        _prepare(monkeypatch, "folder", "--source", source, "--data_dir", data_dir, "--name", "sports") == 0
+    )
+    output = capsys.readouterr()
+    assert "sports 1.0.0" in output.out and "train: 6 videos, 0 rejected" in output.out
+    assert "6 of 6" in output.err
+    seen = {}
+    for split in ("train", "val"):
+        opened, examples = _read("sports", data_dir, split)
+        assert opened.labels == ("archery", "juggling", "yoga")
+        assert opened.ids == tuple(example.id for example in examples)
+        for example in examples:
+            assert example.video == (source / example.id).read_bytes()
+            assert opened.labels[example.label] == example.id.split("/")[0]
+            info = decode.validate(example.video)
+            assert (example.frames, example.height, example.width) == (info.frames, info.height, info.width)
+            seen[example.id] = split
+    assert len(seen) == 8
+    val = sorted(video_id.split("/")[0] for video_id, split in seen.items() if split == "val")
+    assert val == ["archery", "juggling"]  # a fifth of each class, at least one, but not the only one
+
+    assert (
+        _prepare(monkeypatch, "folder", "--source", source, "--data_dir", data_dir, "--name", "sports") == 0
+    )
+    assert "prepared already" in capsys.readouterr().out
+
+
+def test_given_splits_and_the_same_again_elsewhere(source, tmp_path, monkeypatch):
+    root = tmp_path / "split"
+    shutil.copytree(source, root / "train")
+    shutil.copytree(source / "yoga", root / "val" / "yoga")
+    for place in ("one", "two"):
+        assert _prepare(monkeypatch, "folder", "--source", root, "--data_dir", tmp_path / place) == 0
+    one, two = (dataset.open_dataset("folder", tmp_path / place, "val") for place in ("one", "two"))
+    assert one.ids == ("val/yoga/0.mp4",)
+    assert one.manifest["splits"]["train"]["count"] == 8
+    assert one.manifest == two.manifest
+
+
+def test_a_csv_file(source, tmp_path, monkeypatch):
+    table = tmp_path / "table.csv"
+    absolute = source / "yoga" / "0.mp4"
+    table.write_text(
+        f"label,path,split\nb,videos/archery/0.mp4,val\n\na,videos/archery/1.mp4,train\nb,{absolute},train\n"
+    )
+    assert _prepare(monkeypatch, "folder", "--source", table, "--data_dir", tmp_path / "data") == 0
+    opened, examples = _read("folder", tmp_path / "data", "train")
+    assert [opened.labels[example.label] for example in examples] == ["a", "b"]
+    assert opened.ids == ("videos/archery/1.mp4", absolute.as_posix())
+
+    labels = tmp_path / "labels.txt"
+    labels.write_text("b\na\nc\n")
+    plain = tmp_path / "plain.csv"
+    plain.write_text("videos/archery/0.mp4,b\nvideos/archery/1.mp4,a\n")
+    found, splits = folder.scan(plain, labels_file=labels)
+    assert found == ("b", "a", "c")
+    assert [clip.label for clip in splits["train"]] == ["b", "a"] and splits["val"] == []
+
+
+BAD_FILES = {
+    "empty.mp4": b"",
+    "half.avi": clips.encode(clips.moving_square(40), codec="mpeg4", container="avi")[:8_000],
+    "notes.txt": b"read me " * 100,
+    "sound.mp4": clips.sound_only(),
+}
+
+
+def test_bad_files_are_listed_and_left_out(source, tmp_path, monkeypatch, capsys):
+    for name, content in BAD_FILES.items():
+        (source / "juggling" / name).write_bytes(content)
+    args = ("folder", "--source", source, "--data_dir", tmp_path / "data", "--val_share", "0")
+    assert _prepare(monkeypatch, *args) == 0
+    assert "8 videos, 4 rejected" in capsys.readouterr().out
+    split = manifest.read(tmp_path / "data" / "folder" / "1.0.0").splits["train"]
+    assert [rejected.source for rejected in split.rejected] == [f"juggling/{name}" for name in BAD_FILES]
+    assert all(rejected.reason and "\n" not in rejected.reason for rejected in split.rejected)
+    assert not any("juggling/e" in listed.id for listed in split.videos) and split.count == 8
+
+
+def test_shards_keep_the_order_even_where_one_is_empty(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(video, "_SHARD_BYTES", 1)  # a shard for each file
+    (source / "archery" / "1.mp4").write_bytes(b"damaged")
+    args = ("folder", "--source", source, "--data_dir", tmp_path / "data", "--val_share", "0")
+    assert _prepare(monkeypatch, *args) == 0
+    assert len(list((tmp_path / "data").rglob("*array_record*"))) == 8
+    opened, examples = _read("folder", tmp_path / "data", "train")
+    assert opened.ids == tuple(example.id for example in examples)
+    assert len(examples) == 7
+
+
+def test_nothing_half_made_is_left(source, tmp_path, monkeypatch):
+    checked = []
+
+    def interrupt(content):
+        checked.append(content)
+        if len(checked) > 4:
+            raise KeyboardInterrupt
+        return decode.VideoInfo(1, 1.0, 1, 1)
+
+    data_dir = tmp_path / "data"
+    with monkeypatch.context() as patched:
+        patched.setattr(decode, "validate", interrupt)
+        assert _prepare(patched, "folder", "--source", source, "--data_dir", data_dir) == 130
+    assert dataset.find_dataset("folder", data_dir) is None
+    assert not list(data_dir.rglob("*array_record*"))
+    assert _prepare(monkeypatch, "folder", "--source", source, "--data_dir", data_dir) == 0
+
+
+def test_a_place_that_cannot_be_written_is_said(source, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "data" / "folder" / "1.0.0").mkdir(parents=True)
+    for place, reason in (("file", "cannot be written"), ("data", "no finished dataset")):
+        args = ("folder", "--source", source, "--data_dir", tmp_path / place)
+        assert _prepare(monkeypatch, *args) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert reason in line
+
+
+def test_a_dataset_reads_the_same_in_threads_and_when_unpickled(source, tmp_path, monkeypatch):
+    args = ("folder", "--source", source, "--data_dir", tmp_path / "data", "--val_share", "0")
+    assert _prepare(monkeypatch, *args) == 0
+    opened, examples = _read("folder", tmp_path / "data", "train")
+    copy = pickle.loads(pickle.dumps(opened))
+    assert (copy.ids, copy.labels, copy.manifest) == (opened.ids, opened.labels, opened.manifest)
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(copy.__getitem__, [*range(8)] * 4)) == examples * 4
+
+
+def test_what_is_wrong_with_a_dataset_is_said(source, tmp_path, monkeypatch):
+    data_dir = tmp_path / "data"
+    with pytest.raises(UserError, match=r"`sports` is not in .*inti_jax.prepare.*no dataset"):
+        dataset.open_dataset("sports", data_dir, "train")
+    assert _prepare(monkeypatch, "folder", "--source", source, "--data_dir", data_dir) == 0
+    with pytest.raises(UserError, match="found there: folder"):
+        dataset.open_dataset("sports", data_dir, "train")
+    with pytest.raises(UserError, match="no split `test`: it has train, val"):
+        dataset.open_dataset("folder", data_dir, "test")
+
+    directory = data_dir / "folder" / "1.0.0"
+    listing = directory / "manifest.json"
+    original = listing.read_text()
+    changed = json.loads(original)
+    changed["splits"]["train"]["videos"][0]["label"] = "yoga"
+    for text, reason in (
+        (json.dumps(changed), "was changed"),
+        ("{", "not a manifest"),
+        ("[]", "not a manifest"),
+    ):
+        listing.write_text(text)
+        with pytest.raises(UserError, match=reason):
+            dataset.open_dataset("folder", data_dir, "train")
+    listing.write_text(original)
+    for shard in directory.glob("*array_record*"):
+        shard.unlink()
+    with pytest.raises(UserError, match="prepare it again"):
+        dataset.open_dataset("folder", data_dir, "train")
+
+
+@pytest.mark.parametrize(
+    ("table", "reason"),
+    [
+        ("videos/yoga/0.mp4,yoga\nvideos/yoga/9.mp4,yoga\n", r"table.csv row 2: there is no file .*9.mp4"),
+        ("videos/yoga/0.mp4,yoga\n./videos/yoga/0.mp4,yoga\n", "row 2: videos/yoga/0.mp4 is in row 1"),
+        ("videos/yoga/0.mp4,yogi\n", "row 1: the label `yogi` is not in .*nearest there is `yoga`"),
+        ("videos/yoga/0.mp4\n", "row 1: 1 columns where 2 should be"),
+        ("videos/yoga/0.mp4,\n", "row 1: the label is empty"),
+        ("path,label,split\nvideos/yoga/0.mp4,yoga,vall\n", "row 2: unknown split `vall`"),
+        ("path,label,weight\nvideos/yoga/0.mp4,yoga,1\n", "row 1: unknown column `weight`"),
+        ("path,label\n", "no rows"),
+        ("", "empty"),
+    ],
+)
+@pytest.mark.usefixtures("source")
+def test_what_is_wrong_with_a_csv_file_is_said_before_anything_is_written(
+    table, reason, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "table.csv").write_text(table)
+    labels = tmp_path / "labels.txt"
+    labels.write_text("archery\nyoga\n")
+    args = ("--source", tmp_path / "table.csv", "--data_dir", tmp_path / "data", "--labels", labels)
+    assert _prepare(monkeypatch, "folder", *args) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(reason, line)
+    assert not (tmp_path / "data").exists()
+
+
+def test_what_is_wrong_with_a_directory_is_said(source, tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        folder.scan(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="has no folders"):
+        folder.scan(source / "yoga")
+    (source / "empty").mkdir()
+    with pytest.raises(UserError, match="empty has no files"):
+        folder.scan(source)
+    (tmp_path / "half" / "train").mkdir(parents=True)
+    with pytest.raises(UserError, match="two folders, `train` and `val`"):
+        folder.scan(tmp_path / "half")
+
+
+def test_a_split_without_a_valid_video(tmp_path, monkeypatch, capsys):
+    for label in ("a", "b"):
+        (tmp_path / "videos" / label).mkdir(parents=True)
+        (tmp_path / "videos" / label / "x.mp4").write_bytes(b"damaged")
+    args = ("--source", tmp_path / "videos", "--data_dir", tmp_path / "data")
+    assert _prepare(monkeypatch, "folder", *args) == 1
+    assert "no video of `train` can be decoded; the first, a/x.mp4" in capsys.readouterr().err
+    assert dataset.find_dataset("folder", tmp_path / "data") is None
+
+
+@pytest.mark.parametrize(
+    ("args", "reason"),
+    [
+        (["folders", "--data_dir", "d"], "did you mean `folder`?"),
+        (["folder", "--data_dir", "d"], "--source"),
+        (["folder", "--source", "s"], "--data_dir"),
+        (["folder", "--source", "s", "--data_dir", "d", "--name", "My-Videos"], "My-Videos"),
+        (["folder", "--source", "s", "--data_dir", "d", "--name", "motion_digits"], "taken"),
+        (["folder", "--source", "s", "--data_dir", "d", "--val_share", "1.5"], "1.5"),
+        (["motion_digits", "--source", "s", "--data_dir", "d"], "--source is for folder only"),
+    ],
+)
+def test_wrong_usage(args, reason, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert _prepare(monkeypatch, *args) == 2
+    assert reason in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+
+
+def test_tensorflow_is_never_imported(source, tmp_path):
+    script = """
+import sys
+from inti_jax import prepare
+from inti_jax.data import dataset, pipeline
+
+prepare.main()
+dataset.open_dataset("folder", sys.argv[-1], "train")[0]
+assert "tensorflow" not in sys.modules
+"""
+    args = ["folder", "--source", source, "--data_dir", tmp_path / "data"]
+    subprocess.run([sys.executable, "-c", script, *map(str, args)], check=True, cwd=ROOT)
+
+
+@pytest.mark.skipif(not REAL_VIDEOS.is_dir(), reason=f"the real videos are not in {REAL_VIDEOS}")
+def test_real_videos(tmp_path, monkeypatch):
+    for path in [*REAL_VIDEOS.glob("*.mp4"), *REAL_VIDEOS.glob("*.avi")]:
+        (tmp_path / "videos" / path.suffix[1:]).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, tmp_path / "videos" / path.suffix[1:])
+    args = ("--source", tmp_path / "videos", "--data_dir", tmp_path / "data", "--val_share", "0")
+    assert _prepare(monkeypatch, "folder", *args) == 0
+    opened, examples = _read("folder", tmp_path / "data", "train")
+    assert opened.labels == ("avi", "mp4")
+    sizes = {Path(example.id).stem: (example.frames, example.height, example.width) for example in examples}
+    assert sizes["mmaction2_demo"] == (280, 256, 340)
+    assert sizes["mmaction2_test"] in {(300, 256, 340), (164, 240, 320)}
+    assert sizes["videoprism_drumming"] == (100, 512, 512)
+    for example in examples:
+        wanted = np.array([example.frames - 1, 3, 3, example.frames // 2])
+        frames = decode.decode_frames(example.video, wanted, example.frames)
+        np.testing.assert_array_equal(frames, clips.decode_all(example.video)[wanted])

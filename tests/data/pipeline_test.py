@@ -1,0 +1,210 @@
+import dataclasses
+import pickle
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from inti_jax import config
+from inti_jax.data import decode, pipeline
+from inti_jax.data.dataset import Example, FileDataset
+from inti_jax.errors import UserError
+from tests.data import clips
+
+BAD = 3  # the index of the video that does not decode
+CFG = config.Data(name="x", data_dir="x", num_frames=4, stride=2, resolution=24, flip=True, threads=2)
+
+
+class Videos:
+    """Seven videos in memory, all different, one of them damaged."""
+
+    def __init__(self):
+        self._videos = [clips.encode(clips.moving_square(14 + i, 32, 40 + 2 * i)) for i in range(7)]
+        self._videos[BAD] = self._videos[BAD][:300]
+
+    def __len__(self):
+        return len(self._videos)
+
+    def __getitem__(self, index):
+        return Example(f"v{index}", index % 3, self._videos[index], 14 + index, 25.0, 32, 40 + 2 * index)
+
+
+@pytest.fixture(scope="module")
+def videos():
+    return Videos()
+
+
+def _collect(videos, cfg=CFG, **changes):
+    options = {"seed": 5, "global_batch": 4, "num_steps": 5} | changes
+    with pipeline.train_batches(videos, cfg, **options) as batches:
+        return list(batches)
+
+
+def _assert_equal(batches, expected):
+    assert len(batches) == len(expected)
+    for batch, reference in zip(batches, expected, strict=True):
+        for key in reference:
+            np.testing.assert_array_equal(batch[key], reference[key])
+
+
+@settings(deadline=None)
+@given(
+    size=st.integers(1, 40),
+    host_batch=st.integers(1, 5),
+    hosts=st.sampled_from([1, 2, 3, 4]),
+    seed=st.integers(0, 99),
+)
+def test_each_epoch_is_a_permutation_over_all_hosts(size, host_batch, hosts, seed):
+    batch = host_batch * hosts
+    steps = -(-3 * size // batch)
+    orders = [
+        pipeline.TrainOrder(
+            size, seed=seed, global_batch=batch, num_steps=steps, process_index=host, process_count=hosts
+        )
+        for host in range(hosts)
+    ]
+    seen = []
+    for step in range(steps):
+        for order in orders:
+            seen += [order[step * host_batch + row] for row in range(host_batch)]
+    assert all(len(order) == steps * host_batch for order in orders)
+    for epoch in range(3):
+        rows = seen[epoch * size : (epoch + 1) * size]
+        assert {row[0] for row in rows} == {epoch}
+        assert sorted(row[1] for row in rows) == list(range(size))
+    one_host = pipeline.TrainOrder(size, seed=seed, global_batch=batch, num_steps=steps)
+    assert seen == [one_host[k] for k in range(len(one_host))]
+
+
+def test_epochs_and_seeds_have_their_own_order():
+    order = pipeline.TrainOrder(50, seed=0, global_batch=50, num_steps=2)
+    other = pipeline.TrainOrder(50, seed=1, global_batch=50, num_steps=2)
+    first, second = [order[k][1] for k in range(50)], [order[50 + k][1] for k in range(50)]
+    assert first != second
+    assert first != [other[k][1] for k in range(50)]
+
+
+def test_batches_hold_what_they_say(videos):
+    batches = _collect(videos)
+    assert [batch["video"].shape for batch in batches] == [(4, 4, 24, 24, 3)] * 5
+    assert {key: array.dtype.name for key, array in batches[0].items()} == {
+        "video": "uint8",
+        "label": "int32",
+        "mask": "bool",
+        "index": "int32",
+    }
+    for batch in batches:
+        np.testing.assert_array_equal(batch["label"], batch["index"] % 3)
+
+
+@pytest.mark.parametrize(("workers", "threads"), [(0, 1), (0, 4), (1, 2), (2, 1)])
+def test_a_step_does_not_depend_on_workers_or_threads(videos, workers, threads):
+    cfg = dataclasses.replace(CFG, workers=workers, threads=threads, prefetch=1)
+    _assert_equal(_collect(videos, cfg), _collect(videos))
+
+
+def test_a_step_does_not_depend_on_the_number_of_hosts(videos):
+    hosts = [_collect(videos, process_index=host, process_count=2) for host in range(2)]
+    joined = [
+        {key: np.concatenate([one[key], two[key]]) for key in one} for one, two in zip(*hosts, strict=True)
+    ]
+    _assert_equal(joined, _collect(videos))
+
+
+def test_a_step_does_not_depend_on_where_the_run_started(videos):
+    expected = _collect(videos)
+    _assert_equal(_collect(videos, start_step=3), expected[3:])
+    batches = pipeline.train_batches(videos, CFG, seed=5, global_batch=4, num_steps=5)
+    next(batches)
+    state = batches.get_state()
+    assert state == {"next_step": 1}
+    rest = list(batches)
+    batches.set_state(state)
+    _assert_equal(list(batches), rest)
+    assert batches.get_state() == {"next_step": 5}
+    batches.close()
+
+
+def test_epochs_augment_differently(videos):
+    rows = {}
+    for batch in _collect(videos, num_steps=10):
+        for index, video in zip(batch["index"], batch["video"], strict=True):
+            rows.setdefault(int(index), []).append(video)
+    assert any(not np.array_equal(first, second) for first, second, *_ in rows.values())
+
+
+def test_a_video_that_does_not_decode_is_masked_and_counted(videos):
+    with pipeline.train_batches(videos, CFG, seed=5, global_batch=7, num_steps=2) as batches:
+        for batch in batches:
+            np.testing.assert_array_equal(batch["mask"], batch["index"] != BAD)
+            assert not batch["video"][batch["index"] == BAD].any()
+            assert all(video.any() for video in batch["video"][batch["mask"]])
+        assert batches.bad == 2
+
+
+def test_close_stops_the_threads(videos):
+    before = threading.active_count()
+    batches = pipeline.train_batches(videos, CFG, seed=0, global_batch=2, num_steps=50)
+    next(batches)
+    batches.close()
+    for thread in threading.enumerate():
+        if thread.name.startswith("grain"):
+            thread.join(timeout=10)
+    assert threading.active_count() <= before
+
+
+def test_a_batch_that_does_not_divide_is_refused(videos):
+    with pytest.raises(UserError, match=r"5 videos .* 2 processes"):
+        _collect(videos, global_batch=5, process_count=2)
+
+
+@pytest.mark.parametrize("hosts", [1, 2])
+@pytest.mark.parametrize("batch", [2, 4, 16])
+def test_evaluation_sees_every_video_once_and_counts_the_missing(videos, hosts, batch):
+    eval_cfg = config.Eval(clips=2, crops=3, batch=batch)
+    by_host = [
+        list(pipeline.eval_batches(videos, CFG, eval_cfg, process_index=host, process_count=hosts))
+        for host in range(hosts)
+    ]
+    assert len({len(batches) for batches in by_host}) == 1
+    rows = [batch for batches in by_host for batch in batches]
+    assert all(row["video"].shape == (batch // hosts, 6, 4, 24, 24, 3) for row in rows)
+    joined = {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
+    real = joined["index"] >= 0
+    assert sorted(joined["index"][real]) == list(range(7))
+    np.testing.assert_array_equal(joined["missing"], joined["index"] == BAD)
+    np.testing.assert_array_equal(joined["mask"], real & (joined["index"] != BAD))
+    np.testing.assert_array_equal(joined["label"][real], joined["index"][real] % 3)
+
+
+def test_views_are_clip_by_clip(videos):
+    views = pipeline.load_views(videos[0], CFG, config.Eval(clips=3, crops=3))
+    full = clips.decode_all(videos[0].video)
+    side = full.shape[1]
+    for clip, start in enumerate((0, 4, 7)):
+        frames = full[start : start + 7 : 2]
+        cfg = dataclasses.replace(CFG, resolution=side)
+        exact = pipeline.load_views(videos[0], cfg, config.Eval(clips=3, crops=3))
+        np.testing.assert_array_equal(exact[3 * clip], frames[:, :, :side])
+        np.testing.assert_array_equal(exact[3 * clip + 2], frames[:, :, -side:])
+    assert views.shape == (9, 4, 24, 24, 3)
+
+
+def test_plain_files_are_evaluated_by_the_same_path(videos, tmp_path):
+    good, bad = tmp_path / "good.mp4", tmp_path / "bad.mp4"
+    good.write_bytes(videos[0].video)
+    bad.write_bytes(b"nothing")
+    files = FileDataset([bad, good, tmp_path / "absent.mp4"])
+    (batch,) = pipeline.eval_batches(files, CFG, config.Eval(clips=2, batch=4))
+    np.testing.assert_array_equal(batch["missing"], [True, False, True, False])
+    np.testing.assert_array_equal(batch["index"], [0, 1, 2, -1])
+    (reference, *_) = pipeline.eval_batches(videos, CFG, config.Eval(clips=2, batch=4))
+    np.testing.assert_array_equal(batch["video"][1], reference["video"][0])
+    with pytest.raises(decode.DecodeError, match="cannot be read"):
+        files[2]
+
+
+def test_sources_pickle(tmp_path):
+    assert pickle.loads(pickle.dumps(FileDataset([tmp_path / "a.mp4"]))).ids == (str(tmp_path / "a.mp4"),)

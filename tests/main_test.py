@@ -1,0 +1,55 @@
+"""The commands as a user calls them: a mistake is one line on stderr and exit status 1 or 2."""
+
+import subprocess
+import sys
+
+import pytest
+
+CONFIG = "configs/quickstart.py"
+
+
+def call(module, *arguments):
+    command = [sys.executable, "-m", f"inti_jax.{module}", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("module", ["main", "prepare", "predict", "report"])
+def test_help(module):
+    process = call(module, "--help")
+    assert process.returncode == 0
+    assert process.stdout.startswith(f"usage: python -m inti_jax.{module}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["--config", "configs/absent.py"], 2, "there is no such file"),
+        (["--config", f"{CONFIG}:compresion=none"], 2, "did you mean `compression`"),
+        (["--config", f"{CONFIG}:compression=max"], 2, "it should be 'none', 'inti', 'mean'"),
+        (["--config", CONFIG, "--config.trian.steps=3"], 2, "unknown key `trian`; did you mean `train`"),
+        (["--config", CONFIG, "--config.train.step=3"], 2, "did you mean `steps`"),
+        (["--config", CONFIG, "--config.train.steps=many"], 2, "train.steps=many"),
+        (["--config", CONFIG, "--config.data.num_frames=5"], 2, "should be divisible by 2"),
+        (["--config", CONFIG, "--config.model.compression.after=(9,)"], 2, "the depth of tiny"),
+        (["--config", CONFIG, "--config.data.data_dir=nowhere"], 1, "inti_jax.prepare motion_digits"),
+        (["--config", CONFIG, "--config.mesh.data=3"], 2, "`mesh` is data=3"),
+        (["--config", CONFIG, "--mode", "eval"], 2, "the directory of a run?"),
+        (["--config", CONFIG, "--workers", "3"], 2, "unknown argument: --workers"),
+    ],
+)
+def test_a_mistake_is_one_clear_line(arguments, status, message, tmp_path):
+    process = call("main", *arguments, "--workdir", tmp_path)
+    *usage, line = process.stderr.strip().splitlines()
+    assert process.returncode == status
+    assert message in line and "Traceback" not in process.stderr
+    assert not usage or usage[0].startswith("usage:")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_config_file_that_fails_names_its_error(tmp_path):
+    config = tmp_path / "broken.py"
+    config.write_text("def get_config():\n    return undefined_name\n")
+    process = call("main", "--config", config, "--workdir", tmp_path / "run")
+    assert process.returncode == 2
+    assert process.stderr.splitlines()[-1].startswith(f"error: --config {config}")
+    assert "undefined_name" in process.stderr

@@ -1,0 +1,49 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from inti_jax import optim, state
+from tests.configs import tiny
+
+
+@pytest.mark.parametrize("kind", ["none", "inti", "static"])
+def test_decay_covers_every_parameter_and_spares_vectors(kind):
+    after = () if kind == "none" else (1,)
+    settings = tiny(model__compression__kind=kind, model__compression__after=after)
+    shapes = state.parameter_shapes(state.abstract_model(settings, 10))
+    decays = optim.decayed(shapes)
+    assert decays.keys() == shapes.keys()
+    assert decays["tower.blocks.0.attn.qkv.kernel"] and decays["head.kernel"]
+    spared = {path for path, decay in decays.items() if not decay}
+    assert {"tower.class_embedding", "tower.positional_embedding", "tower.ln_pre.scale"} <= spared
+    one_dimensional = {path for path, shape in shapes.items() if len(shape.shape) == 1}
+    assert one_dimensional <= spared
+
+
+def test_a_parameter_without_a_rule_is_an_error():
+    with pytest.raises(ValueError, match=r"head\.novelty"):
+        optim.decayed(["head.novelty"])
+
+
+def test_the_schedule_warms_up_and_ends_at_zero():
+    settings = tiny(train__learning_rate=0.5, train__warmup_fraction=0.1, train__steps=100)
+    _, schedule = optim.make_optimizer(settings.train, 100)
+    rates = np.array([schedule(step) for step in range(101)])
+    assert rates[0] == 0 and rates[10] == pytest.approx(0.5) and rates[100] == pytest.approx(0, abs=1e-6)
+    assert rates[55] == pytest.approx(0.25, abs=0.01)
+    assert (np.diff(rates[:11]) > 0).all() and (np.diff(rates[10:]) < 0).all()
+
+
+def test_updates_are_clipped_adamw():
+    settings = tiny(train__clip_norm=1.0, train__weight_decay=0.1, train__warmup_fraction=0.0)
+    transform, schedule = optim.make_optimizer(settings.train, 10)
+    params = {"head.kernel": jnp.full((2, 2), 3.0), "head.bias": jnp.full(2, 3.0)}
+    big = jax.tree.map(lambda x: 100 * jnp.ones_like(x), params)
+    updates, _ = transform.update(big, transform.init(params), params)
+    # The first Adam step is the sign of the gradient; decay adds its share to the kernel alone.
+    rate = schedule(0)
+    np.testing.assert_allclose(updates["head.bias"], -rate, rtol=1e-4)
+    np.testing.assert_allclose(updates["head.kernel"], -rate * (1 + 0.1 * 3), rtol=1e-4)
+    assert optax.global_norm(big) > settings.train.clip_norm

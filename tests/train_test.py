@@ -1,0 +1,202 @@
+"""The step and the loop: what one update is, and what survives faults."""
+
+import functools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from inti_jax import losses, optim, run, sharding, state, train
+from inti_jax.checkpoint import Checkpoints
+from inti_jax.config import ConfigError, Mesh
+from inti_jax.errors import UserError
+from inti_jax.writers import read_metrics
+from tests.configs import INTI, tiny
+
+BATCH = 8
+
+
+def make_batch(mesh, bad=()):
+    rng = np.random.default_rng(0)
+    mask = np.ones(BATCH, bool)
+    mask[list(bad)] = False
+    rows = {
+        "video": rng.integers(0, 256, (BATCH, 4, 32, 32, 3), np.uint8),
+        "label": rng.integers(0, 10, BATCH).astype(np.int32),
+        "mask": mask,
+        "index": np.arange(BATCH, dtype=np.int32),
+    }
+    return sharding.place_batch(rows, mesh)
+
+
+def run_steps(mesh, batch, steps=2, accumulate=1, **changes):
+    """The figures of each step, and the state after the last."""
+    settings = tiny(**INTI, train__warmup_fraction=0.0, **changes)
+    transform, _ = optim.make_optimizer(settings.train, 10)
+    graphdef = nnx.graphdef(state.abstract_model(settings, 10))
+    train_state = state.init_state(settings, 10, transform, mesh)
+    step_fn = jax.jit(
+        functools.partial(
+            train.train_step, graphdef=graphdef, transform=transform, smoothing=0.1, accumulate=accumulate
+        )
+    )
+    figures = []
+    for _ in range(steps):
+        train_state, metrics = step_fn(train_state, batch)
+        figures.append(jax.device_get(metrics))
+    return figures, train_state
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    mesh = sharding.make_mesh(Mesh(), jax.devices()[:1])
+    return run_steps(mesh, make_batch(mesh))
+
+
+@pytest.mark.parametrize(
+    "sizes", [Mesh(data=8), Mesh(data=4, fsdp=2), Mesh(data=2, fsdp=2, tensor=2)], ids=str
+)
+def test_every_mesh_takes_the_same_step(sizes, one_device):
+    mesh = sharding.make_mesh(sizes)
+    figures, after = run_steps(mesh, make_batch(mesh))
+    expected, expected_after = one_device
+    for got, wanted in zip(figures, expected, strict=True):
+        assert got["loss"] == pytest.approx(wanted["loss"], abs=1e-5)
+        assert got["grad_norm"] == pytest.approx(wanted["grad_norm"], rel=1e-4)
+    # Shards are where the rules put them after the step, too.
+    shapes = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in after.trainable.items()}
+    shardings = sharding.parameter_shardings(shapes, mesh)
+    for path, leaf in after.trainable.items():
+        assert leaf.sharding.is_equivalent_to(shardings[path], leaf.ndim), path
+    assert int(after.step) == int(expected_after.step) == 2
+
+
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_accumulation_is_the_same_update(accumulate, one_device):
+    mesh = sharding.make_mesh(Mesh(data=2), jax.devices()[:2])
+    figures, _ = run_steps(mesh, make_batch(mesh), accumulate=accumulate)
+    for got, wanted in zip(figures, one_device[0], strict=True):
+        assert got["loss"] == pytest.approx(wanted["loss"], abs=1e-5)
+        assert got["top1"] == pytest.approx(wanted["top1"])
+        assert got["grad_norm"] == pytest.approx(wanted["grad_norm"], rel=1e-4)
+
+
+def test_masked_rows_weigh_nothing():
+    mesh = sharding.make_mesh(Mesh(), jax.devices()[:1])
+    batch = make_batch(mesh, bad=[1, 6])
+    garbage = batch | {"video": batch["video"].at[jnp.array([1, 6])].set(255)}
+    (first, *_), _ = run_steps(mesh, batch, steps=1)
+    (second, *_), _ = run_steps(mesh, garbage, steps=1)
+    assert first["loss"] == second["loss"] and first["grad_norm"] == second["grad_norm"]
+    assert first["bad"] == 2
+    # The mean is over the rows that count, not over the batch.
+    (third, *_), _ = run_steps(mesh, make_batch(mesh), steps=1)
+    assert first["loss"] != third["loss"] and 1.5 < first["loss"] < 4
+
+
+def test_label_smoothing_spreads_the_target():
+    logits = jnp.asarray([[2.0, 0.0, 0.0, 0.0]])
+    log_probabilities = jax.nn.log_softmax(logits)[0]
+    expected = -(0.925 * log_probabilities[0] + 0.025 * log_probabilities[1:].sum())
+    loss = losses.cross_entropy(logits, jnp.asarray([0]), 0.1)
+    np.testing.assert_allclose(loss[0], expected, rtol=1e-5)
+
+
+def test_bfloat16_and_remat_train():
+    mesh = sharding.make_mesh(Mesh(), jax.devices()[:1])
+    figures, after = run_steps(mesh, make_batch(mesh), steps=3, train__dtype="bfloat16", model__remat=True)
+    assert figures[-1]["loss"] < figures[0]["loss"]
+    assert all(leaf.dtype == jnp.float32 for leaf in after.trainable.values())
+
+
+# The loop, in this process.
+
+
+def test_a_run_leaves_all_its_files_and_is_continued_only_by_its_own_config(motion_data, tmp_path):
+    settings = tiny(motion_data, **INTI)
+    train.train(settings, tmp_path)
+    files = {path.name for path in tmp_path.iterdir()}
+    assert {"config.json", "metrics.jsonl", "checkpoints", "tensorboard", "report.html"} <= files
+    assert run.RunRecord.read(tmp_path).config == settings
+    records = read_metrics(tmp_path)
+    assert [r["step"] for r in records if r["split"] == "train"] == [1, 2, 3, 4]
+    (validation,) = [r for r in records if r["split"] == "val"]
+    assert validation["evaluated"] == 20 and validation["missing"] == 0 and validation["step"] == 4
+
+    before = (tmp_path / "metrics.jsonl").read_text()
+    with pytest.raises(ConfigError, match=r"`train.learning_rate` is 0.001, here it is 0.1"):
+        train.train(tiny(motion_data, **INTI, train__learning_rate=0.1), tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+    assert run.RunRecord.read(tmp_path).config == settings
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(motion_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        losses, "cross_entropy", lambda logits, labels, smoothing: jnp.full(labels.shape, jnp.nan)
+    )
+    with pytest.raises(UserError, match=r"step 1: the loss is nan.*train-00") as caught:
+        train.train(tiny(motion_data), tmp_path)
+    assert "\n" not in str(caught.value)
+    (fault,) = [r for r in read_metrics(tmp_path) if r["split"] == "fault"]
+    assert len(fault["ids"]) == 8 and all(name.startswith("train-00") for name in fault["ids"])
+    with Checkpoints.reading(tmp_path) as checkpoints:
+        assert checkpoints.latest_step is None  # nothing that is not finite was saved
+
+
+# The main job, as processes that are killed.
+
+
+def start(workdir, motion_data, steps=40, every=10):
+    environment = dict(os.environ) | {"XLA_FLAGS": "", "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(
+        [
+            sys.executable, "-m", "inti_jax.main", "--config", "configs/quickstart.py:compression=inti",
+            "--workdir", str(workdir), f"--config.data.data_dir={motion_data}",
+            f"--config.train.steps={steps}", "--config.train.global_batch=4",
+            "--config.train.log_every_steps=1", "--config.train.eval_every_steps=0",
+            f"--config.checkpoint.every_steps={every}", "--config.eval.batch=20",
+        ],
+        env=environment, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def losses_of(workdir):
+    return {r["step"]: r["loss"] for r in read_metrics(workdir) if r["split"] == "train"}
+
+
+def test_a_killed_run_goes_on_to_the_last_bit(motion_data, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    process = start(whole, motion_data)
+    assert process.wait(300) == 0, process.stderr.read()
+
+    process = start(killed, motion_data)
+    deadline = time.monotonic() + 300
+    while max(losses_of(killed), default=0) < 25:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    # A kill may leave half a line.
+    with (killed / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 99, "spl')
+
+    process = start(killed, motion_data)
+    assert process.wait(300) == 0
+    # 20, unless the kill came while that one was still being written.
+    assert re.search(r"going on from the checkpoint of step (10|20)\n", process.stderr.read())
+    expected = losses_of(whole)
+    assert list(expected) == list(range(1, 41))
+    assert losses_of(killed) == expected
+    lines = (killed / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [*range(1, 41), 40]
+    final = [[r for r in read_metrics(path) if r["split"] == "val"][-1]["top1"] for path in (whole, killed)]
+    assert final[0] == final[1]
