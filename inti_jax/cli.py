@@ -1,16 +1,19 @@
 """What the commands share: reading --config with its overrides, and logging to stderr."""
 
 import argparse
+import ast
+import functools
 import logging
+import operator
 import re
+import runpy
+from collections.abc import Sequence
 from pathlib import Path
-
-from absl import flags
-from ml_collections import config_flags
+from typing import Any
 
 from inti_jax import config
 from inti_jax.config import Config
-from inti_jax.errors import UsageError
+from inti_jax.errors import UsageError, UserError
 
 
 def add_config_argument(parser: argparse.ArgumentParser) -> None:
@@ -32,26 +35,38 @@ def parse_with_config(parser: argparse.ArgumentParser) -> tuple[argparse.Namespa
     return arguments, load_config(arguments.config, overrides)
 
 
-def load_config(spec: str, overrides: list[str]) -> Config:
-    """The config of `FILE` or `FILE:key=value,...`, with `--config.a.b=value` overrides."""
-    path = Path(spec.partition(":")[0])
+def load_config(spec: str, overrides: Sequence[str] = ()) -> Config:
+    """The config of `FILE` or `FILE:key=value,...`, with `--config.a.b=value` overrides.
+
+    A value is a Python literal (a number, True, a tuple), or else a string. Raises UsageError or ConfigError.
+    """
+    name, colon, argument = spec.partition(":")
+    path = Path(name)
     if not path.is_file():
         raise UsageError(f"--config {path}: there is no such file")
+    try:
+        get_config = runpy.run_path(str(path))["get_config"]
+        values = (get_config(argument) if colon else get_config()).to_dict()
+    except UserError:
+        raise
+    except Exception as error:  # anything may be raised by a config file, which is a program
+        reason = " ".join(str(error).split())
+        raise UsageError(f"--config {spec}: {type(error).__name__}: {reason}") from error
     for override in overrides:
         match = re.fullmatch(r"--config\.([\w.]+)=(.*)", override, re.DOTALL)
         if match is None:
             raise UsageError(f"{override}: write it as --config.section.key=value")
         config.check_key(match[1])
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values)
+        *sections, key = match[1].split(".")
+        functools.reduce(operator.getitem, sections, values)[key] = _literal(match[2])
+    return config.from_dict(values)
+
+
+def _literal(text: str) -> Any:
     try:
-        values(["", f"--config={spec}", *overrides])
-        raw = values["config"].value
-    except UsageError:
-        raise
-    except Exception as error:  # anything may be raised by a config file, which is a program
-        raise UsageError(f"--config {spec}: {type(error).__name__}: {_last_line(error)}") from error
-    return config.parse(raw)
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 def setup_logging() -> None:
@@ -62,8 +77,3 @@ def setup_logging() -> None:
     logger.handlers = [handler]
     logger.setLevel(logging.INFO)
     logger.propagate = False
-
-
-def _last_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[-1].strip() if lines else ""

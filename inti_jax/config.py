@@ -1,6 +1,6 @@
 """The run's configuration: frozen dataclasses, checked once, before any device is touched.
 
-`configs/*.py` start from `defaults()` and return a ConfigDict; `parse` turns it into a `Config`.
+`configs/*.py` start from `defaults()` and return a ConfigDict; `from_dict` turns its values into a `Config`.
 All defaults live here. An unknown key, a wrong type or an impossible combination raises
 `ConfigError`, whose message names the key, the value and what would be valid.
 """
@@ -198,18 +198,8 @@ def check_key(key: str) -> None:
             )
 
 
-def parse(raw: ml_collections.ConfigDict) -> Config:
-    """Checks `raw` and freezes it. Raises ConfigError."""
-    return _validated(raw.to_dict())
-
-
 def to_json(config: Config) -> str:
     return json.dumps(dataclasses.asdict(config), indent=2)
-
-
-def from_dict(values: dict[str, Any]) -> Config:
-    """The Config a run wrote to its config.json. Raises ConfigError."""
-    return _validated(values)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -222,7 +212,8 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not JSON: {error}") from None
 
 
-def _validated(values: dict[str, Any]) -> Config:
+def from_dict(values: dict[str, Any]) -> Config:
+    """Checks `values`, nested as the dataclasses are, and freezes them. Raises ConfigError."""
     try:
         # By way of JSON, where strict types still let a list be a tuple and a dict a dataclass.
         config = pydantic.TypeAdapter(Config).validate_json(json.dumps(values, default=repr))

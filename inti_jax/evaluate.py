@@ -21,7 +21,7 @@ from inti_jax.data.dataset import Source, open_dataset
 from inti_jax.errors import UserError
 from inti_jax.models.video import VideoModel
 from inti_jax.state import Params
-from inti_jax.writers import MetricsWriter, Progress
+from inti_jax.writers import MetricsWriter, Progress, read_metrics
 
 log = logging.getLogger("inti_jax")
 
@@ -154,6 +154,10 @@ def evaluate_checkpoint(settings: Config, workdir: Path) -> None:
     writer.write(step, "val", figures)
     writer.close()
     log.info("step %d: %s", step, summary(figures))
+
+
+def was_evaluated(workdir: Path, step: int) -> bool:
+    return any(record["split"] == "val" and record["step"] == step for record in read_metrics(workdir))
 
 
 def load_params(

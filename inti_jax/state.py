@@ -58,27 +58,39 @@ def parameter_shapes(model: VideoModel) -> dict[str, jax.ShapeDtypeStruct]:
     return flatten(nnx.state(model, nnx.Param))
 
 
-def init_state(
+def abstract_state(
     config: Config, classes: int, transform: optax.GradientTransformation, mesh: jax.sharding.Mesh
 ) -> TrainState:
-    """A random start, made in place: no device ever holds more than its own shard of it."""
+    """The shapes of a run's state, and where on `mesh` each part lives."""
     shapes = parameter_shapes(abstract_model(config, classes))
-    shardings = state_shardings(shapes, transform, mesh)
+    shardings = sharding.parameter_shardings(shapes, mesh)
+    moments = jax.eval_shape(transform.init, shapes)
+    everywhere = sharding.replicated(mesh)
+    return TrainState(
+        step=_placed(jax.ShapeDtypeStruct((), jnp.int32), everywhere),
+        trainable=jax.tree.map(_placed, shapes, shardings),
+        frozen={},
+        opt_state=jax.tree.map(
+            _placed, moments, sharding.like_parameters(transform, moments, shardings, mesh)
+        ),
+    )
+
+
+def init_state(
+    config: Config, classes: int, transform: optax.GradientTransformation, target: TrainState
+) -> TrainState:
+    """A random start, made where `target` says: no device ever holds more than its own part of it."""
 
     def create() -> TrainState:
         trainable = flatten(nnx.state(build_model(config, classes, nnx.Rngs(config.train.seed)), nnx.Param))
         return TrainState(jnp.zeros((), jnp.int32), trainable, {}, transform.init(trainable))
 
-    return jax.jit(create, out_shardings=shardings)()
+    return jax.jit(create, out_shardings=shardings_of(target))()
 
 
-def state_shardings(
-    shapes: dict[str, jax.ShapeDtypeStruct],
-    transform: optax.GradientTransformation,
-    mesh: jax.sharding.Mesh,
-) -> TrainState:
-    """A TrainState of shardings, for parameters of these shapes."""
-    shardings = sharding.parameter_shardings(shapes, mesh)
-    opt_state = jax.eval_shape(transform.init, shapes)
-    moments = sharding.like_parameters(transform, opt_state, shardings, mesh)
-    return TrainState(sharding.replicated(mesh), shardings, {}, moments)
+def shardings_of(target: TrainState) -> TrainState:
+    return jax.tree.map(lambda leaf: leaf.sharding, target)
+
+
+def _placed(shape: jax.ShapeDtypeStruct, where: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where)

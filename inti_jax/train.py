@@ -1,10 +1,11 @@
 """The training step and the loop around it."""
 
+import contextlib
 import functools
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -16,7 +17,7 @@ from jaxtyping import Array
 
 from inti_jax import evaluate, losses, optim, report, run, sharding, state
 from inti_jax.checkpoint import Checkpoints
-from inti_jax.config import Config
+from inti_jax.config import Config, ConfigError
 from inti_jax.data import pipeline
 from inti_jax.data.dataset import VideoDataset, open_dataset
 from inti_jax.data.device import DevicePrefetch
@@ -94,6 +95,25 @@ def train_step(
     return new_state, metrics
 
 
+def compile_step(
+    config: Config,
+    graphdef: nnx.GraphDef[VideoModel],
+    transform: optax.GradientTransformation,
+    target: TrainState,
+    mesh: jax.sharding.Mesh,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The jitted step, which keeps the state where `target` says and uses the old one's memory again."""
+    step = functools.partial(
+        train_step,
+        graphdef=graphdef,
+        transform=transform,
+        smoothing=config.train.label_smoothing,
+        accumulate=config.train.accumulate,
+    )
+    placed = (state.shardings_of(target), sharding.replicated(mesh))
+    return jax.jit(step, donate_argnums=0, out_shardings=placed)
+
+
 # --------------------------------------------------------------------------------------------------
 # The loop.
 
@@ -107,38 +127,33 @@ def train(config: Config, workdir: Path) -> None:
     validation = open_dataset(config.data.name, config.data.data_dir, "val")
     steps = config.train.steps or round(config.train.epochs * len(dataset) / config.train.global_batch)
 
+    if steps < 1:
+        raise ConfigError(
+            f"config: `train.epochs` = {config.train.epochs} of {len(dataset)} videos is not one step of "
+            f"`train.global_batch` = {config.train.global_batch}"
+        )
+
+    model = state.abstract_model(config, len(dataset.labels))
+    graphdef = nnx.graphdef(model)
     transform, schedule = optim.make_optimizer(config.train, steps)
+    target = state.abstract_state(config, len(dataset.labels), transform, mesh)
     record = run.RunRecord(config, run.Dataset.of(dataset))
-    with Checkpoints(run.checkpoint_dir(workdir), keep=config.checkpoint.keep) as checkpoints:
-        if checkpoints.latest_step is not None:
-            record.check_continues(run.RunRecord.read(workdir), workdir)
-        if jax.process_index() == 0:
-            record.write(workdir)
-        model = state.abstract_model(config, len(dataset.labels))
-        graphdef = nnx.graphdef(model)
-        train_state = state.init_state(config, len(dataset.labels), transform, mesh)
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(
+            Checkpoints(run.checkpoint_dir(workdir), keep=config.checkpoint.keep)
+        )
         start = checkpoints.latest_step or 0
         if start:
-            train_state, position = checkpoints.restore(train_state)
+            record.check_continues(run.RunRecord.read(workdir), workdir)
+            train_state, position = checkpoints.restore(target)
             log.info("going on from the checkpoint of step %d", start)
         else:
+            train_state = state.init_state(config, len(dataset.labels), transform, target)
             position = {"next_step": 0}
+        if jax.process_index() == 0:
+            record.write(workdir)
         _describe(config, model, dataset, mesh, steps)
 
-        step_fn = jax.jit(
-            functools.partial(
-                train_step,
-                graphdef=graphdef,
-                transform=transform,
-                smoothing=config.train.label_smoothing,
-                accumulate=config.train.accumulate,
-            ),
-            donate_argnums=0,
-        )
-        forward = evaluate.make_forward(graphdef, mesh)
-        writer = MetricsWriter(workdir, from_step=start)
-        progress = Progress("train", steps, start)
-        monitor = _Monitor(config, dataset, schedule, writer, progress)
         host_batches = pipeline.train_batches(
             dataset,
             config.data,
@@ -149,33 +164,42 @@ def train(config: Config, workdir: Path) -> None:
             process_count=jax.process_count(),
         )
         host_batches.set_state(position)
+        stack.callback(host_batches.close)
         batches = DevicePrefetch(
             host_batches, functools.partial(sharding.place_batch, mesh=mesh), ahead=config.data.prefetch
         )
-        try:
-            for step in range(start + 1, steps + 1):
-                batch = monitor.next_batch(batches)
-                train_state, metrics = step_fn(train_state, batch)
-                # Reads the step before this one, which runs meanwhile.
-                monitor.push(step, metrics, batch["index"])
-                every = config.train.eval_every_steps
-                evaluating = step == steps or (every and step % every == 0)
-                saving = step == steps or step % config.checkpoint.every_steps == 0
-                if evaluating or saving:
-                    monitor.flush()  # what is saved has been seen to be finite
-                if saving:
-                    checkpoints.save(step, train_state, {"next_step": step})
-                if evaluating:
-                    params = {**train_state.trainable, **train_state.frozen}
-                    figures = evaluate.evaluate(forward, params, validation, config.data, config.eval, mesh)
-                    writer.write(step, "val", figures)
-                    log.info("step %d: %s", step, evaluate.summary(figures))
-                    monitor.restart_clock()
-        finally:
-            batches.close()
-            host_batches.close()
-            progress.close()
-            writer.close()
+        stack.callback(batches.close)
+        writer = stack.enter_context(contextlib.closing(MetricsWriter(workdir, from_step=start)))
+        progress = stack.enter_context(contextlib.closing(Progress("train", steps, start)))
+        monitor = _Monitor(config, dataset, schedule, writer, progress)
+        step_fn = compile_step(config, graphdef, transform, target, mesh)
+        forward = evaluate.make_forward(graphdef, mesh)
+
+        def validate(step: int) -> None:
+            params = {**train_state.trainable, **train_state.frozen}
+            figures = evaluate.evaluate(forward, params, validation, config.data, config.eval, mesh)
+            writer.write(step, "val", figures)
+            log.info("step %d: %s", step, evaluate.summary(figures))
+            monitor.restart_clock()
+
+        def evaluation_due(step: int) -> bool:
+            every = config.train.eval_every_steps
+            return step == steps or (every > 0 and step % every == 0)
+
+        if start and evaluation_due(start) and not evaluate.was_evaluated(workdir, start):
+            validate(start)  # the run was stopped between its checkpoint and its evaluation
+        for step in range(start + 1, steps + 1):
+            batch = monitor.next_batch(batches)
+            train_state, metrics = step_fn(train_state, batch)
+            # Reads the step before this one, which runs meanwhile.
+            monitor.push(step, metrics, batch["index"])
+            saving = step == steps or step % config.checkpoint.every_steps == 0
+            if saving or evaluation_due(step):
+                monitor.flush()  # what is saved has been seen to be finite
+            if saving:
+                checkpoints.save(step, train_state, {"next_step": step})
+            if evaluation_due(step):
+                validate(step)
     if jax.process_index() == 0:
         report.write([workdir], workdir, f"{config.data.name}: {workdir.name}", timed=False)
 

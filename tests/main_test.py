@@ -28,7 +28,7 @@ def test_help(module):
         (["--config", f"{CONFIG}:compression=max"], 2, "it should be 'none', 'inti', 'mean'"),
         (["--config", CONFIG, "--config.trian.steps=3"], 2, "unknown key `trian`; did you mean `train`"),
         (["--config", CONFIG, "--config.train.step=3"], 2, "did you mean `steps`"),
-        (["--config", CONFIG, "--config.train.steps=many"], 2, "train.steps=many"),
+        (["--config", CONFIG, "--config.train.steps=many"], 2, "`train.steps` is 'many': it should be"),
         (["--config", CONFIG, "--config.data.num_frames=5"], 2, "should be divisible by 2"),
         (["--config", CONFIG, "--config.model.compression.after=(9,)"], 2, "the depth of tiny"),
         (["--config", CONFIG, "--config.data.data_dir=nowhere"], 1, "inti_jax.prepare motion_digits"),

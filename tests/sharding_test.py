@@ -42,7 +42,8 @@ def test_moments_live_where_their_parameters_do():
     mesh = sharding.make_mesh(Mesh(data=4, fsdp=2))
     settings = tiny()
     transform, _ = optim.make_optimizer(settings.train, 4)
-    train_state = state.init_state(settings, 10, transform, mesh)
+    target = state.abstract_state(settings, 10, transform, mesh)
+    train_state = state.init_state(settings, 10, transform, target)
     moments = [leaf for leaf in jax.tree.leaves(train_state.opt_state) if leaf.ndim > 1]
     sliced = [leaf for leaf in moments if leaf.sharding.spec != PartitionSpec(*[None] * leaf.ndim)]
     assert len(moments) == 2 * sum(leaf.ndim > 1 for leaf in train_state.trainable.values())

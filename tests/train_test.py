@@ -1,6 +1,5 @@
 """The step and the loop: what one update is, and what survives faults."""
 
-import functools
 import json
 import os
 import re
@@ -38,17 +37,14 @@ def make_batch(mesh, bad=()):
     return sharding.place_batch(rows, mesh)
 
 
-def run_steps(mesh, batch, steps=2, accumulate=1, **changes):
+def run_steps(mesh, batch, steps=2, **changes):
     """The figures of each step, and the state after the last."""
-    settings = tiny(**INTI, train__warmup_fraction=0.0, **changes)
+    settings = tiny(**INTI, train__warmup_fraction=0.0, train__label_smoothing=0.1, **changes)
     transform, _ = optim.make_optimizer(settings.train, 10)
     graphdef = nnx.graphdef(state.abstract_model(settings, 10))
-    train_state = state.init_state(settings, 10, transform, mesh)
-    step_fn = jax.jit(
-        functools.partial(
-            train.train_step, graphdef=graphdef, transform=transform, smoothing=0.1, accumulate=accumulate
-        )
-    )
+    target = state.abstract_state(settings, 10, transform, mesh)
+    train_state = state.init_state(settings, 10, transform, target)
+    step_fn = train.compile_step(settings, graphdef, transform, target, mesh)
     figures = []
     for _ in range(steps):
         train_state, metrics = step_fn(train_state, batch)
@@ -83,7 +79,7 @@ def test_every_mesh_takes_the_same_step(sizes, one_device):
 @pytest.mark.parametrize("accumulate", [2, 4])
 def test_accumulation_is_the_same_update(accumulate, one_device):
     mesh = sharding.make_mesh(Mesh(data=2), jax.devices()[:2])
-    figures, _ = run_steps(mesh, make_batch(mesh), accumulate=accumulate)
+    figures, _ = run_steps(mesh, make_batch(mesh), train__accumulate=accumulate)
     for got, wanted in zip(figures, one_device[0], strict=True):
         assert got["loss"] == pytest.approx(wanted["loss"], abs=1e-5)
         assert got["top1"] == pytest.approx(wanted["top1"])
@@ -150,6 +146,20 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(motion_data
     assert len(fault["ids"]) == 8 and all(name.startswith("train-00") for name in fault["ids"])
     with Checkpoints.reading(tmp_path) as checkpoints:
         assert checkpoints.latest_step is None  # nothing that is not finite was saved
+
+
+def test_an_evaluation_that_a_kill_prevented_is_made_up_for(motion_data, tmp_path):
+    settings = tiny(motion_data)
+    train.train(settings, tmp_path)
+    whole = read_metrics(tmp_path)
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(line for line in path.open() if '"val"' not in line))
+    train.train(settings, tmp_path)
+    again = read_metrics(tmp_path)
+    assert [(r["step"], r["split"]) for r in again] == [(r["step"], r["split"]) for r in whole]
+    assert again[-1]["top1"] == whole[-1]["top1"]
+    train.train(settings, tmp_path)  # and a finished run stays as it is
+    assert read_metrics(tmp_path) == again
 
 
 # The main job, as processes that are killed.

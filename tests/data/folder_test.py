@@ -134,6 +134,21 @@ def test_bad_files_are_listed_and_left_out(source, tmp_path, monkeypatch, capsys
     assert not any("juggling/e" in listed.id for listed in split.videos) and split.count == 8
 
 
+@pytest.mark.parametrize("bad", [(0,), (3,), (4,), (0, 1, 3, 4)])
+def test_a_split_is_complete_wherever_its_bad_files_are(bad, tmp_path, monkeypatch):
+    rows = ["path,label,split"]
+    for index in range(5):
+        (tmp_path / f"{index}.mp4").write_bytes(b"" if index in bad else _video(index))
+        rows.append(f"{index}.mp4,a,train")
+    table = tmp_path / "videos.csv"
+    table.write_text("\n".join(rows))
+    assert _prepare(monkeypatch, "folder", "--source", table, "--data_dir", tmp_path / "data") == 0
+    opened, _ = _read("folder", tmp_path / "data", "train")
+    assert list(opened.ids) == [f"{index}.mp4" for index in range(5) if index not in bad]
+    rejected = manifest.read(opened.directory).splits["train"].rejected
+    assert [entry.source for entry in rejected] == [f"{index}.mp4" for index in bad]
+
+
 def test_shards_keep_the_order_even_where_one_is_empty(source, tmp_path, monkeypatch):
     monkeypatch.setattr(video, "_SHARD_BYTES", 1)  # a shard for each file
     (source / "archery" / "1.mp4").write_bytes(b"damaged")

@@ -122,21 +122,23 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type
         for clip, checked in zip(clips, _progress(self._checked(clips), len(clips), split), strict=True):
             if isinstance(checked, decode.DecodeError):
                 rejected.append(manifest.Rejected(clip.id, str(checked)))
-                if len(rejected) == len(clips):
+                example = None
+            else:
+                video, info, sha256 = checked
+                facts = {"frames": info.frames, "fps": info.fps, "height": info.height, "width": info.width}
+                videos.append(
+                    manifest.Video(id=clip.id, label=clip.label, bytes=len(video), sha256=sha256, **facts)
+                )
+                example = len(videos), {"video": video, "id": clip.id, "label": clip.label, **facts}
+            # Noted with the last clip: nothing asks for what comes after it.
+            if len(videos) + len(rejected) == len(clips):
+                if not videos:
                     raise UserError(
                         f"no video of `{split}` can be decoded; the first, {rejected[0].source}: "
                         f"{rejected[0].reason}"
                     )
-                yield None
-                continue
-            video, info, sha256 = checked
-            facts = {"frames": info.frames, "fps": info.fps, "height": info.height, "width": info.width}
-            videos.append(
-                manifest.Video(id=clip.id, label=clip.label, bytes=len(video), sha256=sha256, **facts)
-            )
-            if len(videos) + len(rejected) == len(clips):
                 self._splits[split] = manifest.Split.of(videos, rejected)
-            yield len(videos), {"video": video, "id": clip.id, "label": clip.label, **facts}
+            yield example
 
     def _checked(self, clips: Sequence[Clip]) -> Iterator[_Checked]:
         """Each clip's video, facts and hash, or why it is rejected; in order, a few ahead at a time."""
