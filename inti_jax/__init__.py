@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from inti_jax.classifier import load as load
+    from inti_jax.pretrained.api import load_clip as load_clip
 
-__all__ = ["load"]
+__all__ = ["load", "load_clip"]
 
 
 def __getattr__(name: str) -> Any:
@@ -14,4 +15,8 @@ def __getattr__(name: str) -> Any:
         from inti_jax.classifier import load
 
         return load
+    if name == "load_clip":
+        from inti_jax.pretrained.api import load_clip
+
+        return load_clip
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,8 +14,8 @@ compile() {
 }
 compile --output-file requirements.txt
 compile --extra dev --constraint requirements.txt --output-file requirements-dev.txt
-# A build tag such as +cpu names one machine's file; the version alone is found everywhere.
-sed -i -E 's/^([a-z0-9-]+==[0-9.]+)\+[a-z0-9]+$/\1/' requirements-dev.txt
 for lock in requirements.txt requirements-dev.txt; do
-  sed -i '1i # Complete lock of the ranges in pyproject.toml; ./launch/lock.sh writes it.' "$lock"
+  # A build tag such as +cpu names one machine's file; the version alone is found everywhere.
+  pins=$(sed -nE 's/^([a-z0-9_.-]+==[0-9a-z.]+)(\+[a-z0-9.]+)?$/\1/p' "$lock" | sort)
+  printf '%s\n' '# Complete lock of the ranges in pyproject.toml; ./launch/lock.sh writes it.' "$pins" > "$lock"
 done

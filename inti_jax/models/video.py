@@ -1,5 +1,6 @@
 """The video model: a CLIP image tower over frames, with layers between its blocks that halve them."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -10,20 +11,21 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 
-from inti_jax.config import BACKBONES, Model
+from inti_jax.config import Model
+from inti_jax.models.backbone import BACKBONES, Backbone
 from inti_jax.models.compressors import Compressor, build_compressor
+from inti_jax.models.heads import LinearHead, TextHead
 from inti_jax.models.vit import Block, ImageTower
 
-# Of OpenAI's CLIP, for pixels in [0, 1].
-CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
-CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
-
-def normalize(pixels: UInt8[Array, "*b H W 3"], dtype: DTypeLike) -> Float[Array, "*b H W 3"]:
-    """Pixels to the scale CLIP was trained with. Done on the device: uint8 is a quarter of the transfer."""
-    scale, shift = 1 / (255 * CLIP_STD), -CLIP_MEAN / CLIP_STD
+def normalize(
+    pixels: UInt8[Array, "*b H W 3"], backbone: Backbone, dtype: DTypeLike
+) -> Float[Array, "*b H W 3"]:
+    """Pixels to the scale the backbone knows. Done on the device: uint8 is a quarter of the transfer."""
+    mean, std = np.asarray(backbone.mean, np.float32), np.asarray(backbone.std, np.float32)
     shape = (1,) * (pixels.ndim - 1) + (3,)
-    return (pixels.astype(jnp.float32) * scale.reshape(shape) + shift.reshape(shape)).astype(dtype)
+    scale, shift = (1 / (255 * std)).reshape(shape), (-mean / std).reshape(shape)
+    return (pixels.astype(jnp.float32) * scale + shift).astype(dtype)
 
 
 class VideoModel(nnx.Module):
@@ -32,18 +34,34 @@ class VideoModel(nnx.Module):
     A stage is the run of blocks that share one T; a compressor ends each stage but the last.
     """
 
-    def __init__(self, config: Model, classes: int, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
-        size = BACKBONES[config.backbone]
-        self.tower = ImageTower(size, dtype=dtype, rngs=rngs)
+    def __init__(
+        self,
+        config: Model,
+        classes: int,
+        *,
+        resolution: int | None = None,
+        backbone: Backbone | None = None,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """`resolution`, in pixels a side, defaults to the backbone's own; `backbone` to OpenAI's facts."""
+        named = BACKBONES[config.backbone]
+        size = dataclasses.replace(named, resolution=resolution or named.resolution)
+        self.backbone = backbone or Backbone()
+        self.tower = ImageTower(size, numerics=self.backbone.numerics, dtype=dtype, rngs=rngs)
         self.compressors = nnx.List(
             [
                 build_compressor(config.compression, size.width, self.tower.grid, dtype=dtype, rngs=rngs)
                 for _ in config.compression.after
             ]
         )
-        self.head = nnx.Linear(
-            size.width, classes, kernel_init=nnx.initializers.normal(0.02), dtype=jnp.float32, rngs=rngs
-        )
+        self.head: LinearHead | TextHead
+        if config.head.init == "random":
+            self.head = LinearHead(size.width, classes, rngs=rngs)
+        elif self.backbone.embed is None:
+            raise ValueError("a head that starts from class names needs a backbone with a text space")
+        else:
+            self.head = TextHead(size.width, self.backbone.embed, classes, rngs=rngs)
         self.size = size
         self.after = config.compression.after
         self.remat = config.remat
@@ -55,7 +73,8 @@ class VideoModel(nnx.Module):
     def features(self, video: UInt8[Array, "B T H W 3"]) -> Float[Array, "B D"]:
         """The mean over the last stage's frames of their normalised class tokens, in float32."""
         batch = video.shape[0]
-        x = self.tower.embed(normalize(rearrange(video, "b t h w c -> (b t) h w c"), self.dtype))
+        frames = rearrange(video, "b t h w c -> (b t) h w c")
+        x = self.tower.embed(normalize(frames, self.backbone, self.dtype))
         for blocks, compressor in self._stages():
             for block in blocks:
                 x = jax.checkpoint(block)(x) if self.remat else block(x)
@@ -77,7 +96,7 @@ class VideoModel(nnx.Module):
             if compressor is not None:
                 total += compressor.macs(frames)
                 frames //= 2
-        return total + self.head.in_features * self.head.out_features
+        return total + self.head.macs()
 
     def _stages(self) -> list[tuple[list[Block], Compressor | None]]:
         """The blocks of each stage and the compressor that ends it."""

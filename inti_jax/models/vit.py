@@ -5,11 +5,9 @@ LayerNorm epsilon are a checkpoint's own; the defaults are OpenAI's, QuickGELU a
 Blocks see `[B*T, N, D]`; N counts the class token, which is token 0.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +16,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from inti_jax.config import BackboneSize
+from inti_jax.models.backbone import OPENAI, BackboneSize, Numerics
 
 _PROJECTION_INIT = nnx.initializers.lecun_normal()
 
@@ -32,17 +30,6 @@ _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "quick_gelu": quick_gelu,
     "gelu": partial(jax.nn.gelu, approximate=False),
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Numerics:
-    """What a checkpoint was trained with and the shapes of its weights do not tell."""
-
-    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"  # `gelu` is the exact one, with erf
-    eps: float = 1e-5  # of every LayerNorm
-
-
-OPENAI = Numerics()
 
 
 class LayerNorm(nnx.LayerNorm):

@@ -5,6 +5,7 @@ import pytest
 from flax import nnx
 
 from inti_jax.config import Compression, Model
+from inti_jax.models.backbone import Backbone
 from inti_jax.models.video import VideoModel, normalize
 
 
@@ -29,7 +30,7 @@ def test_normalize_is_clips_scale():
     mean = np.array([0.48145466, 0.4578275, 0.40821073])
     std = np.array([0.26862954, 0.26130258, 0.27577711])
     expected = (np.array([[[0, 128, 255]]]) / 255 - mean) / std
-    np.testing.assert_allclose(normalize(pixels, jnp.float32), expected, rtol=1e-5)
+    np.testing.assert_allclose(normalize(pixels, Backbone(), jnp.float32), expected, rtol=1e-5)
 
 
 def test_without_compression_the_order_of_frames_does_not_matter():
@@ -40,7 +41,7 @@ def test_without_compression_the_order_of_frames_does_not_matter():
 def test_equal_frames_give_the_feature_of_the_image():
     model = make_model()
     image = make_video(frames=1)
-    feature = model.tower(normalize(image[:, 0], jnp.float32))
+    feature = model.tower(normalize(image[:, 0], Backbone(), jnp.float32))
     repeated = model.features(jnp.repeat(image, 4, axis=1))
     assert np.linalg.norm(repeated - feature) < 1e-6 * np.linalg.norm(feature)
 

@@ -1,0 +1,174 @@
+"""CLIP weights in and out: `python -m inti_jax.convert SRC --out F.safetensors`."""
+
+import argparse
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from inti_jax import cli
+from inti_jax.errors import UsageError, UserError, run_command
+
+if TYPE_CHECKING:
+    from inti_jax.pretrained.file import Description
+
+# Of a stage's norm. Two float32 implementations of CLIP differ by a hundredth of it, and a wrong
+# activation, epsilon or layout by far more.
+_TOLERANCE = 1e-4
+
+_EXAMPLES = """examples:
+  python -m inti_jax.convert ViT-B-16.pt --out b16.safetensors --vocab bpe_simple_vocab_16e6.txt.gz
+  python -m inti_jax.convert clip-vit-base-patch16/ --out b16.safetensors
+  python -m inti_jax.convert --verify b16.safetensors --against clip-vit-base-patch16/
+  python -m inti_jax.convert b16.safetensors --to huggingface --out my-clip/
+  python -m inti_jax.convert runs/mine --to openai --out tower.safetensors
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m inti_jax.convert",
+        description="Converts CLIP weights of OpenAI, open_clip or Hugging Face (.pt, .bin, .safetensors or "
+        "a directory) to the project's file, gives them back, or verifies a file against its source.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", nargs="?", type=Path, metavar="SRC", help="what to convert")
+    parser.add_argument(
+        "--out", type=Path, metavar="F", help="the file to write; with --to huggingface, a directory"
+    )
+    parser.add_argument(
+        "--to",
+        choices=("openai", "huggingface"),
+        help="give SRC back under these names: a file of ours, or the image tower of a run's directory",
+    )
+    parser.add_argument(
+        "--activation",
+        choices=("quick_gelu", "gelu"),
+        help="of weights that do not say it: quick_gelu for OpenAI's, gelu for most others",
+    )
+    parser.add_argument(
+        "--head_size",
+        type=int,
+        metavar="N",
+        help="width of an attention head, where weights do not say it (64)",
+    )
+    parser.add_argument(
+        "--vocab",
+        type=Path,
+        metavar="FILE",
+        help="the text tower's vocabulary: bpe_simple_vocab_16e6.txt.gz, tokenizer.json, vocab.json, or a "
+        "directory with one (default: the one beside SRC, if any)",
+    )
+    parser.add_argument("--verify", type=Path, metavar="F", help="compare this file of ours ...")
+    parser.add_argument("--against", type=Path, metavar="SRC", help="... with what it was made from")
+    arguments = parser.parse_args()
+    cli.setup_logging()
+
+    if (arguments.verify is None) != (arguments.against is None):
+        raise UsageError("--verify F and --against SRC go together")
+    if arguments.verify is not None:
+        if arguments.source is not None or arguments.out is not None or arguments.to is not None:
+            raise UsageError("--verify takes --against SRC and nothing else")
+        _verify(arguments.verify, arguments.against)
+        return
+    if arguments.source is None or arguments.out is None:
+        raise UsageError("name what to convert and where to: SRC --out F; see --help")
+    if arguments.head_size is not None and arguments.head_size < 1:
+        raise UsageError(f"--head_size is {arguments.head_size}: it should be at least 1")
+    if not arguments.out.absolute().parent.is_dir():
+        raise UsageError(f"--out {arguments.out}: there is no directory {arguments.out.absolute().parent}")
+    if arguments.to is not None:
+        if arguments.activation or arguments.head_size or arguments.vocab:
+            raise UsageError("--to takes SRC and --out alone: the file says the rest")
+        _give_back(arguments.source, arguments.out, arguments.to)
+    else:
+        _convert(arguments)
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    # Imported late, here and below: --help and a wrong argument should not wait for JAX.
+    from inti_jax.pretrained import architecture, clip, file, sources
+
+    start = time.monotonic()
+    if arguments.out.suffix != ".safetensors" or arguments.out.is_dir():
+        raise UsageError(f"--out {arguments.out}: the file's name should end in .safetensors")
+    source = sources.read(arguments.source)
+    if arguments.out.exists() and arguments.out.samefile(arguments.source):
+        raise UsageError(f"--out {arguments.out} is SRC itself")
+    matched = clip.match(arguments.source, source.arrays)
+    description = architecture.describe(
+        source,
+        matched,
+        activation=arguments.activation,
+        head_size=arguments.head_size,
+        vocabulary=arguments.vocab,
+    )
+    arrays = clip.fill(matched, file.parameter_shapes(description.architecture))
+    digest = file.write(arguments.out, arrays, description)
+
+    mapped = sum(len(parts) for parts in matched.parts.values())
+    print(f"source      {arguments.source}: {matched.naming.name} naming, {mapped} keys mapped")
+    print(f"dropped     {', '.join(sorted(matched.dropped)) or 'nothing'}")
+    _print_description(description)
+    print(f"parameters  {_counts({name: array.shape for name, array in arrays.items()})}")
+    print(f"hash        {digest}")
+    print(f"wrote       {arguments.out} ({arguments.out.stat().st_size / 1e6:.1f} MB) ", end="")
+    print(f"in {time.monotonic() - start:.1f} s")
+
+
+def _give_back(source: Path, out: Path, naming: str) -> None:
+    from inti_jax.pretrained import export
+    from inti_jax.pretrained.file import ClipFile
+
+    start = time.monotonic()
+    if source.is_dir():
+        arrays, description, left = export.read_run(source)
+        print(f"left out    {', '.join(left)}")
+        written = export.export(arrays, description, naming, out)
+    else:
+        file = ClipFile(source)
+        description = file.description
+        written = export.export(file, description, naming, out)
+    _print_description(description)
+    print(f"wrote       {out}: {naming} naming, {written} keys, in {time.monotonic() - start:.1f} s")
+
+
+def _verify(path: Path, against: Path) -> None:
+    from inti_jax.pretrained import verify
+
+    differences = verify.compare(path, against)
+    print(f"{'stage':<18}{'largest':>12}{'relative':>12}")
+    for found in differences:
+        print(f"{found.stage:<18}{found.largest:>12.2e}{found.relative:>12.2e}")
+    # Also where a difference is not a number.
+    wrong = [found.stage for found in differences if not found.relative <= _TOLERANCE]
+    if wrong:
+        raise UserError(f"{path} differs from {against}, first at the stage: {wrong[0]}")
+
+
+def _print_description(description: "Description") -> None:
+    found = description.architecture
+    image, text = found.image, found.text
+    print(
+        f"image       width {image.width}, {image.layers} layers, {image.heads} heads, patch {image.patch}, "
+        f"resolution {image.resolution}"
+    )
+    if text is not None:
+        vocabulary = "with its vocabulary" if description.vocabulary else "no vocabulary: see --vocab"
+        print(
+            f"text        width {text.width}, {text.layers} layers, {text.heads} heads, "
+            f"{text.vocabulary} tokens, context {text.context}, {vocabulary}"
+        )
+    print(f"features    {'the tower' if found.embed is None else found.embed}")
+    print(f"numerics    {found.numerics.activation}, LayerNorm epsilon {found.numerics.eps:g}")
+
+
+def _counts(shapes: dict[str, tuple[int, ...]]) -> str:
+    total = sum(math.prod(shape) for shape in shapes.values())
+    image = sum(math.prod(shape) for name, shape in shapes.items() if name.startswith("tower."))
+    return f"{total:,}, of which {image:,} in the image tower"
+
+
+if __name__ == "__main__":
+    run_command(main)

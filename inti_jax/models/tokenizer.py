@@ -1,0 +1,144 @@
+"""CLIP's byte-pair tokenizer, run by the `tokenizers` library on the vocabulary of the checkpoint.
+
+A vocabulary is read from what checkpoints come with: a Hugging Face directory, `tokenizer.json`,
+`vocab.json` with `merges.txt`, or OpenAI's `bpe_simple_vocab_16e6.txt.gz`.
+"""
+
+import dataclasses
+import gzip
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from jaxtyping import Int
+from tokenizers import models, normalizers, pre_tokenizers, processors
+
+from inti_jax.errors import UserError
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+_WORD_END = "</w>"
+
+# The words that are encoded apart: contractions, runs of letters, single digits, runs of anything else.
+_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    """`tokens[i]` is token i; `merges` are pairs joined by a space, those to be made first in front."""
+
+    tokens: tuple[str, ...]
+    merges: tuple[str, ...]
+
+    def to_json(self) -> str:
+        return json.dumps({"tokens": self.tokens, "merges": self.merges}, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Vocabulary":
+        values = json.loads(text)
+        return cls(tuple(values["tokens"]), tuple(values["merges"]))
+
+
+class Tokenizer:
+    """Texts to token ids: lower case, white space collapsed, `START` and `END` around each text."""
+
+    def __init__(self, vocabulary: Vocabulary, context: int):
+        ids = {token: index for index, token in enumerate(vocabulary.tokens)}
+        merges = [(first, second) for first, _, second in (m.partition(" ") for m in vocabulary.merges)]
+        self._tokenizer = tokenizers.Tokenizer(
+            models.BPE(vocab=ids, merges=merges, end_of_word_suffix=_WORD_END, unk_token=END)
+        )
+        self._tokenizer.normalizer = normalizers.Sequence(
+            [normalizers.NFC(), normalizers.Replace(tokenizers.Regex(r"\s+"), " "), normalizers.Lowercase()]
+        )
+        self._tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(tokenizers.Regex(_WORDS), behavior="removed", invert=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False),
+            ]
+        )
+        self._tokenizer.add_special_tokens([START, END])
+        self._tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{START} $A {END}", special_tokens=[(START, ids[START]), (END, ids[END])]
+        )
+        # What follows the end token is not seen by it: filling up with 0, as OpenAI does, gives the same.
+        self._tokenizer.enable_padding(length=context, pad_id=ids[END], pad_token=END)
+        self._tokenizer.enable_truncation(context)
+
+    def __call__(self, texts: Sequence[str]) -> Int[np.ndarray, "B L"]:
+        """Token ids, `context` for each text; a longer one is cut and keeps its end token."""
+        encoded = self._tokenizer.encode_batch(list(texts))
+        return np.array([encoding.ids for encoding in encoded], np.int32)
+
+
+def find_vocabulary(directory: Path) -> Path | None:
+    """The file in `directory` that `read_vocabulary` can read."""
+    names = ("tokenizer.json", "vocab.json", "bpe_simple_vocab_16e6.txt.gz", "bpe_simple_vocab_16e6.txt")
+    return next((directory / name for name in names if (directory / name).is_file()), None)
+
+
+def read_vocabulary(path: Path, size: int) -> Vocabulary:
+    """The vocabulary in `path`, for a model with `size` tokens. Raises UserError where it does not fit."""
+    if path.is_dir():
+        found = find_vocabulary(path)
+        if found is None:
+            raise UserError(f"{path} holds no vocabulary: neither tokenizer.json nor vocab.json")
+        path = found
+    try:
+        if path.suffix == ".json":
+            ids, merges = _read_json(path)
+        else:
+            ids, merges = _read_merges(path, size)
+    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is no CLIP vocabulary: {type(error).__name__}: {error}") from None
+    tokens = sorted(ids, key=lambda token: ids[token])
+    if [ids[token] for token in tokens] != list(range(len(tokens))):
+        raise UserError(f"{path} has token ids with gaps or repetitions")
+    if not {START, END} <= ids.keys():
+        raise UserError(f"{path} is no CLIP vocabulary: it has no {START} or no {END}")
+    if len(tokens) != size:
+        raise UserError(f"{path} has {len(tokens)} tokens, but the text tower has {size}")
+    return Vocabulary(tuple(tokens), tuple(merges))
+
+
+def _read_json(path: Path) -> tuple[dict[str, int], list[str]]:
+    values = json.loads(path.read_text(encoding="utf-8"))
+    if "model" in values:
+        merges = values["model"]["merges"]
+        added = {token["content"]: token["id"] for token in values.get("added_tokens", [])}
+        ids = {**values["model"]["vocab"], **added}
+    else:
+        merges = _merge_lines((path.parent / "merges.txt").read_text(encoding="utf-8"))
+        ids = values
+    return ids, [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
+
+
+def _read_merges(path: Path, size: int) -> tuple[dict[str, int], list[str]]:
+    """OpenAI's file, which holds more merges than the model has tokens for; the ids follow from it."""
+    contents = path.read_bytes()
+    if contents[:2] == b"\x1f\x8b":
+        contents = gzip.decompress(contents)
+    letters = [*_BYTE_LETTERS, *(letter + _WORD_END for letter in _BYTE_LETTERS)]
+    merges = _merge_lines(contents.decode("utf-8"))[: max(size - len(letters) - 2, 0)]
+    tokens = [*letters, *(merge.replace(" ", "") for merge in merges), START, END]
+    return {token: index for index, token in enumerate(tokens)}, merges
+
+
+def _merge_lines(text: str) -> list[str]:
+    lines = [line for line in text.split("\n") if line and not line.startswith("#version")]
+    # OpenAI's first line is a comment with quotes about it.
+    lines = [line for line in lines if not line.startswith('"bpe_simple_vocab')]
+    if not all(line.count(" ") == 1 for line in lines):
+        raise ValueError("a line that is not a pair")
+    return lines
+
+
+def _byte_letters() -> Mapping[int, str]:
+    """The letter that stands for each byte: itself where it can be seen, else one from 256 on."""
+    seen = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    hidden = [byte for byte in range(256) if byte not in seen]
+    return {byte: chr(byte) for byte in seen} | {byte: chr(256 + n) for n, byte in enumerate(hidden)}
+
+
+_BYTE_LETTERS = tuple(_byte_letters().values())

@@ -1,0 +1,95 @@
+"""A converted CLIP as functions from images and texts to features: `inti_jax.load_clip(FILE)`."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Shaped
+
+from inti_jax.errors import UserError
+from inti_jax.models.tokenizer import Tokenizer
+from inti_jax.pretrained.file import ClipFile, build
+
+_TEXTS_AT_ONCE = 256
+
+
+class ClipModel:
+    """A CLIP in float32 on one device, with the pixel statistics and the vocabulary of its file."""
+
+    def __init__(self, file: ClipFile):
+        self.description = file.description
+        architecture = file.description.architecture
+        self._params = {path: jnp.asarray(array.read()) for path, array in file.items()}
+        self._tokenizer = None
+        if architecture.text is not None and file.description.vocabulary is not None:
+            self._tokenizer = Tokenizer(file.description.vocabulary, architecture.text.context)
+        self._image = _jit(lambda params, images: build(architecture, params).encode_image(images))
+        self._text = _jit(lambda params, tokens: build(architecture, params).encode_text(tokens))
+        self._path = file.path
+
+    @property
+    def projection(self) -> Float[np.ndarray, "D E"]:
+        """From the image tower's feature to the space of texts. Raises UserError where there is none."""
+        if "projection.kernel" not in self._params:
+            raise UserError(f"{self._path} has no projection to the space of texts")
+        return np.asarray(self._params["projection.kernel"])
+
+    @property
+    def logit_scale(self) -> float:
+        """What CLIP multiplies cosines with. Raises UserError where there is no text tower."""
+        self._require_text()
+        return float(np.exp(self._params["logit_scale"]))
+
+    def encode_image(self, images: Shaped[np.ndarray, "*B H W 3"]) -> Float[np.ndarray, "B E"]:
+        """Features, not L2-normalised, of RGB images at the model's resolution.
+
+        uint8 is pixels; floats are taken as already normalised. Of a file without a projection, the
+        feature of the tower. Raises UserError for another shape or type.
+        """
+        side = self.description.architecture.image.resolution
+        images = np.asarray(images)
+        if images.ndim != 4 or images.shape[1:] != (side, side, 3):
+            raise UserError(f"images are [B, {side}, {side}, 3] for this model, not {list(images.shape)}")
+        if images.dtype == np.uint8:
+            mean, std = np.array(self.description.mean), np.array(self.description.std)
+            images = images * (1 / (255 * std)).astype(np.float32) - (mean / std).astype(np.float32)
+        elif not jnp.issubdtype(images.dtype, jnp.floating):
+            raise UserError(f"images are uint8, or floats that are normalised already, not {images.dtype}")
+        return np.asarray(self._image(self._params, images.astype(np.float32)))
+
+    def encode_text(self, texts: Sequence[str]) -> Float[np.ndarray, "B E"]:
+        """Features, not L2-normalised, of texts; longer ones than the model's context are cut.
+
+        Raises UserError where the file has no text tower or no vocabulary.
+        """
+        self._require_text()
+        if isinstance(texts, str):
+            raise UserError("encode_text takes a list of texts, not one text")
+        if self._tokenizer is None:
+            raise UserError(f"{self._path} holds no vocabulary: convert it again with --vocab FILE")
+        tokens = self._tokenizer(texts)
+        parts = [tokens[i : i + _TEXTS_AT_ONCE] for i in range(0, max(len(tokens), 1), _TEXTS_AT_ONCE)]
+        return np.concatenate([np.asarray(self._text(self._params, part)) for part in parts])
+
+    def _require_text(self) -> None:
+        if self.description.architecture.text is None:
+            raise UserError(f"{self._path} has no text tower: convert a whole CLIP")
+
+
+def _jit(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """Compiled, with matrix products in float32 also where a platform's own are coarser (TPU, GPU)."""
+
+    @jax.jit
+    def compiled(*arguments: Any) -> jax.Array:
+        with jax.default_matmul_precision("highest"):
+            return function(*arguments)
+
+    return compiled
+
+
+def load_clip(path: str | Path) -> ClipModel:
+    """The CLIP in a file that `python -m inti_jax.convert` wrote. Raises UserError."""
+    return ClipModel(ClipFile(path))

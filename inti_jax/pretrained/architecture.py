@@ -1,0 +1,218 @@
+"""What a checkpoint is: its architecture and settings, from its shapes and the files beside it."""
+
+import logging
+from pathlib import Path
+from typing import Any, Literal
+
+from inti_jax.errors import UsageError, UserError
+from inti_jax.models.backbone import CLIP_MEAN, CLIP_STD, BackboneSize, Numerics
+from inti_jax.models.clip import Architecture
+from inti_jax.models.text import TextSize
+from inti_jax.models.tokenizer import Vocabulary, find_vocabulary, read_vocabulary
+from inti_jax.pretrained.clip import OPENAI, Matched
+from inti_jax.pretrained.file import Description
+from inti_jax.pretrained.sources import Checkpoint
+
+log = logging.getLogger("inti_jax")
+
+Activation = Literal["quick_gelu", "gelu"]
+
+# open_clip's models whose heads are not 64 wide (its ViT-H-14, ViT-g-14 and ViT-bigG-14), by width.
+_HEAD_SIZES = {1280: 80, 1408: 88, 1664: 104}
+
+# What open_clip's models may set without computing anything else than CLIP.
+_OPEN_CLIP_KEYS = {
+    "vision_cfg": {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio", "patch_dropout"},
+    "text_cfg": {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"},
+}
+
+
+def describe(
+    source: Checkpoint,
+    matched: Matched,
+    *,
+    activation: Activation | None = None,
+    head_size: int | None = None,
+    vocabulary: Path | None = None,
+) -> Description:
+    """The description that `source` gets in the project's file.
+
+    The arguments say what a bare weight file cannot; what the source says itself must agree with them.
+    Raises UserError, and UsageError where such an argument is needed.
+    """
+    if matched.naming is OPENAI:
+        architecture = _from_shapes(source, matched, activation, head_size)
+        preprocess = (source.open_clip_config or {}).get("preprocess_cfg", {})
+        mean, std = preprocess.get("mean"), preprocess.get("std")
+    else:
+        architecture = _from_hf(source, matched, activation)
+        preprocess = source.preprocessor or {}
+        mean, std = preprocess.get("image_mean"), preprocess.get("image_std")
+    return Description(
+        architecture,
+        _channels(mean, CLIP_MEAN, source.path),
+        _channels(std, CLIP_STD, source.path),
+        _vocabulary(source, architecture, vocabulary),
+    )
+
+
+def _from_shapes(
+    source: Checkpoint, matched: Matched, activation: Activation | None, head_size: int | None
+) -> Architecture:
+    """Of OpenAI's naming: sizes from the shapes, the rest from open_clip's config or the arguments."""
+    config = (source.open_clip_config or {}).get("model_cfg", {})
+    vision, text_config = config.get("vision_cfg", {}), config.get("text_cfg", {})
+    for section, known in _OPEN_CLIP_KEYS.items():
+        strange = {key for key, value in config.get(section, {}).items() if value} - known
+        if strange:
+            raise UserError(
+                f"{source.path}: open_clip_config.json sets {section}.{min(strange)}, "
+                "which makes it another model than CLIP's"
+            )
+    width = _size(matched, "tower.class_embedding", 0)
+    per_head = vision.get("head_width") or head_size or _HEAD_SIZES.get(width, 64)
+    if head_size not in (None, per_head):
+        raise UsageError(f"--head_size is {head_size}, but open_clip_config.json says {per_head}")
+    positions = _size(matched, "tower.positional_embedding", 0) - 1
+    patch, side = _size(matched, "tower.patch_embed.kernel", 2), round(max(positions, 0) ** 0.5)
+    if side**2 != positions:
+        raise UserError(f"{source.path}: {positions} positions are not a square grid")
+    image = BackboneSize(
+        width, _depth(matched, "tower"), _heads(width, per_head, source.path), patch, side * patch
+    )
+    embed = _size(matched, "projection.kernel", 1) if "projection.kernel" in matched.parts else None
+    text = None
+    if _has_text(matched):
+        embed = _size(matched, "text.projection.kernel", 1)
+        text_width = _size(matched, "text.ln_final.scale", 0)
+        tokens = _size(matched, "text.token_embedding.embedding", 0)
+        text = TextSize(
+            text_width,
+            _depth(matched, "text"),
+            text_config.get("heads") or _heads(text_width, head_size or 64, source.path),
+            tokens,
+            _size(matched, "text.positional_embedding", 0),
+            tokens - 1,
+        )
+    return Architecture(image, embed, text, Numerics(_openai_activation(source, matched, activation)))
+
+
+def _openai_activation(source: Checkpoint, matched: Matched, given: Activation | None) -> Activation:
+    """OpenAI's own models have QuickGELU; open_clip's have either, and say so in their config alone."""
+    said: Activation | None = None
+    if source.open_clip_config is not None:
+        quick = source.open_clip_config.get("model_cfg", {}).get("quick_gelu", False)
+        said = "quick_gelu" if quick else "gelu"
+    elif source.torchscript or "input_resolution" in matched.dropped:
+        said = "quick_gelu"
+    if given is not None and said not in (None, given):
+        raise UsageError(f"--activation is {given}, but {source.path} is a model with {said}")
+    if given is None and said is None:
+        log.warning(
+            "%s does not say its activation, taken to be quick_gelu, as OpenAI's is; most other models of "
+            "open_clip, such as LAION's, need --activation gelu",
+            source.path,
+        )
+    return given or said or "quick_gelu"
+
+
+def _from_hf(source: Checkpoint, matched: Matched, given: Activation | None) -> Architecture:
+    """Of Hugging Face's naming: all from config.json, with the defaults that are left out of it there."""
+    config = source.hf_config
+    if config is None:
+        raise UserError(
+            f"{source.directory} has no config.json, which tells the heads and the activation of weights "
+            "in Hugging Face's naming: copy it there"
+        )
+    settings = source.directory / "config.json"
+    if config.get("model_type") not in ("clip", "clip_vision_model"):
+        raise UserError(f"{settings} is of model type {config.get('model_type')!r}, not clip")
+    whole = config["model_type"] == "clip"
+    vision = config.get("vision_config") or {} if whole else config
+    text = config.get("text_config") or {}
+    try:
+        image = BackboneSize(
+            width=int(vision.get("hidden_size", 768)),
+            layers=int(vision.get("num_hidden_layers", 12)),
+            heads=int(vision.get("num_attention_heads", 12)),
+            patch=int(vision.get("patch_size", 32)),
+            resolution=int(vision.get("image_size", 224)),
+        )
+        numerics = _hf_numerics(vision, given, source)
+        embed = int((config if whole else vision).get("projection_dim", 512))
+        text_size = None
+        if _has_text(matched):
+            tokens, end = int(text.get("vocab_size", 49408)), int(text.get("eos_token_id", 49407))
+            text_size = TextSize(
+                width=int(text.get("hidden_size", 512)),
+                layers=int(text.get("num_hidden_layers", 12)),
+                heads=int(text.get("num_attention_heads", 8)),
+                vocabulary=tokens,
+                context=int(text.get("max_position_embeddings", 77)),
+                # 2 stands in older configs, whose models take the highest id.
+                end_token=tokens - 1 if end == 2 else end,
+            )
+            if _hf_numerics(text, given, source) != numerics:
+                raise UserError(f"{settings}: the towers differ in activation or epsilon")
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{settings}: {error}") from None
+    sizes = [(image.width, image.heads)] + ([(text_size.width, text_size.heads)] if text_size else [])
+    if any(heads < 1 or width % heads for width, heads in sizes) or image.resolution % image.patch:
+        raise UserError(f"{settings}: a width is no multiple of its heads, or image_size of patch_size")
+    projected = text_size is not None or "projection.kernel" in matched.parts
+    return Architecture(image, embed if projected else None, text_size, numerics)
+
+
+def _hf_numerics(tower: dict[str, Any], given: Activation | None, source: Checkpoint) -> Numerics:
+    activation = tower.get("hidden_act", "quick_gelu")
+    if activation not in ("quick_gelu", "gelu"):
+        raise UserError(
+            f"{source.directory}/config.json: hidden_act {activation!r} is not quick_gelu or gelu"
+        )
+    if given not in (None, activation):
+        raise UsageError(f"--activation is {given}, but config.json says {activation}")
+    return Numerics(activation, float(tower.get("layer_norm_eps", 1e-5)))
+
+
+def _vocabulary(source: Checkpoint, architecture: Architecture, given: Path | None) -> Vocabulary | None:
+    if architecture.text is None:
+        if given is not None:
+            raise UsageError(f"--vocab {given}: {source.path} has no text tower")
+        return None
+    path = given or find_vocabulary(source.directory)
+    return None if path is None else read_vocabulary(path, architecture.text.vocabulary)
+
+
+def _has_text(matched: Matched) -> bool:
+    return any(path.startswith("text.") for path in matched.parts)
+
+
+def _depth(matched: Matched, tower: str) -> int:
+    blocks = {int(path.split(".")[2]) for path in matched.parts if path.startswith(f"{tower}.blocks.")}
+    return max(blocks, default=-1) + 1
+
+
+def _heads(width: int, per_head: int, path: Path) -> int:
+    if width % per_head:
+        raise UsageError(f"{path}: a width of {width} is no multiple of {per_head}; say --head_size")
+    return width // per_head
+
+
+def _size(matched: Matched, path: str, dimension: int) -> int:
+    """A size of the array that fills `path`. Raises UserError where there is none to tell it."""
+    found = matched.parts.get(path)
+    if not found or len(found[0][2].shape) <= dimension:
+        name = next(rule.theirs for rule in matched.naming.rules if rule.ours == path)
+        unknown = f"; keys that have no place: {', '.join(matched.unknown[:3])}" if matched.unknown else ""
+        problem = "wrong" if found else "missing"
+        raise UserError(f"{matched.path}: {problem}: {name}, which tells the architecture{unknown}")
+    return found[0][2].shape[dimension]
+
+
+def _channels(values: Any, default: tuple[float, float, float], path: Path) -> tuple[float, float, float]:
+    values = default if values is None else values
+    try:
+        red, green, blue = (float(value) for value in values)
+    except (TypeError, ValueError):
+        raise UserError(f"{path}: mean and std should be three numbers, not {values!r}") from None
+    return red, green, blue

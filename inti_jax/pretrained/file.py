@@ -1,0 +1,233 @@
+"""The project's own file of CLIP weights: safetensors, in float32, with all that is needed to use them.
+
+Its metadata holds the architecture, activation, LayerNorm epsilon, resolution, the mean and standard
+deviation of the pixels, the text tower's vocabulary where it is known, and a hash of the weights.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import shutil
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+from flax import nnx, traverse_util
+
+from inti_jax import state
+from inti_jax.errors import UserError
+from inti_jax.models.backbone import BackboneSize, Numerics
+from inti_jax.models.clip import CLIP, Architecture
+from inti_jax.models.text import TextSize
+from inti_jax.models.tokenizer import Vocabulary
+from inti_jax.pretrained.lazy import LazyArray
+
+FORMAT, VERSION = "inti_jax.clip", "1"
+_DTYPE_NAMES = {np.dtype(np.float32): "F32"}
+
+Index = tuple[slice, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What a file says about its weights. `mean` and `std` are for pixels in [0, 1]."""
+
+    architecture: Architecture
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    vocabulary: Vocabulary | None = None
+
+
+def parameter_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    """The parameters of a CLIP of this architecture: what a file of it holds."""
+    params = state.flatten(nnx.state(_abstract(architecture), nnx.Param))
+    return {path: leaf.shape for path, leaf in params.items()}
+
+
+def build(architecture: Architecture, params: Mapping[str, Any]) -> CLIP:
+    """The model with these parameters, by path."""
+    paths = {tuple(int(k) if k.isdigit() else k for k in path.split(".")): v for path, v in params.items()}
+    return nnx.merge(nnx.graphdef(_abstract(architecture)), traverse_util.unflatten_dict(paths))
+
+
+@functools.cache
+def _abstract(architecture: Architecture) -> CLIP:
+    """The model without its weights. Tracing a deep one takes seconds."""
+    return nnx.eval_shape(lambda: CLIP(architecture, rngs=nnx.Rngs(0)))
+
+
+class ClipFile(Mapping[str, LazyArray]):
+    """A file's parameters by path, each read, whole or in part, when asked for.
+
+    Raises UserError where `path` is no such file, is damaged, or holds other parameters than the
+    architecture it states.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        try:
+            self._handle: Any = safetensors.safe_open(self.path, "numpy")
+            metadata = self._handle.metadata() or {}
+        except (safetensors.SafetensorError, OSError) as error:
+            raise UserError(f"{path} is damaged, cut short or no safetensors file: {error}") from None
+        if metadata.get("format") != FORMAT:
+            raise UserError(
+                f"{path} is not in the project's format: make it with python -m inti_jax.convert SRC --out F"
+            )
+        if metadata.get("format_version") != VERSION:
+            raise UserError(f"{path} has format {metadata.get('format_version')}, and this reads {VERSION}")
+        try:
+            self.description = _from_metadata(metadata)
+            self.hash = metadata["hash"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path} has damaged metadata: {type(error).__name__}: {error}") from None
+        self._arrays = {name: self._lazy(name) for name in sorted(self._handle.keys())}
+        expected = parameter_shapes(self.description.architecture)
+        differs = sorted(
+            name
+            for name in expected.keys() | self._arrays.keys()
+            if name not in expected
+            or name not in self._arrays
+            or self._arrays[name].shape != expected[name]
+            or self._arrays[name].dtype != np.float32
+        )
+        if differs:
+            raise UserError(f"{path} does not hold the architecture it states: see {', '.join(differs[:3])}")
+
+    def __getitem__(self, name: str) -> LazyArray:
+        return self._arrays[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    def read(self, name: str, index: Index = ()) -> np.ndarray:
+        """The array, or what `index` (slices of step 1, from the first dimension on) takes of it."""
+        return self._handle.get_slice(name)[index] if index else self._handle.get_tensor(name)
+
+    def _lazy(self, name: str) -> LazyArray:
+        part = self._handle.get_slice(name)
+        dtype = np.dtype(np.float32) if part.get_dtype() == "F32" else np.dtype(np.void)
+        return LazyArray(tuple(part.get_shape()), dtype, lambda: self.read(name))
+
+
+def read_array(path: str | Path, name: str, index: Index = ()) -> np.ndarray:
+    """One parameter of a file, or the part of it that `index` takes."""
+    return ClipFile(path).read(name, index)
+
+
+def write(path: Path, arrays: Mapping[str, LazyArray], description: Description) -> str:
+    """Writes the file, one array in memory at a time, and gives the weights' hash.
+
+    Nothing is at `path` before all is written. Raises UserError where the arrays are not the
+    architecture's.
+    """
+    expected = parameter_shapes(description.architecture)
+    if {name: array.shape for name, array in arrays.items()} != expected:
+        raise UserError(f"{path}: the arrays to write are not those of the architecture")
+    metadata = _to_metadata(description)
+    return write_safetensors(path, arrays, lambda digest: {**metadata, "hash": digest})
+
+
+def content_hash(arrays: Mapping[str, LazyArray]) -> str:
+    """sha256 over names, types, shapes and bytes, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        _update(digest, name, arrays[name], arrays[name].read())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def write_safetensors(
+    path: Path, arrays: Mapping[str, LazyArray], metadata: Callable[[str], dict[str, str]]
+) -> str:
+    """Streams float32 arrays into a safetensors file; `metadata` is given their hash. Returns the hash."""
+    names = sorted(arrays)
+    header: dict[str, Any] = {}
+    offset = 0
+    for name in names:
+        size = int(np.prod(arrays[name].shape)) * arrays[name].dtype.itemsize
+        header[name] = {
+            "dtype": _DTYPE_NAMES[arrays[name].dtype],
+            "shape": arrays[name].shape,
+            "data_offsets": (offset, offset + size),
+        }
+        offset += size
+
+    def encode(digest: str) -> bytes:
+        text = json.dumps({"__metadata__": metadata(digest), **header}, ensure_ascii=False).encode()
+        text += b" " * (-len(text) % 8)
+        return struct.pack("<Q", len(text)) + text
+
+    # The hash is known at the end and as long as this one.
+    placeholder = "sha256:" + "0" * 64
+    digest = hashlib.sha256()
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(encode(placeholder))
+        for name in names:
+            values = np.ascontiguousarray(arrays[name].read())
+            _update(digest, name, arrays[name], values)
+            file.write(values.data)
+        result = f"sha256:{digest.hexdigest()}"
+        file.seek(0)
+        file.write(encode(result))
+    return result
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write a file or directory to: it becomes `path`, or is removed on failure."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error}") from None
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def _update(digest: Any, name: str, array: LazyArray, values: np.ndarray) -> None:
+    digest.update(json.dumps([name, str(array.dtype), array.shape]).encode())
+    digest.update(np.ascontiguousarray(values).data)
+
+
+def _to_metadata(description: Description) -> dict[str, str]:
+    architecture = description.architecture
+    metadata = {
+        "format": FORMAT,
+        "format_version": VERSION,
+        "image": json.dumps(dataclasses.asdict(architecture.image)),
+        "embed": json.dumps(architecture.embed),
+        "text": json.dumps(architecture.text and dataclasses.asdict(architecture.text)),
+        "activation": architecture.numerics.activation,
+        "layer_norm_eps": json.dumps(architecture.numerics.eps),
+        "mean": json.dumps(description.mean),
+        "std": json.dumps(description.std),
+    }
+    if description.vocabulary is not None:
+        metadata["vocabulary"] = description.vocabulary.to_json()
+    return metadata
+
+
+def _from_metadata(metadata: Mapping[str, str]) -> Description:
+    text = json.loads(metadata["text"])
+    architecture = Architecture(
+        BackboneSize(**json.loads(metadata["image"])),
+        json.loads(metadata["embed"]),
+        text and TextSize(**text),
+        Numerics(metadata["activation"], json.loads(metadata["layer_norm_eps"])),  # type: ignore[arg-type]
+    )
+    mean, std = json.loads(metadata["mean"]), json.loads(metadata["std"])
+    vocabulary = Vocabulary.from_json(metadata["vocabulary"]) if "vocabulary" in metadata else None
+    return Description(architecture, tuple(mean), tuple(std), vocabulary)

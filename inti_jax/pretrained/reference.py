@@ -1,0 +1,187 @@
+"""The same CLIP in torch, from the same checkpoint, to compare ours with stage by stage.
+
+For Hugging Face's weights that is transformers' own model. OpenAI's are loaded, under their own names,
+into a model of torch's layers, so that a mistake in our rules cannot hide on both sides.
+"""
+
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import nn
+
+from inti_jax.models.backbone import Numerics
+from inti_jax.models.clip import Architecture
+from inti_jax.pretrained.clip import HUGGINGFACE, Naming
+from inti_jax.pretrained.sources import Checkpoint
+
+Stages = dict[str, np.ndarray]
+
+
+def stages(
+    source: Checkpoint,
+    naming: Naming,
+    architecture: Architecture,
+    images: Float[np.ndarray, "B H W 3"],
+    tokens: Int[np.ndarray, "B L"] | None,
+) -> Stages:
+    """Each stage's output in float32: `image embedding`, `image block 1`, ..., `image feature`, `text`..."""
+    weights = {
+        name: torch.from_numpy(np.array(array.read()).astype(np.float32))
+        for name, array in source.arrays.items()
+        if array.dtype.kind in "fV"
+    }
+    build = _transformers if naming is HUGGINGFACE else _openai
+    with torch.no_grad():
+        model, modules = build(weights, source, architecture)
+        found: Stages = {}
+        for name, module in modules.items():
+            module.register_forward_hook(_keep(found, name))
+        model(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()), tokens)
+    return found
+
+
+def _keep(found: Stages, name: str) -> Any:
+    def hook(_: nn.Module, __: Any, output: Any) -> None:
+        tensor = output[0] if isinstance(output, tuple) else output
+        found[name] = tensor.numpy().copy()
+
+    return hook
+
+
+def _transformers(weights: dict[str, torch.Tensor], source: Checkpoint, architecture: Architecture) -> Any:
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    model: Any
+    if architecture.text is not None:
+        model = transformers.CLIPModel(transformers.CLIPConfig(**(source.hf_config or {})))
+    else:
+        config = dict(source.hf_config or {})
+        vision = config.get("vision_config", config)
+        model = transformers.CLIPVisionModelWithProjection(transformers.CLIPVisionConfig(**vision))
+        if architecture.embed is None:
+            model.visual_projection = nn.Identity()
+        lone = "embeddings.class_embedding" in weights
+        weights = {
+            f"vision_model.{name}" if lone and name != "visual_projection.weight" else name: weight
+            for name, weight in weights.items()
+        }
+    known = model.state_dict()
+    model.load_state_dict({name: weight for name, weight in weights.items() if name in known}, strict=True)
+    model.eval()
+    modules = {"image embedding": model.vision_model.pre_layrnorm}
+    modules |= {f"image block {i}": m for i, m in enumerate(model.vision_model.encoder.layers, start=1)}
+    modules["image feature"] = model.visual_projection
+    if architecture.text is not None:
+        modules["text embedding"] = model.text_model.embeddings
+        modules |= {f"text block {i}": m for i, m in enumerate(model.text_model.encoder.layers, start=1)}
+        modules["text feature"] = model.text_projection
+
+    def run(images: torch.Tensor, tokens: np.ndarray | None) -> None:
+        model.visual_projection(model.vision_model(pixel_values=images).pooler_output)
+        if tokens is not None:
+            pooled = model.text_model(input_ids=torch.from_numpy(tokens.astype(np.int64))).pooler_output
+            model.text_projection(pooled)
+
+    return run, modules
+
+
+class _QuickGELU(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int, heads: int, numerics: Numerics, causal: int | None):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(width, eps=numerics.eps)
+        self.attn = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.ln_2 = nn.LayerNorm(width, eps=numerics.eps)
+        activation = _QuickGELU() if numerics.activation == "quick_gelu" else nn.GELU()
+        layers = [("c_fc", nn.Linear(width, 4 * width)), ("act", activation)]
+        self.mlp = nn.Sequential(OrderedDict([*layers, ("c_proj", nn.Linear(4 * width, width))]))
+        self.mask = None if causal is None else torch.full((causal, causal), -torch.inf).triu(1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.ln_1(x)
+        x = x + self.attn(y, y, y, need_weights=False, attn_mask=self.mask)[0]
+        return x + self.mlp(self.ln_2(x))
+
+
+class _Blocks(nn.Module):
+    def __init__(self, width: int, heads: int, layers: int, numerics: Numerics, causal: int | None = None):
+        super().__init__()
+        self.resblocks = nn.Sequential(*(_Block(width, heads, numerics, causal) for _ in range(layers)))
+
+
+class _Visual(nn.Module):
+    def __init__(self, architecture: Architecture):
+        super().__init__()
+        size, numerics = architecture.image, architecture.numerics
+        self.conv1 = nn.Conv2d(3, size.width, size.patch, size.patch, bias=False)
+        self.class_embedding = nn.Parameter(torch.empty(size.width))
+        self.positional_embedding = nn.Parameter(
+            torch.empty((size.resolution // size.patch) ** 2 + 1, size.width)
+        )
+        self.ln_pre = nn.LayerNorm(size.width, eps=numerics.eps)
+        self.transformer = _Blocks(size.width, size.heads, size.layers, numerics)
+        self.ln_post = nn.LayerNorm(size.width, eps=numerics.eps)
+        self.proj = None
+        if architecture.embed is not None:
+            self.proj = nn.Parameter(torch.empty(size.width, architecture.embed))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = self.conv1(images).flatten(2).transpose(1, 2)
+        x = torch.cat([self.class_embedding.expand(len(x), 1, -1), x], dim=1) + self.positional_embedding
+        x = self.ln_post(self.transformer.resblocks(self.ln_pre(x))[:, 0])
+        return x if self.proj is None else x @ self.proj
+
+
+class _Text(nn.Module):
+    def __init__(self, architecture: Architecture):
+        super().__init__()
+        size, embed = architecture.text, architecture.embed
+        if size is None or embed is None:
+            raise ValueError("no text tower")
+        self.token_embedding = nn.Embedding(size.vocabulary, size.width)
+        self.positional_embedding = nn.Parameter(torch.empty(size.context, size.width))
+        self.transformer = _Blocks(size.width, size.heads, size.layers, architecture.numerics, size.context)
+        self.ln_final = nn.LayerNorm(size.width, eps=architecture.numerics.eps)
+        self.text_projection = nn.Parameter(torch.empty(size.width, embed))
+        self.first = nn.Identity()  # where the embedding is seen
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        x = self.first(self.token_embedding(tokens) + self.positional_embedding)
+        x = self.ln_final(self.transformer.resblocks(x))
+        return x[torch.arange(len(x)), tokens.argmax(dim=1)] @ self.text_projection
+
+
+def _openai(weights: dict[str, torch.Tensor], _: Checkpoint, architecture: Architecture) -> Any:
+    known = _Visual(architecture)
+    prefix = "" if "conv1.weight" in weights else "visual."
+    known.load_state_dict(
+        {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+    )
+    modules: dict[str, nn.Module] = {"image embedding": known.ln_pre}
+    modules |= {f"image block {i}": m for i, m in enumerate(known.transformer.resblocks, start=1)}
+    modules["image feature"] = known
+    text = None
+    if architecture.text is not None:
+        text = _Text(architecture)
+        text.load_state_dict({name: weights[name] for name in text.state_dict()})
+        modules["text embedding"] = text.first
+        modules |= {f"text block {i}": m for i, m in enumerate(text.transformer.resblocks, start=1)}
+        modules["text feature"] = text
+    for model in (known, text):
+        if model is not None:
+            model.eval()
+
+    def run(images: torch.Tensor, tokens: np.ndarray | None) -> None:
+        known(images)
+        if text is not None:
+            text(torch.from_numpy(np.asarray(tokens).astype(np.int64)))
+
+    return run, modules

@@ -1,0 +1,151 @@
+"""Reads a CLIP checkpoint of any kind people have: its arrays, lazily, and the settings beside them.
+
+Kinds: OpenAI's TorchScript archives, torch state dicts (`.pt`, `.bin`), safetensors, and directories of
+Hugging Face (`config.json`) or open_clip (`open_clip_config.json`), in one file or in shards.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import safetensors
+
+from inti_jax.errors import UserError
+from inti_jax.pretrained import pickled
+from inti_jax.pretrained.lazy import LazyArray
+
+_HF_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+_OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """What `read` found. The settings are None where their file is absent."""
+
+    path: Path
+    arrays: dict[str, LazyArray]
+    torchscript: bool
+    hf_config: dict[str, Any] | None  # config.json
+    open_clip_config: dict[str, Any] | None  # open_clip_config.json
+    preprocessor: dict[str, Any] | None  # preprocessor_config.json
+
+    @property
+    def directory(self) -> Path:
+        return self.path if self.path.is_dir() else self.path.parent
+
+
+def read(path: Path) -> Checkpoint:
+    """The checkpoint at `path`, a file or a directory. Raises UserError."""
+    if not path.exists():
+        raise UserError(f"{path} does not exist")
+    directory = path if path.is_dir() else path.parent
+    files = _weight_files(path) if path.is_dir() else [path]
+    arrays: dict[str, LazyArray] = {}
+    torchscript = False
+    for file in files:
+        found, is_torchscript = _read_file(file)
+        twice = arrays.keys() & found.keys()
+        if twice:
+            raise UserError(f"{file} holds {min(twice)} again, which another shard has")
+        arrays.update(found)
+        torchscript |= is_torchscript
+    return Checkpoint(
+        path,
+        _without_wrapper(arrays),
+        torchscript,
+        _settings(directory / "config.json"),
+        _settings(directory / "open_clip_config.json"),
+        _settings(directory / "preprocessor_config.json"),
+    )
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    kinds = {"config.json": _HF_WEIGHTS, "open_clip_config.json": _OPEN_CLIP_WEIGHTS}
+    present = [kind for kind in kinds if (directory / kind).is_file()]
+    if not present:
+        raise UserError(
+            f"{directory} has no config.json, which tells the heads and the activation: "
+            "give a whole Hugging Face or open_clip directory, or a single weight file"
+        )
+    for kind in present:
+        for name in kinds[kind]:
+            if (directory / name).is_file():
+                return _shards(directory / name) if name.endswith(".index.json") else [directory / name]
+    wanted = ", ".join(name for kind in present for name in kinds[kind])
+    raise UserError(f"{directory} has no weights: none of {wanted}")
+
+
+def _shards(index: Path) -> list[Path]:
+    names = (_settings(index) or {}).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise UserError(f"{index} has no weight_map of file names")
+    files = [index.parent / name for name in sorted(set(names.values()))]
+    for file in files:
+        if file.parent != index.parent or not file.is_file():
+            raise UserError(f"{index} names the shard {file.name}, which is not beside it")
+    return files
+
+
+def _read_file(path: Path) -> tuple[dict[str, LazyArray], bool]:
+    """The arrays of one file, and whether it is a TorchScript archive; told by content, not by name."""
+    if path.stat().st_size == 0:
+        raise UserError(f"{path} is empty")
+    with path.open("rb") as file:
+        start = file.read(9)
+    if start.startswith(b"PK"):
+        return pickled.read_archive(path)
+    # A safetensors file starts with the length of its header, in 8 bytes, then the header, in JSON.
+    if path.suffix == ".safetensors" or start[8:] == b"{":
+        return read_safetensors(path), False
+    return pickled.read_legacy(path), False
+
+
+def read_safetensors(path: Path) -> dict[str, LazyArray]:
+    """The arrays of a safetensors file. Raises UserError where it is damaged or cut short."""
+    try:
+        handle = safetensors.safe_open(path, "numpy")
+        slices = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118
+        if not all(name.isprintable() for name in slices):
+            raise UserError(f"{path} is damaged: it has names that cannot be printed")
+        return {
+            name: LazyArray(tuple(part.get_shape()), _dtype(part), _reader(handle, name))
+            for name, part in slices.items()
+        }
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(f"{path} is damaged, cut short or no safetensors file: {error}") from None
+
+
+def _reader(handle: Any, name: str) -> Any:
+    return lambda: handle.get_tensor(name)
+
+
+def _dtype(part: Any) -> np.dtype:
+    names = {"F64": "f8", "F32": "f4", "F16": "f2", "I64": "i8", "I32": "i4", "BF16": ml_dtypes.bfloat16}
+    return np.dtype(names.get(part.get_dtype(), np.void))
+
+
+def _without_wrapper(arrays: dict[str, LazyArray]) -> dict[str, LazyArray]:
+    """Names without the `module.` that torch's DataParallel puts before each."""
+    if arrays and all(name.startswith("module.") for name in arrays):
+        return {name.removeprefix("module."): array for name, array in arrays.items()}
+    return arrays
+
+
+def _settings(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        values = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is not a JSON object")
+    return values

@@ -1,0 +1,115 @@
+"""The file itself: its hash, its parts, and that nothing half-written is ever seen."""
+
+import numpy as np
+import pytest
+import safetensors
+import safetensors.numpy
+from flax import nnx
+
+from inti_jax import state
+from inti_jax.errors import UserError
+from inti_jax.models.backbone import BackboneSize, Numerics
+from inti_jax.models.clip import CLIP, Architecture
+from inti_jax.models.text import TextSize
+from inti_jax.models.tokenizer import Vocabulary
+from inti_jax.pretrained.file import ClipFile, Description, content_hash, read_array, write
+from inti_jax.pretrained.lazy import LazyArray, held
+
+DESCRIPTION = Description(
+    Architecture(
+        BackboneSize(width=32, layers=1, heads=2, patch=4, resolution=8),
+        16,
+        TextSize(width=24, layers=2, heads=3, vocabulary=9, context=5, end_token=7),
+        Numerics("gelu", 1e-6),
+    ),
+    mean=(0.1, 0.2, 0.3),
+    std=(0.4, 0.5, 0.6),
+    vocabulary=Vocabulary(("a", "ü</w>"), ("a b", "ü </w>")),
+)
+
+
+@pytest.fixture(scope="module")
+def arrays():
+    model = CLIP(DESCRIPTION.architecture, rngs=nnx.Rngs(0))
+    params = state.flatten(nnx.state(model, nnx.Param))
+    return {name: held(np.asarray(value)) for name, value in params.items()}
+
+
+def test_what_is_written_is_read(arrays, tmp_path):
+    digest = write(tmp_path / "f.safetensors", arrays, DESCRIPTION)
+    file = ClipFile(tmp_path / "f.safetensors")
+    assert file.description == DESCRIPTION
+    assert file.hash == digest == content_hash(file)
+    assert file.keys() == arrays.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(file[name].read(), array.read())
+    # Anyone's safetensors reads it too.
+    loaded = safetensors.numpy.load_file(tmp_path / "f.safetensors")
+    np.testing.assert_array_equal(loaded["logit_scale"], arrays["logit_scale"].read())
+
+
+def test_a_part_of_an_array(arrays, tmp_path):
+    write(tmp_path / "f.safetensors", arrays, DESCRIPTION)
+    name = "tower.blocks.0.attn.qkv.kernel"
+    index = (slice(8, 16), slice(None), slice(1, 2))
+    part = read_array(tmp_path / "f.safetensors", name, index)
+    np.testing.assert_array_equal(part, arrays[name].read()[index])
+
+
+def test_hash_is_of_names_shapes_and_bytes(arrays):
+    digest = content_hash(arrays)
+    assert content_hash(dict(reversed(arrays.items()))) == digest
+    name = "tower.ln_post.bias"
+    values = arrays[name].read()
+    changed = values.copy()
+    changed[3] = np.nextafter(changed[3], 1)
+    assert content_hash({**arrays, name: held(changed)}) != digest
+    assert content_hash({**arrays, name: held(values.reshape(2, -1))}) != digest
+    assert (
+        content_hash({(f"{key}x" if key == name else key): array for key, array in arrays.items()}) != digest
+    )
+
+
+@pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
+def test_a_failed_write_leaves_what_was_there(arrays, tmp_path, failure):
+    def fail():
+        raise failure
+
+    path = tmp_path / "f.safetensors"
+    name = sorted(arrays)[-1]
+    broken = {**arrays, name: LazyArray(arrays[name].shape, arrays[name].dtype, fail)}
+    with pytest.raises(failure):
+        write(path, broken, DESCRIPTION)
+    assert list(tmp_path.iterdir()) == []
+    write(path, arrays, DESCRIPTION)
+    before = path.read_bytes()
+    with pytest.raises(failure):
+        write(path, broken, DESCRIPTION)
+    assert list(tmp_path.iterdir()) == [path] and path.read_bytes() == before
+
+
+def test_arrays_of_another_architecture_are_not_written(arrays, tmp_path):
+    with pytest.raises(UserError, match="architecture"):
+        write(tmp_path / "f.safetensors", {"logit_scale": arrays["logit_scale"]}, DESCRIPTION)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("format", "other"), ("format_version", "99"), ("image", "{}"), ("mean", "x")]
+)
+def test_metadata_that_does_not_fit(arrays, tmp_path, key, value):
+    write(tmp_path / "f.safetensors", arrays, DESCRIPTION)
+    metadata = safetensors.safe_open(tmp_path / "f.safetensors", "numpy").metadata()
+    loaded = {name: array.read() for name, array in arrays.items()}
+    safetensors.numpy.save_file(loaded, tmp_path / "g.safetensors", {**metadata, key: value})
+    with pytest.raises(UserError, match=r"g\.safetensors"):
+        ClipFile(tmp_path / "g.safetensors")
+
+
+def test_arrays_that_the_metadata_does_not_state(arrays, tmp_path):
+    write(tmp_path / "f.safetensors", arrays, DESCRIPTION)
+    metadata = safetensors.safe_open(tmp_path / "f.safetensors", "numpy").metadata()
+    loaded = {name: array.read() for name, array in arrays.items() if name != "logit_scale"}
+    safetensors.numpy.save_file(loaded, tmp_path / "g.safetensors", metadata)
+    with pytest.raises(UserError, match="logit_scale"):
+        ClipFile(tmp_path / "g.safetensors")

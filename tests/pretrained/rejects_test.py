@@ -1,0 +1,219 @@
+"""What cannot be converted is named in one line, runs nothing and leaves no file."""
+
+import json
+import os
+import pickle
+import zipfile
+
+import pytest
+import safetensors.torch
+import torch
+
+from inti_jax.pretrained.file import ClipFile
+from tests.pretrained import checkpoints
+from tests.pretrained.command import run
+
+QKV = "vision_model.encoder.layers.0.self_attn.q_proj.weight"
+
+
+class _Hostile:
+    """A pickle of this runs a command."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    path = tmp_path_factory.mktemp("source") / "hf"
+    return checkpoints.write_huggingface(path, checkpoints.huggingface_model())
+
+
+@pytest.fixture
+def copy(source, tmp_path):
+    """A copy of the directory whose weights can be changed: `copy(change)` gives its path."""
+
+    def make(change=None, settings=None):
+        directory = tmp_path / "copy"
+        directory.mkdir()
+        weights = safetensors.torch.load_file(source / "model.safetensors")
+        if change is not None:
+            change(weights)
+        safetensors.torch.save_file(weights, directory / "model.safetensors")
+        config = json.loads((source / "config.json").read_text())
+        if settings is not None:
+            settings(config)
+        (directory / "config.json").write_text(json.dumps(config))
+        return directory
+
+    return make
+
+
+@pytest.fixture
+def rejected(tmp_path, capfd):
+    """Converts and checks that it fails in one line, which is returned, and writes nothing."""
+
+    def check(path, *arguments, status=1):
+        out = tmp_path / "out"
+        out.mkdir(exist_ok=True)
+        assert run(path, "--out", out / "f.safetensors", *arguments) == status
+        captured = capfd.readouterr()
+        lines = captured.err.strip().splitlines()
+        assert len(lines) == 1 and lines[0].startswith("error: "), captured.err
+        assert list(out.iterdir()) == []
+        return lines[0]
+
+    return check
+
+
+def test_extra_key(copy, rejected):
+    line = rejected(copy(lambda weights: weights.update(surprise=torch.ones(3))))
+    assert "surprise" in line
+
+
+def test_missing_key(copy, rejected):
+    assert QKV in rejected(copy(lambda weights: weights.pop(QKV)))
+
+
+def test_missing_key_that_tells_the_architecture(tmp_path, rejected):
+    weights = checkpoints.openai_state_dict(checkpoints.huggingface_model())
+    del weights["visual.class_embedding"]
+    torch.save(weights, tmp_path / "m.pt")
+    assert "visual.class_embedding" in rejected(tmp_path / "m.pt", "--activation", "gelu")
+
+
+@pytest.mark.parametrize("shape", [(128, 64), (64, 256)])  # the second has as many elements
+def test_wrong_shape(copy, rejected, shape):
+    def change(weights):
+        weights["vision_model.encoder.layers.1.self_attn.v_proj.weight"] = torch.ones(shape)
+
+    line = rejected(copy(change))
+    assert f"vision_model.encoder.layers.1.self_attn.v_proj.weight is {list(shape)}, not [128, 128]" in line
+
+
+def test_integers_for_weights(copy, rejected):
+    line = rejected(copy(lambda weights: weights.update({QKV: weights[QKV].long()})))
+    assert QKV in line and "int64" in line
+
+
+def test_renamed_layer(copy, rejected):
+    def change(weights):
+        weights["vision_model.encoder.layers.0.self_attn.query.weight"] = weights.pop(QKV)
+
+    line = rejected(copy(change))
+    assert QKV in line and "vision_model.encoder.layers.0.self_attn.query.weight" in line
+
+
+def test_layer_beyond_the_config(copy, rejected):
+    line = rejected(copy(settings=lambda config: config["vision_config"].update(num_hidden_layers=1)))
+    assert "vision_model.encoder.layers.1." in line
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
+@pytest.mark.parametrize("kind", ["safetensors", "pt"])
+def test_truncated_file(tmp_path, rejected, kind, share):
+    weights = checkpoints.openai_state_dict(checkpoints.huggingface_model())
+    path = tmp_path / f"m.{kind}"
+    torch.save(weights, path) if kind == "pt" else safetensors.torch.save_file(weights, path)
+    contents = path.read_bytes()
+    path.write_bytes(contents[: int(len(contents) * share)])
+    assert str(path) in rejected(path, "--activation", "quick_gelu")
+
+
+@pytest.mark.parametrize("form", ["archive", "legacy", "bare", "in a directory"])
+def test_pickle_that_runs_code(copy, tmp_path, rejected, form):
+    canary = tmp_path / "canary"
+    weights = {**checkpoints.openai_state_dict(checkpoints.huggingface_model()), "x": _Hostile(canary)}
+    path = tmp_path / "m.pt"
+    if form == "in a directory":
+        path = copy()
+        (path / "model.safetensors").unlink()
+        torch.save(weights, path / "pytorch_model.bin")
+    elif form == "bare":
+        path.write_bytes(pickle.dumps(weights["x"]))
+    else:
+        torch.save(weights, path, _use_new_zipfile_serialization=form == "archive")
+    line = rejected(path, "--activation", "quick_gelu")
+    assert str(path) in line and "system" in line
+    assert not canary.exists()
+
+
+def test_torchscript_archive_that_runs_code(tmp_path, rejected):
+    canary = tmp_path / "canary"
+    model = checkpoints.huggingface_model()
+    plain, hostile = tmp_path / "plain.pt", tmp_path / "m.pt"
+    checkpoints.write_torchscript(plain, checkpoints.openai_state_dict(model), resolution=224)
+    with zipfile.ZipFile(plain) as archive, zipfile.ZipFile(hostile, "w") as changed:
+        for name in archive.namelist():
+            harmful = name.endswith("/data.pkl")
+            changed.writestr(name, pickle.dumps(_Hostile(canary), 2) if harmful else archive.read(name))
+    assert "system" in rejected(hostile)
+    assert not canary.exists()
+
+
+def test_tensor_that_reaches_beyond_its_data(tmp_path, rejected):
+    weights = checkpoints.openai_state_dict(checkpoints.huggingface_model())
+    plain, changed = tmp_path / "plain.pt", tmp_path / "m.pt"
+    torch.save(weights, plain)
+    with zipfile.ZipFile(plain) as archive, zipfile.ZipFile(changed, "w") as target:
+        for name in archive.namelist():
+            contents = archive.read(name)
+            target.writestr(name, contents[:-4] if name.endswith("/data/0") else contents)
+    assert "reaches beyond its data" in rejected(changed, "--activation", "quick_gelu")
+
+
+def test_huggingface_directory_without_its_config(copy, rejected):
+    path = copy()
+    (path / "config.json").unlink()
+    assert "config.json" in rejected(path)
+    # Nor is its weight file enough by itself.
+    assert "config.json" in rejected(path / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        (lambda config: config.update(model_type="siglip"), "siglip"),
+        (lambda config: config["vision_config"].update(hidden_act="gelu_new"), "gelu_new"),
+        (lambda config: config["vision_config"].update(num_attention_heads=3), "heads"),
+        (lambda config: config["text_config"].update(layer_norm_eps=1e-6), "epsilon"),
+        (lambda config: config["vision_config"].update(patch_size="x"), "config.json"),
+    ],
+)
+def test_config_of_another_model(copy, rejected, settings, named):
+    assert named in rejected(copy(settings=settings))
+
+
+def test_bare_weights_are_taken_for_openais_and_it_is_said(tmp_path, caplog):
+    torch.save(checkpoints.openai_state_dict(checkpoints.huggingface_model()), tmp_path / "m.pt")
+    out = tmp_path / "f.safetensors"
+    assert run(tmp_path / "m.pt", "--out", out) == 0
+    assert ClipFile(out).description.architecture.numerics.activation == "quick_gelu"
+    assert "--activation gelu" in caplog.text
+
+
+def test_option_against_what_the_source_says(source, rejected):
+    assert "config.json says quick_gelu" in rejected(source, "--activation", "gelu", status=2)
+
+
+def test_something_else(tmp_path, rejected):
+    safetensors.torch.save_file({"fc.weight": torch.ones(2, 2)}, tmp_path / "m.safetensors")
+    assert "fc.weight" in rejected(tmp_path / "m.safetensors")
+    (tmp_path / "m.txt").write_text("not a checkpoint")
+    assert "m.txt" in rejected(tmp_path / "m.txt")
+    assert "does not exist" in rejected(tmp_path / "absent.pt")
+
+
+def test_what_is_converted_already(source, tmp_path, rejected):
+    assert run(source, "--out", tmp_path / "f.safetensors") == 0
+    assert "already" in rejected(tmp_path / "f.safetensors")
+
+
+def test_vocabulary_of_another_size(source, tmp_path, rejected):
+    ids, merges = checkpoints.vocabulary()
+    (tmp_path / "vocab.json").write_text(json.dumps(dict(list(ids.items())[:-3])))
+    (tmp_path / "merges.txt").write_text("\n".join(merges))
+    assert "vocab.json" in rejected(source, "--vocab", tmp_path / "vocab.json")

@@ -1,0 +1,98 @@
+"""A classifier from class names ranks as CLIP does, with no training; and what `load_clip` refuses."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+from inti_jax.errors import UserError
+from inti_jax.models.heads import TextHead
+from inti_jax.pretrained import text_head
+from inti_jax.pretrained.api import load_clip
+from tests.pretrained import checkpoints
+from tests.pretrained.command import run
+
+NAMES = ["the dog", "a photo", "12 dogs and the photo"]
+TEMPLATES = ("a photo of {}.", "{}")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return checkpoints.huggingface_model(resolution=64)
+
+
+@pytest.fixture(scope="module")
+def clip(model, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("clip")
+    source = checkpoints.write_huggingface(directory / "hf", model)
+    assert run(source, "--out", directory / "f.safetensors") == 0
+    return load_clip(directory / "f.safetensors")
+
+
+def test_zero_shot_logits_are_transformers(model, clip):
+    """With several templates a class's vector is the unit mean of unit features."""
+    images, _ = checkpoints.inputs(model)
+    vectors = []
+    for name in NAMES:
+        prompts = [template.replace("{}", name) for template in TEMPLATES]
+        image, text, _ = checkpoints.features(model, images, prompts)
+        text /= np.linalg.norm(text, axis=-1, keepdims=True)
+        vectors.append(text.mean(axis=0) / np.linalg.norm(text.mean(axis=0)))
+    image /= np.linalg.norm(image, axis=-1, keepdims=True)
+    expected = np.exp(model.logit_scale.item()) * image @ np.stack(vectors).T
+
+    classes = text_head.class_embeddings(clip, NAMES, TEMPLATES)
+    ours = text_head.zero_shot_logits(clip, clip.encode_image(images), classes)
+    np.testing.assert_allclose(ours, expected, atol=1e-4)
+
+
+def test_a_text_head_gives_the_same_logits_of_the_towers_feature(model, clip):
+    images, _ = checkpoints.inputs(model)
+    classes = text_head.class_embeddings(clip, NAMES, TEMPLATES)
+    head = TextHead(128, 32, len(NAMES), rngs=nnx.Rngs(0))
+    head.projection.kernel[...] = clip.projection
+    head.classes.kernel[...] = classes.T
+    head.logit_scale[...] = np.log(clip.logit_scale)
+    with torch.no_grad():
+        pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+        tower = model.vision_model(pixel_values=pixels).pooler_output.numpy()
+    expected = text_head.zero_shot_logits(clip, clip.encode_image(images), classes)
+    np.testing.assert_allclose(head(jnp.asarray(tower)), expected, atol=1e-4)
+
+
+def test_template_without_a_place_for_the_name(clip):
+    with pytest.raises(UserError, match="a photo of a dog"):
+        text_head.class_embeddings(clip, NAMES, ("a photo of a dog",))
+
+
+def test_many_texts_are_the_same_as_few(clip):
+    texts = [f"photo {i}" for i in range(300)]
+    many = clip.encode_text(texts)
+    assert many.shape == (300, 32) and many.dtype == np.float32
+    np.testing.assert_allclose(many[255:258], clip.encode_text(texts[255:258]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [np.zeros((1, 32, 32, 3), np.uint8), np.zeros((64, 64, 3), np.uint8), np.zeros((1, 64, 64, 3), np.int32)],
+)
+def test_images_of_another_shape_or_type(clip, images):
+    with pytest.raises(UserError, match="images are"):
+        clip.encode_image(images)
+
+
+def test_texts_need_a_vocabulary_and_a_text_tower(model, clip, tmp_path):
+    with pytest.raises(UserError, match="a list"):
+        clip.encode_text("one text")
+    weights = checkpoints.openai_state_dict(model)
+    torch.save(weights, tmp_path / "m.pt")
+    assert run(tmp_path / "m.pt", "--out", tmp_path / "f.safetensors", "--activation", "quick_gelu") == 0
+    with pytest.raises(UserError, match="--vocab"):
+        load_clip(tmp_path / "f.safetensors").encode_text(["a dog"])
+
+    tower = {name: value for name, value in weights.items() if name.startswith("visual.")}
+    torch.save(tower, tmp_path / "m.pt")
+    assert run(tmp_path / "m.pt", "--out", tmp_path / "f.safetensors", "--activation", "quick_gelu") == 0
+    with pytest.raises(UserError, match="no text tower"):
+        load_clip(tmp_path / "f.safetensors").encode_text(["a dog"])

@@ -1,0 +1,83 @@
+"""`--verify` finds no difference where there is none, and the stage where one begins."""
+
+import pytest
+import safetensors.numpy
+import torch
+
+from inti_jax.pretrained import verify
+from inti_jax.pretrained.file import ClipFile, write
+from inti_jax.pretrained.lazy import held
+from tests.pretrained import checkpoints
+from tests.pretrained.command import run
+
+
+@pytest.fixture(scope="module")
+def model():
+    return checkpoints.huggingface_model(layers=3, resolution=64)
+
+
+@pytest.fixture(scope="module")
+def directory(model, tmp_path_factory):
+    """The model in both namings, and ours made of it."""
+    directory = tmp_path_factory.mktemp("verify")
+    checkpoints.write_huggingface(directory / "huggingface", model)
+    torch.save(checkpoints.openai_state_dict(model), directory / "openai")
+    assert run(directory / "huggingface", "--out", directory / "ours.safetensors") == 0
+    return directory
+
+
+@pytest.mark.parametrize("naming", ["huggingface", "openai"])
+def test_every_stage_agrees(directory, naming, capfd):
+    assert run("--verify", directory / "ours.safetensors", "--against", directory / naming) == 0
+    lines = capfd.readouterr().out.splitlines()[1:]
+    stages = [" ".join(line.split()[:-2]) for line in lines]
+    blocks = [f"block {i}" for i in (1, 2, 3)]
+    expected = [f"{t} {s}" for t in ("image", "text") for s in ("embedding", *blocks, "feature")]
+    assert stages == expected
+    assert all(float(line.split()[-1]) < 1e-5 for line in lines)
+
+
+@pytest.mark.parametrize("naming", ["huggingface", "openai"])
+@pytest.mark.parametrize(
+    ("changed", "stage"),
+    [
+        ("tower.patch_embed.kernel", "image embedding"),
+        ("tower.blocks.1.attn.qkv.bias", "image block 2"),
+        ("tower.ln_post.bias", "image feature"),
+        ("text.positional_embedding", "text embedding"),
+        ("text.blocks.2.mlp.proj.kernel", "text block 3"),
+        ("text.projection.kernel", "text feature"),
+    ],
+)
+def test_difference_is_localised(directory, tmp_path, naming, changed, stage, capfd):
+    file = ClipFile(directory / "ours.safetensors")
+    wrong = held(1.1 * file.read(changed))
+    write(tmp_path / "f.safetensors", {**file, changed: wrong}, file.description)
+    assert run("--verify", tmp_path / "f.safetensors", "--against", directory / naming) == 1
+    assert capfd.readouterr().err.strip().endswith(f"first at the stage: {stage}")
+
+
+def test_image_tower_alone(model, tmp_path):
+    weights = checkpoints.openai_state_dict(model)
+    tower = {name: value for name, value in weights.items() if name.startswith("visual.")}
+    torch.save(tower, tmp_path / "m.pt")
+    assert run(tmp_path / "m.pt", "--out", tmp_path / "f.safetensors", "--activation", "quick_gelu") == 0
+    found = verify.compare(tmp_path / "f.safetensors", tmp_path / "m.pt")
+    assert len(found) == 5 and all(difference.relative < 1e-5 for difference in found)
+
+
+def test_changed_bytes_are_found_by_the_hash(directory, tmp_path, capfd):
+    file = ClipFile(directory / "ours.safetensors")
+    arrays = {name: array.read() for name, array in file.items()}
+    arrays["tower.ln_post.bias"] = arrays["tower.ln_post.bias"] + 1
+    handle = safetensors.safe_open(directory / "ours.safetensors", "numpy")
+    safetensors.numpy.save_file(arrays, tmp_path / "f.safetensors", handle.metadata())
+    assert run("--verify", tmp_path / "f.safetensors", "--against", directory / "openai") == 1
+    assert "hash" in capfd.readouterr().err
+
+
+def test_source_of_another_shape(directory, tmp_path, capfd):
+    other = checkpoints.huggingface_model(layers=2, resolution=64)
+    torch.save(checkpoints.openai_state_dict(other), tmp_path / "m.pt")
+    assert run("--verify", directory / "ours.safetensors", "--against", tmp_path / "m.pt") == 1
+    assert len(capfd.readouterr().err.strip().splitlines()) == 1
