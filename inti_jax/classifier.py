@@ -61,5 +61,6 @@ def load(workdir: str | Path) -> VideoClassifier:
     workdir = Path(workdir)
     record = RunRecord.read(workdir)
     mesh = sharding.make_mesh(Mesh(), jax.local_devices()[:1])
-    graphdef, params, _ = evaluate.load_params(record.config, workdir, len(record.dataset.labels), mesh)
+    params, _ = evaluate.load_params(record, workdir, mesh)
+    graphdef = nnx.graphdef(state.abstract_model(record))
     return VideoClassifier(graphdef, params, record.config, record.dataset.labels)

@@ -17,6 +17,7 @@ import pydantic
 from pydantic import Field
 
 from inti_jax.errors import UserError
+from inti_jax.models.backbone import BACKBONES
 
 _STRICT = pydantic.ConfigDict(extra="forbid", strict=True)
 
@@ -32,26 +33,6 @@ class ConfigError(UserError):
     """A configuration that cannot run: names the key, its value and what would be valid."""
 
     exit_code = 2
-
-
-@dataclasses.dataclass(frozen=True)
-class BackboneSize:
-    """The shape of a CLIP image tower (CLIP, arXiv:2103.00020, table 20; `tiny` is ours)."""
-
-    width: int
-    layers: int
-    heads: int
-    patch: int
-    resolution: int  # pixels a side the position embedding was made for
-
-
-BACKBONES = {
-    "clip_vit_b32": BackboneSize(width=768, layers=12, heads=12, patch=32, resolution=224),
-    "clip_vit_b16": BackboneSize(width=768, layers=12, heads=12, patch=16, resolution=224),
-    "clip_vit_l14": BackboneSize(width=1024, layers=24, heads=16, patch=14, resolution=224),
-    "clip_vit_l14_336": BackboneSize(width=1024, layers=24, heads=16, patch=14, resolution=336),
-    "tiny": BackboneSize(width=96, layers=4, heads=4, patch=8, resolution=32),
-}
 
 
 @pydantic.with_config(_STRICT)
@@ -70,12 +51,24 @@ class Compression:
 
 @pydantic.with_config(_STRICT)
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Head:
+    """The classifier. `text` starts from the class names, by the text tower of `model.pretrained`."""
+
+    init: Literal["random", "text"] = "random"
+    # Prompts for `text`; `{}` is where the class name goes.
+    templates: tuple[str, ...] = ("a photo of {}.", "a video of a person {}.", "an example of {}.")
+
+
+@pydantic.with_config(_STRICT)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Model:
     backbone: Literal["clip_vit_b32", "clip_vit_b16", "clip_vit_l14", "clip_vit_l14_336", "tiny"] = "tiny"
-    # "random" starts from scratch, which has to be said explicitly.
+    # A file that `convert` wrote. "random" starts from scratch, which has to be said explicitly.
     pretrained: str = ""
-    adaptation: Literal["full"] = "full"
+    adaptation: Literal["full", "linear"] = "full"  # which parameters train: see state.py
+    frozen_dtype: Literal["float32", "bfloat16"] = "float32"  # of the parameters that do not train
     compression: Compression = Compression()
+    head: Head = Head()
     remat: bool = False  # recompute each block in the backward pass: less memory, more time
 
 
@@ -253,8 +246,22 @@ def _check_combinations(config: Config) -> None:
     model, data, train = config.model, config.data, config.train
     compression, backbone = model.compression, BACKBONES[model.backbone]
     require(
-        model.pretrained == "random",
-        f'`model.pretrained` is {model.pretrained!r}: say "random" to start from random weights',
+        bool(model.pretrained),
+        '`model.pretrained` is empty: name a file that `convert` wrote, or say "random"',
+    )
+    random = model.pretrained == "random"
+    require(
+        not (random and model.adaptation != "full"),
+        f'`model.adaptation` is "{model.adaptation}" and `model.pretrained` is "random": '
+        "a backbone that does not train needs converted weights",
+    )
+    require(
+        not (random and model.head.init == "text"),
+        '`model.head.init` is "text" and `model.pretrained` is "random": class names need a text tower',
+    )
+    require(
+        bool(model.head.templates) and all(template.count("{}") == 1 for template in model.head.templates),
+        f"`model.head.templates` is {model.head.templates}: each should have one {{}} for the class name",
     )
     after = compression.after
     if compression.kind == "none":
@@ -282,8 +289,9 @@ def _check_combinations(config: Config) -> None:
     require(bool(data.name), "`data.name` is empty: name a prepared dataset")
     require(bool(data.data_dir), "`data.data_dir` is empty: it is where `prepare` wrote the dataset")
     require(
-        data.resolution == backbone.resolution,
-        f"`data.resolution` is {data.resolution}: {model.backbone} has positions for {backbone.resolution}",
+        data.resolution % backbone.patch == 0,
+        f"`data.resolution` is {data.resolution}: it should be a multiple of {backbone.patch}, the patch of "
+        f"{model.backbone}",
     )
     for key in ("crop_scale", "crop_ratio"):
         low, high = getattr(data, key)

@@ -1,5 +1,6 @@
 """Evaluation: every video once, several views each, the softmax averaged over a video's views."""
 
+import contextlib
 import dataclasses
 import logging
 import time
@@ -10,10 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
-from inti_jax import config, metrics, run, sharding, state
+from inti_jax import config, initial, metrics, run, sharding, state
 from inti_jax.checkpoint import Checkpoints
 from inti_jax.config import Config
 from inti_jax.data import pipeline
@@ -137,22 +139,36 @@ def evaluate(
     }
 
 
-def evaluate_checkpoint(settings: Config, workdir: Path) -> None:
-    """Evaluates the newest checkpoint of `workdir` under `settings`, and adds the record to its metrics."""
+def evaluate_run(settings: Config, workdir: Path) -> None:
+    """Evaluates the newest checkpoint of `workdir` under `settings`, and adds the record to its metrics.
+
+    Where there is no checkpoint, and the classifier starts from class names, that is zero-shot
+    classification by the pretrained weights: step 0.
+    """
     mesh = sharding.make_mesh(settings.mesh)
-    record = run.RunRecord.read(workdir)
-    run.RunRecord(settings, record.dataset).check_continues(record, workdir)
     dataset = open_dataset(settings.data.name, settings.data.data_dir, "val")
-    if dataset.labels != record.dataset.labels:
-        raise UserError(
-            f"the labels of {settings.data.name} in {settings.data.data_dir} are not those that "
-            f"{workdir} was trained with: prepare the dataset again with --labels in the run's order"
-        )
-    graphdef, params, step = load_params(settings, workdir, len(dataset.labels), mesh)
+    if settings.model.head.init == "text" and not run.checkpoint_dir(workdir).is_dir():
+        record = run.RunRecord(settings, run.Dataset.of(dataset), initial.find_backbone(settings.model))
+        transform = optax.identity()
+        target = state.abstract_state(record, transform, mesh)
+        start = initial.initial_state(record, transform, target)
+        params, step = {**start.trainable, **start.frozen}, 0
+        if jax.process_index() == 0:
+            record.write(workdir)
+    else:
+        earlier = run.RunRecord.read(workdir)
+        record = run.RunRecord(settings, earlier.dataset, earlier.backbone)
+        record.check_continues(earlier, workdir)
+        if dataset.labels != record.dataset.labels:
+            raise UserError(
+                f"the labels of {settings.data.name} in {settings.data.data_dir} are not those that "
+                f"{workdir} was trained with: prepare the dataset again with --labels in the run's order"
+            )
+        params, step = load_params(record, workdir, mesh)
+    graphdef = nnx.graphdef(state.abstract_model(record))
     figures = evaluate(make_forward(graphdef, mesh), params, dataset, settings.data, settings.eval, mesh)
-    writer = MetricsWriter(workdir, from_step=step)
-    writer.write(step, "val", figures)
-    writer.close()
+    with contextlib.closing(MetricsWriter(workdir, from_step=step)) as writer:
+        writer.write(step, "val", figures)
     log.info("step %d: %s", step, summary(figures))
 
 
@@ -160,19 +176,12 @@ def was_evaluated(workdir: Path, step: int) -> bool:
     return any(record["split"] == "val" and record["step"] == step for record in read_metrics(workdir))
 
 
-def load_params(
-    settings: Config, workdir: Path, classes: int, mesh: jax.sharding.Mesh
-) -> tuple[nnx.GraphDef[VideoModel], Params, int]:
-    """The model and the parameters of the newest checkpoint in `workdir`, and its step."""
-    model = state.abstract_model(settings, classes)
-    shapes = state.parameter_shapes(model)
-    shardings = sharding.parameter_shardings(shapes, mesh)
-    target = {
-        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings[path])
-        for path, leaf in shapes.items()
-    }
+def load_params(record: run.RunRecord, workdir: Path, mesh: jax.sharding.Mesh) -> tuple[Params, int]:
+    """The parameters of the newest checkpoint in `workdir`, and its step."""
+    target = state.abstract_state(record, optax.identity(), mesh)
     with Checkpoints.reading(workdir) as checkpoints:
-        return nnx.graphdef(model), checkpoints.restore_params(target), checkpoints.latest_step or 0
+        params = checkpoints.restore_params({**target.trainable, **target.frozen})
+        return params, checkpoints.latest_step or 0
 
 
 def summary(figures: dict[str, float | int]) -> str:

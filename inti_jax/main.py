@@ -28,7 +28,7 @@ def main() -> None:
     if arguments.mode == "train":
         train.train(config, arguments.workdir)
     else:
-        evaluate.evaluate_checkpoint(config, arguments.workdir)
+        evaluate.evaluate_run(config, arguments.workdir)
 
 
 if __name__ == "__main__":

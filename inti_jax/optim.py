@@ -9,7 +9,7 @@ from inti_jax.config import Train
 
 # Whether weight decay applies, by parameter path. The first match counts; each parameter has to match.
 _DECAY_RULES = (
-    (r".*\.(bias|scale)", False),
+    (r".*\.(bias|scale|logit_scale)", False),
     (r".*\.(class_embedding|positional_embedding)", False),
     (r".*\.logits", False),
     (r".*\.kernel", True),

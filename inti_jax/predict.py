@@ -48,8 +48,9 @@ def predict_files(workdir: Path, paths: list[Path], topk: int) -> list[dict[str,
     # Imported late: --help and a wrong argument should not wait for JAX.
     import jax
     import numpy as np
+    from flax import nnx
 
-    from inti_jax import evaluate, sharding
+    from inti_jax import evaluate, sharding, state
     from inti_jax.config import Mesh
     from inti_jax.data import pipeline
     from inti_jax.data.dataset import FileDataset
@@ -59,7 +60,8 @@ def predict_files(workdir: Path, paths: list[Path], topk: int) -> list[dict[str,
     record = RunRecord.read(workdir)
     labels = record.dataset.labels
     mesh = sharding.make_mesh(Mesh(), jax.local_devices()[:1])
-    graphdef, params, _ = evaluate.load_params(record.config, workdir, len(labels), mesh)
+    params, _ = evaluate.load_params(record, workdir, mesh)
+    graphdef = nnx.graphdef(state.abstract_model(record))
     settings = dataclasses.replace(record.config.eval, batch=min(record.config.eval.batch, len(paths)))
     source = FileDataset(paths)
     found = evaluate.predict(

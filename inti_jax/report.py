@@ -89,7 +89,7 @@ def _summarize(
     steps = [entry["step_seconds"] for entry in metrics if entry["split"] == "train"]
     if not evaluations or not steps:
         raise UserError(f"{workdir} was not trained and evaluated to the end: run main on it first")
-    model = state.abstract_model(record.config, len(record.dataset.labels))
+    model = state.abstract_model(record)
     shapes = state.parameter_shapes(model).values()
     return Summary(
         name=workdir.name,

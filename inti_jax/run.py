@@ -5,9 +5,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pydantic
+
 from inti_jax import config
 from inti_jax.config import Config, ConfigError
 from inti_jax.data.dataset import VideoDataset
+from inti_jax.models.backbone import Backbone
 
 # What may differ when a run goes on: where things are and how fast, not what is computed.
 _FREE = (
@@ -45,10 +48,16 @@ class RunRecord:
 
     config: Config
     dataset: Dataset
+    backbone: Backbone
 
     def write(self, workdir: Path) -> None:
+        """Writes config.json in one step, making `workdir`; for the first host."""
+        workdir.mkdir(parents=True, exist_ok=True)
         path = config_path(workdir)
-        values = dataclasses.asdict(self.config) | {"dataset": dataclasses.asdict(self.dataset)}
+        values = dataclasses.asdict(self.config) | {
+            "dataset": dataclasses.asdict(self.dataset),
+            "backbone": dataclasses.asdict(self.backbone),
+        }
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps(values, indent=2) + "\n")
         partial.replace(path)
@@ -59,11 +68,11 @@ class RunRecord:
         path = config_path(workdir)
         values = config.read_json(path)
         try:
-            facts = values.pop("dataset")
-            dataset = Dataset(**facts | {"labels": tuple(facts["labels"])})
-        except (AttributeError, KeyError, TypeError):
-            raise ConfigError(f"{path} does not name the run's dataset and labels") from None
-        return RunRecord(config.from_dict(values), dataset)
+            dataset = pydantic.TypeAdapter(Dataset).validate_python(values.pop("dataset"))
+            backbone = pydantic.TypeAdapter(Backbone).validate_python(values.pop("backbone"))
+        except (AttributeError, KeyError, pydantic.ValidationError):
+            raise ConfigError(f"{path} does not describe the run's dataset and backbone") from None
+        return RunRecord(config.from_dict(values), dataset, backbone)
 
     def check_continues(self, earlier: "RunRecord", workdir: Path) -> None:
         """Raises ConfigError where a checkpoint of `earlier` cannot go on as this run."""

@@ -35,7 +35,7 @@ _RULES: dict[str, Sequence[tuple[str, int | None]]] = {
         (r"(class|positional)_embedding", None),
     ),
     "compressors": ((r"\d+\..*", None),),
-    "head": ((r"(kernel|bias)", None),),
+    "head": ((r"((projection|classes)\.)?kernel|bias|logit_scale", None),),
 }
 
 
@@ -86,7 +86,7 @@ def parameter_shardings(
     result = {}
     for path, shape in shapes.items():
         module = _module(path)
-        rule = next((r for r in _RULES[module] if re.fullmatch(rf"{module}\.{r[0]}", path)), None)
+        rule = next((r for r in _RULES[module] if re.fullmatch(rf"{module}\.(?:{r[0]})", path)), None)
         if rule is None:
             raise ValueError(f"no sharding rule for parameter {path}")
         unused.discard((module, rule))

@@ -5,6 +5,8 @@ rules for sharding, weight decay and freezing are regular expressions on one str
 """
 
 import dataclasses
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -13,8 +15,8 @@ import optax
 from flax import nnx, traverse_util
 
 from inti_jax import sharding
-from inti_jax.config import Config
 from inti_jax.models.video import VideoModel
+from inti_jax.run import RunRecord
 
 Params = dict[str, jax.Array]
 
@@ -33,13 +35,35 @@ class TrainState:
     opt_state: optax.OptState
 
 
-def build_model(config: Config, classes: int, rngs: nnx.Rngs) -> VideoModel:
-    return VideoModel(config.model, classes, dtype=jnp.dtype(config.train.dtype), rngs=rngs)
+# Which parameters train, for each `model.adaptation`. The first match counts; each parameter has to match.
+_TRAINS: dict[str, Sequence[tuple[str, bool]]] = {
+    "full": ((r".*", True),),
+    "linear": ((r"tower\..*", False), (r"(compressors|head)\..*", True)),
+}
 
 
-def abstract_model(config: Config, classes: int) -> VideoModel:
+def trains(adaptation: str, path: str) -> bool:
+    """Whether the parameter at `path` trains. Raises ValueError where no rule covers it."""
+    matches = [value for rule, value in _TRAINS[adaptation] if re.fullmatch(rule, path)]
+    if not matches:
+        raise ValueError(f"no rule says whether {path} trains under {adaptation}")
+    return matches[0]
+
+
+def build_model(record: RunRecord, rngs: nnx.Rngs) -> VideoModel:
+    return VideoModel(
+        record.config.model,
+        len(record.dataset.labels),
+        resolution=record.config.data.resolution,
+        backbone=record.backbone,
+        dtype=jnp.dtype(record.config.train.dtype),
+        rngs=rngs,
+    )
+
+
+def abstract_model(record: RunRecord) -> VideoModel:
     """The model without its weights: shapes alone, for counting and planning."""
-    return nnx.eval_shape(lambda: build_model(config, classes, nnx.Rngs(0)))
+    return nnx.eval_shape(lambda: build_model(record, nnx.Rngs(0)))
 
 
 def flatten(state: nnx.State) -> dict[str, Any]:
@@ -59,33 +83,28 @@ def parameter_shapes(model: VideoModel) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def abstract_state(
-    config: Config, classes: int, transform: optax.GradientTransformation, mesh: jax.sharding.Mesh
+    record: RunRecord, transform: optax.GradientTransformation, mesh: jax.sharding.Mesh
 ) -> TrainState:
     """The shapes of a run's state, and where on `mesh` each part lives."""
-    shapes = parameter_shapes(abstract_model(config, classes))
+    shapes = parameter_shapes(abstract_model(record))
     shardings = sharding.parameter_shardings(shapes, mesh)
-    moments = jax.eval_shape(transform.init, shapes)
-    everywhere = sharding.replicated(mesh)
+    adaptation, frozen_dtype = record.config.model.adaptation, record.config.model.frozen_dtype
+    trainable = {path: shape for path, shape in shapes.items() if trains(adaptation, path)}
+    frozen = {
+        path: jax.ShapeDtypeStruct(shape.shape, jnp.dtype(frozen_dtype), sharding=shardings[path])
+        for path, shape in shapes.items()
+        if path not in trainable
+    }
+    moments = jax.eval_shape(transform.init, trainable)
+    trained_shardings = {path: shardings[path] for path in trainable}
     return TrainState(
-        step=_placed(jax.ShapeDtypeStruct((), jnp.int32), everywhere),
-        trainable=jax.tree.map(_placed, shapes, shardings),
-        frozen={},
+        step=_placed(jax.ShapeDtypeStruct((), jnp.int32), sharding.replicated(mesh)),
+        trainable=jax.tree.map(_placed, trainable, trained_shardings),
+        frozen=frozen,
         opt_state=jax.tree.map(
-            _placed, moments, sharding.like_parameters(transform, moments, shardings, mesh)
+            _placed, moments, sharding.like_parameters(transform, moments, trained_shardings, mesh)
         ),
     )
-
-
-def init_state(
-    config: Config, classes: int, transform: optax.GradientTransformation, target: TrainState
-) -> TrainState:
-    """A random start, made where `target` says: no device ever holds more than its own part of it."""
-
-    def create() -> TrainState:
-        trainable = flatten(nnx.state(build_model(config, classes, nnx.Rngs(config.train.seed)), nnx.Param))
-        return TrainState(jnp.zeros((), jnp.int32), trainable, {}, transform.init(trainable))
-
-    return jax.jit(create, out_shardings=shardings_of(target))()
 
 
 def shardings_of(target: TrainState) -> TrainState:

@@ -15,7 +15,7 @@ from flax import nnx
 from jax.experimental import multihost_utils
 from jaxtyping import Array
 
-from inti_jax import evaluate, losses, optim, report, run, sharding, state
+from inti_jax import evaluate, initial, losses, optim, report, run, sharding, state
 from inti_jax.checkpoint import Checkpoints
 from inti_jax.config import Config, ConfigError
 from inti_jax.data import pipeline
@@ -133,26 +133,29 @@ def train(config: Config, workdir: Path) -> None:
             f"`train.global_batch` = {config.train.global_batch}"
         )
 
-    model = state.abstract_model(config, len(dataset.labels))
-    graphdef = nnx.graphdef(model)
-    transform, schedule = optim.make_optimizer(config.train, steps)
-    target = state.abstract_state(config, len(dataset.labels), transform, mesh)
-    record = run.RunRecord(config, run.Dataset.of(dataset))
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(
             Checkpoints(run.checkpoint_dir(workdir), keep=config.checkpoint.keep)
         )
         start = checkpoints.latest_step or 0
+        earlier = run.RunRecord.read(workdir) if start else None
+        backbone = earlier.backbone if earlier else initial.find_backbone(config.model)
+        record = run.RunRecord(config, run.Dataset.of(dataset), backbone)
+        if earlier:
+            record.check_continues(earlier, workdir)
+        model = state.abstract_model(record)
+        graphdef = nnx.graphdef(model)
+        transform, schedule = optim.make_optimizer(config.train, steps)
+        target = state.abstract_state(record, transform, mesh)
+        _describe(config, model, target, dataset, mesh, steps)
         if start:
-            record.check_continues(run.RunRecord.read(workdir), workdir)
             train_state, position = checkpoints.restore(target)
             log.info("going on from the checkpoint of step %d", start)
         else:
-            train_state = state.init_state(config, len(dataset.labels), transform, target)
+            train_state = initial.initial_state(record, transform, target)
             position = {"next_step": 0}
         if jax.process_index() == 0:
             record.write(workdir)
-        _describe(config, model, dataset, mesh, steps)
 
         host_batches = pipeline.train_batches(
             dataset,
@@ -289,20 +292,26 @@ class _Monitor:
 def _describe(
     config: Config,
     model: VideoModel,
+    target: TrainState,
     dataset: VideoDataset,
     mesh: jax.sharding.Mesh,
     steps: int,
 ) -> None:
     """Says what is about to run: the figures a user would otherwise have to work out."""
-    counts = {path: math.prod(leaf.shape) for path, leaf in state.parameter_shapes(model).items()}
+    trainable, frozen = (
+        sum(math.prod(leaf.shape) for leaf in part.values()) for part in (target.trainable, target.frozen)
+    )
     compression = config.model.compression
     frames = config.data.num_frames
     log.info(
-        "%s, compression %s after %s: %.1f M parameters, %.3f GMACs per view of %d frames",
+        "%s, %s, compression %s after %s: %.2f M parameters train, %.2f M do not; %.3f GMACs per view of "
+        "%d frames",
         config.model.backbone,
+        config.model.adaptation,
         compression.kind,
         compression.after or "no block",
-        sum(counts.values()) / 1e6,
+        trainable / 1e6,
+        frozen / 1e6,
         model.macs(frames) / 1e9,
         frames,
     )

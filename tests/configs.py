@@ -4,6 +4,8 @@ import dataclasses
 from typing import Any
 
 from inti_jax import config
+from inti_jax.models.backbone import Backbone
+from inti_jax.run import Dataset, RunRecord
 
 
 def tiny(data_dir: Any = "data", **changes: Any) -> config.Config:
@@ -28,6 +30,12 @@ def tiny(data_dir: Any = "data", **changes: Any) -> config.Config:
             section = section[name]
         section[key] = value
     return config.from_dict(values)
+
+
+def record(settings: config.Config, classes: int = 10, backbone: Backbone = Backbone()) -> RunRecord:  # noqa: B008
+    """The record of a run on a dataset of that many classes."""
+    labels = tuple(f"class {k}" for k in range(classes))
+    return RunRecord(settings, Dataset("motion_digits", "1.0.0", "0", labels), backbone)
 
 
 INTI = {"model__compression__kind": "inti", "model__compression__after": (1,)}

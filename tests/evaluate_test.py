@@ -18,7 +18,7 @@ from inti_jax.data.decode import DecodeError
 from inti_jax.errors import UserError
 from inti_jax.run import RunRecord
 from inti_jax.writers import read_metrics
-from tests.configs import INTI, tiny
+from tests.configs import INTI, record, tiny
 
 
 class WithoutVideo3:
@@ -40,7 +40,7 @@ class WithoutVideo3:
 def model():
     """A random model: its graph and its parameters, on the host."""
     settings = tiny(**INTI)
-    graphdef, params = nnx.split(state.build_model(settings, 10, nnx.Rngs(3)))
+    graphdef, params = nnx.split(state.build_model(record(settings), nnx.Rngs(3)))
     return graphdef, {path: np.asarray(leaf) for path, leaf in state.flatten(params).items()}
 
 
@@ -99,7 +99,7 @@ def test_probabilities_that_are_not_finite_are_an_error_not_an_accuracy(model, m
 
 def test_order_blind_models_stay_under_the_ceiling(motion_data):
     """The dataset's promise: without the order of frames, right for one of each two videos at most."""
-    graphdef, params = nnx.split(state.build_model(tiny(), 10, nnx.Rngs(0)))
+    graphdef, params = nnx.split(state.build_model(record(tiny()), nnx.Rngs(0)))
     found = predictions((graphdef, state.flatten(params)), motion_data, Eval(batch=10))
     partners = found.probabilities.reshape(-1, 2, 10)
     np.testing.assert_allclose(partners[:, 0], partners[:, 1], atol=1e-5)
@@ -118,22 +118,23 @@ def video_files(motion_data, tmp_path):
 
 
 def test_predict_says_what_the_evaluation_says(trained_run, motion_data, video_files):
-    record = RunRecord.read(trained_run)
+    run = RunRecord.read(trained_run)
     mesh = sharding.make_mesh(Mesh(), jax.devices()[:1])
-    graphdef, params, step = evaluate.load_params(record.config, trained_run, 10, mesh)
+    params, step = evaluate.load_params(run, trained_run, mesh)
+    graphdef = nnx.graphdef(state.abstract_model(run))
     assert step == 4
     expected = evaluate.predict(
         evaluate.make_forward(graphdef, mesh),
         params,
         open_dataset("motion_digits", motion_data, "val"),
-        record.config.data,
-        record.config.eval,
+        run.config.data,
+        run.config.eval,
         mesh,
     )
     results = predict.predict_files(trained_run, video_files, topk=10)
     for index, result in enumerate(results):
         found = {entry["label"]: entry["probability"] for entry in result["predictions"]}
-        got = [found[label] for label in record.dataset.labels]
+        got = [found[label] for label in run.dataset.labels]
         np.testing.assert_allclose(got, expected.probabilities[index], atol=1e-6)
         assert list(found.values()) == sorted(found.values(), reverse=True)
 
@@ -172,10 +173,10 @@ def test_eval_mode_adds_a_record_and_refuses_another_model(trained_run, motion_d
     workdir = tmp_path / "run"
     shutil.copytree(trained_run, workdir)
     settings = dataclasses.replace(RunRecord.read(workdir).config, eval=Eval(batch=16, clips=3))
-    evaluate.evaluate_checkpoint(settings, workdir)
+    evaluate.evaluate_run(settings, workdir)
     records = [r for r in read_metrics(workdir) if r["split"] == "val"]
     assert [r["views"] for r in records] == [2, 3] and records[1]["step"] == 4
     with pytest.raises(UserError, match=r"checkpoints of another run: there `model\.compression"):
-        evaluate.evaluate_checkpoint(tiny(motion_data), workdir)
-    with pytest.raises(UserError, match="is it the directory of a run"):
-        evaluate.evaluate_checkpoint(settings, tmp_path / "elsewhere")
+        evaluate.evaluate_run(tiny(motion_data), workdir)
+    with pytest.raises(UserError, match=r"does not exist: is .* the directory of a run\?"):
+        evaluate.evaluate_run(settings, tmp_path / "elsewhere")

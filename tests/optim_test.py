@@ -5,14 +5,14 @@ import optax
 import pytest
 
 from inti_jax import optim, state
-from tests.configs import tiny
+from tests.configs import record, tiny
 
 
 @pytest.mark.parametrize("kind", ["none", "inti", "static"])
 def test_decay_covers_every_parameter_and_spares_vectors(kind):
     after = () if kind == "none" else (1,)
     settings = tiny(model__compression__kind=kind, model__compression__after=after)
-    shapes = state.parameter_shapes(state.abstract_model(settings, 10))
+    shapes = state.parameter_shapes(state.abstract_model(record(settings)))
     decays = optim.decayed(shapes)
     assert decays.keys() == shapes.keys()
     assert decays["tower.blocks.0.attn.qkv.kernel"] and decays["head.kernel"]

@@ -3,13 +3,13 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from inti_jax import optim, sharding, state
+from inti_jax import initial, optim, sharding, state
 from inti_jax.config import ConfigError, Mesh
-from tests.configs import INTI, tiny
+from tests.configs import INTI, record, tiny
 
 
 def shapes_of(**changes):
-    return state.parameter_shapes(state.abstract_model(tiny(**changes), 10))
+    return state.parameter_shapes(state.abstract_model(record(tiny(**changes))))
 
 
 def test_rules_cover_the_model_and_slice_what_is_large():
@@ -42,8 +42,8 @@ def test_moments_live_where_their_parameters_do():
     mesh = sharding.make_mesh(Mesh(data=4, fsdp=2))
     settings = tiny()
     transform, _ = optim.make_optimizer(settings.train, 4)
-    target = state.abstract_state(settings, 10, transform, mesh)
-    train_state = state.init_state(settings, 10, transform, target)
+    target = state.abstract_state(record(settings), transform, mesh)
+    train_state = initial.initial_state(record(settings), transform, target)
     moments = [leaf for leaf in jax.tree.leaves(train_state.opt_state) if leaf.ndim > 1]
     sliced = [leaf for leaf in moments if leaf.sharding.spec != PartitionSpec(*[None] * leaf.ndim)]
     assert len(moments) == 2 * sum(leaf.ndim > 1 for leaf in train_state.trainable.values())

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from inti_jax import losses, optim, run, sharding, state, train
+from inti_jax import initial, losses, optim, run, sharding, state, train
 from inti_jax.checkpoint import Checkpoints
 from inti_jax.config import ConfigError, Mesh
 from inti_jax.errors import UserError
 from inti_jax.writers import read_metrics
-from tests.configs import INTI, tiny
+from tests.configs import INTI, record, tiny
 
 BATCH = 8
 
@@ -41,9 +41,9 @@ def run_steps(mesh, batch, steps=2, **changes):
     """The figures of each step, and the state after the last."""
     settings = tiny(**INTI, train__warmup_fraction=0.0, train__label_smoothing=0.1, **changes)
     transform, _ = optim.make_optimizer(settings.train, 10)
-    graphdef = nnx.graphdef(state.abstract_model(settings, 10))
-    target = state.abstract_state(settings, 10, transform, mesh)
-    train_state = state.init_state(settings, 10, transform, target)
+    graphdef = nnx.graphdef(state.abstract_model(record(settings)))
+    target = state.abstract_state(record(settings), transform, mesh)
+    train_state = initial.initial_state(record(settings), transform, target)
     step_fn = train.compile_step(settings, graphdef, transform, target, mesh)
     figures = []
     for _ in range(steps):

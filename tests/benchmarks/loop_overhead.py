@@ -14,9 +14,10 @@ from pathlib import Path
 import jax
 from flax import nnx
 
-from inti_jax import cli, config, optim, sharding, state, train
+from inti_jax import cli, config, initial, optim, run, sharding, state, train
 from inti_jax.data import pipeline
 from inti_jax.data.dataset import open_dataset
+from inti_jax.models.backbone import Backbone
 
 _WARMUP = 10
 
@@ -54,9 +55,10 @@ def _steps_alone(settings: config.Config, steps: int) -> float:
     mesh = sharding.make_mesh(settings.mesh)
     dataset = open_dataset(settings.data.name, settings.data.data_dir, "train")
     transform, _ = optim.make_optimizer(settings.train, settings.train.steps)
-    graphdef = nnx.graphdef(state.abstract_model(settings, len(dataset.labels)))
-    target = state.abstract_state(settings, len(dataset.labels), transform, mesh)
-    train_state = state.init_state(settings, len(dataset.labels), transform, target)
+    record = run.RunRecord(settings, run.Dataset.of(dataset), Backbone())
+    graphdef = nnx.graphdef(state.abstract_model(record))
+    target = state.abstract_state(record, transform, mesh)
+    train_state = initial.initial_state(record, transform, target)
     step_fn = train.compile_step(settings, graphdef, transform, target, mesh)
     with contextlib.closing(
         pipeline.train_batches(
