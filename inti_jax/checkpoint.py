@@ -6,6 +6,7 @@ final name only once it is whole, so a killed run leaves the one before.
 """
 
 import sys
+import textwrap
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,10 +19,19 @@ from inti_jax.errors import UserError
 from inti_jax.state import Params, TrainState
 
 
-class Checkpoints:
-    """The checkpoints in one directory, the newest `keep` of them."""
+def latest_step(workdir: Path) -> int | None:
+    """The step of the newest finished checkpoint in `workdir`, or None. Opens and changes nothing."""
+    directory = run.checkpoint_dir(workdir)
+    names = (path.name for path in directory.iterdir()) if directory.is_dir() else ()
+    # One that is not finished has a longer name.
+    return max((int(name) for name in names if name.isdecimal()), default=None)
 
-    def __init__(self, directory: Path, *, keep: int):
+
+class Checkpoints:
+    """The checkpoints of one run, the newest `keep` of them."""
+
+    def __init__(self, workdir: Path, *, keep: int):
+        directory = run.checkpoint_dir(workdir)
         self._directory = directory
         self._checkpointer = ocp.training.Checkpointer(
             directory.absolute(),
@@ -34,10 +44,9 @@ class Checkpoints:
     @classmethod
     def reading(cls, workdir: Path) -> "Checkpoints":
         """Those of a run that has ended, to read. Raises UserError where there are none."""
-        directory = run.checkpoint_dir(workdir)
-        if not directory.is_dir():
-            raise UserError(f"{workdir} holds no checkpoints: is it the directory of a run?")
-        return cls(directory, keep=sys.maxsize)
+        if latest_step(workdir) is None:
+            raise UserError(f"{workdir} holds no finished checkpoint: is it the directory of a run?")
+        return cls(workdir, keep=sys.maxsize)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -46,11 +55,6 @@ class Checkpoints:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._checkpointer.close()
-
-    @property
-    def latest_step(self) -> int | None:
-        latest = self._checkpointer.latest
-        return None if latest is None else latest.step
 
     def save(self, step: int, state: TrainState, data: dict[str, Any]) -> None:
         """Starts saving; returns when the arrays are copied, while the files are still being written."""
@@ -67,7 +71,7 @@ class Checkpoints:
             {
                 "params": _abstract({**target.trainable, **target.frozen}),
                 "optimizer": _abstract({"step": target.step, "state": target.opt_state}),
-                "data": {"next_step": 0},
+                "data": {"next_step": 0, "bad": 0},
             }
         )
         params = parts["params"]
@@ -84,14 +88,16 @@ class Checkpoints:
         return self._load({"params": target})["params"]
 
     def _load(self, parts: dict[str, Any]) -> dict[str, Any]:
-        step = self.latest_step
-        if step is None:
-            raise UserError(f"{self._directory} holds no finished checkpoint")
+        latest = self._checkpointer.latest
+        assert latest is not None
         try:
-            return self._checkpointer.load_checkpointables(step, parts)
+            return self._checkpointer.load_checkpointables(latest.step, parts)
         except Exception as error:  # Orbax raises many kinds; none is of use to who runs this.
-            reason = str(error).partition("\n")[0]
-            raise UserError(f"{self._directory / str(step)} cannot be restored: {reason}") from error
+            reason = textwrap.shorten(str(error), 200)
+            raise UserError(
+                f"{self._directory / str(latest.step)} cannot be restored ({reason}): if it is "
+                "damaged, delete it, and the one before is used"
+            ) from error
 
 
 def _abstract(tree: Any) -> Any:

@@ -43,9 +43,13 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> Config:
     name, colon, argument = spec.partition(":")
     path = Path(name)
     if not path.is_file():
-        raise UsageError(f"--config {path}: there is no such file")
+        raise UsageError(
+            f"--config {path}: " + ("it is a directory" if path.is_dir() else "there is no such file")
+        )
     try:
-        get_config = runpy.run_path(str(path))["get_config"]
+        get_config = runpy.run_path(str(path)).get("get_config")
+        if get_config is None:
+            raise UsageError(f"--config {path}: it does not define get_config()")
         values = (get_config(argument) if colon else get_config()).to_dict()
     except UserError:
         raise

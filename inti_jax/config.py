@@ -19,7 +19,7 @@ from pydantic import Field
 from inti_jax.errors import UserError
 from inti_jax.models.backbone import BACKBONES
 
-_STRICT = pydantic.ConfigDict(extra="forbid", strict=True)
+_STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -85,7 +85,7 @@ class Data:
     crop_scale: tuple[Fraction, Fraction] = (0.5, 1.0)
     crop_ratio: tuple[float, float] = (0.75, 4 / 3)
     flip: bool = False  # mirror half of the training clips left to right
-    max_bad_share: Fraction = 0.01  # of the training clips so far that may fail to decode
+    max_bad_share: Fraction = 0.01  # of the training clips so far, or of an epoch, that may fail to decode
     workers: NonNegative = 0  # decoding processes; 0 decodes in threads
     threads: Positive = 2  # decoding threads, in each process
     prefetch: Positive = 2  # batches kept ready in host memory, and again on the device
@@ -189,10 +189,6 @@ def check_key(key: str) -> None:
             raise ConfigError(
                 f"config: `{key}` is not a single value; give a whole key, such as `train.steps`"
             )
-
-
-def to_json(config: Config) -> str:
-    return json.dumps(dataclasses.asdict(config), indent=2)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -17,12 +17,20 @@ class UsageError(UserError):
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Runs a command's `main`; a UserError becomes one line on stderr and its exit status."""
+    """Runs a command's `main`; a UserError becomes one line on stderr and its exit status.
+
+    So does what the system refuses with a path's name: a file where a directory should be, a full disk.
+    """
     try:
         main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

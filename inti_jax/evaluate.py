@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
 from inti_jax import config, initial, metrics, run, sharding, state
-from inti_jax.checkpoint import Checkpoints
+from inti_jax.checkpoint import Checkpoints, latest_step
 from inti_jax.config import Config
 from inti_jax.data import pipeline
 from inti_jax.data.dataset import Source, open_dataset
@@ -146,8 +146,10 @@ def evaluate_run(settings: Config, workdir: Path) -> None:
     classification by the pretrained weights: step 0.
     """
     mesh = sharding.make_mesh(settings.mesh)
+    zero_shot = settings.model.head.init == "text" and latest_step(workdir) is None
+    earlier = None if zero_shot else run.RunRecord.read(workdir)
     dataset = open_dataset(settings.data.name, settings.data.data_dir, "val")
-    if settings.model.head.init == "text" and not run.checkpoint_dir(workdir).is_dir():
+    if earlier is None:
         record = run.RunRecord(settings, run.Dataset.of(dataset), initial.find_backbone(settings.model))
         transform = optax.identity()
         target = state.abstract_state(record, transform, mesh)
@@ -156,7 +158,6 @@ def evaluate_run(settings: Config, workdir: Path) -> None:
         if jax.process_index() == 0:
             record.write(workdir)
     else:
-        earlier = run.RunRecord.read(workdir)
         record = run.RunRecord(settings, earlier.dataset, earlier.backbone)
         record.check_continues(earlier, workdir)
         if dataset.labels != record.dataset.labels:
@@ -167,7 +168,7 @@ def evaluate_run(settings: Config, workdir: Path) -> None:
         params, step = load_params(record, workdir, mesh)
     graphdef = nnx.graphdef(state.abstract_model(record))
     figures = evaluate(make_forward(graphdef, mesh), params, dataset, settings.data, settings.eval, mesh)
-    with contextlib.closing(MetricsWriter(workdir, from_step=step)) as writer:
+    with contextlib.closing(MetricsWriter(workdir)) as writer:
         writer.write(step, "val", figures)
     log.info("step %d: %s", step, summary(figures))
 
@@ -181,7 +182,7 @@ def load_params(record: run.RunRecord, workdir: Path, mesh: jax.sharding.Mesh) -
     target = state.abstract_state(record, optax.identity(), mesh)
     with Checkpoints.reading(workdir) as checkpoints:
         params = checkpoints.restore_params({**target.trainable, **target.frozen})
-        return params, checkpoints.latest_step or 0
+        return params, latest_step(workdir) or 0
 
 
 def summary(figures: dict[str, float | int]) -> str:

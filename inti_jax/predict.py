@@ -2,13 +2,17 @@
 
 import argparse
 import dataclasses
+import functools
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Any
 
 from inti_jax import cli
 from inti_jax.errors import UsageError, UserError, run_command
+
+log = logging.getLogger("inti_jax")
 
 
 def main() -> None:
@@ -52,7 +56,7 @@ def predict_files(workdir: Path, paths: list[Path], topk: int) -> list[dict[str,
 
     from inti_jax import evaluate, sharding, state
     from inti_jax.config import Mesh
-    from inti_jax.data import pipeline
+    from inti_jax.data import pipeline, sampling
     from inti_jax.data.dataset import FileDataset
     from inti_jax.data.decode import DecodeError
     from inti_jax.run import RunRecord
@@ -63,16 +67,22 @@ def predict_files(workdir: Path, paths: list[Path], topk: int) -> list[dict[str,
     params, _ = evaluate.load_params(record, workdir, mesh)
     graphdef = nnx.graphdef(state.abstract_model(record))
     settings = dataclasses.replace(record.config.eval, batch=min(record.config.eval.batch, len(paths)))
-    source = FileDataset(paths)
-    found = evaluate.predict(
-        evaluate.make_forward(graphdef, mesh), params, source, record.config.data, settings, mesh
-    )
+    # In threads, not processes: `source.found` is filled in this one.
+    data = dataclasses.replace(record.config.data, workers=0)
+    source = FileDataset(paths, functools.partial(pipeline.view_indices, cfg=data, eval_cfg=settings))
+    found = evaluate.predict(evaluate.make_forward(graphdef, mesh), params, source, data, settings, mesh)
     results: list[dict[str, Any]] = [{"video": str(path)} for path in paths]
-    for index in found.missing:
-        try:
-            pipeline.load_views(source[index], record.config.data, settings)
-        except DecodeError as error:
-            results[index]["error"] = str(error)
+    needed = sampling.span(data.num_frames, data.sampling, data.stride)
+    for index, file in sorted(source.found.items()):
+        if isinstance(file, DecodeError):
+            results[index]["error"] = str(file)
+        elif file.frames < needed:
+            log.warning(
+                "%s has %d of the %d frames that a clip spans: some are repeated",
+                paths[index],
+                file.frames,
+                needed,
+            )
     for index, probabilities in zip(found.index, found.probabilities, strict=True):
         best = np.argsort(-probabilities, kind="stable")[:topk]
         results[index]["predictions"] = [

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from inti_jax.data import dataset, manifest
-from inti_jax.errors import run_command
+from inti_jax.errors import UserError, run_command
 
 NAMES = ("motion_digits", "folder")
 
@@ -31,12 +31,7 @@ def main() -> None:
     args = _parse()
     # So that an interrupted build clears its temporary files, as it does after Ctrl-C.
     signal.signal(signal.SIGTERM, _interrupt)
-    name = args.name if args.dataset == "folder" else args.dataset
-    directory = dataset.find_dataset(name, args.data_dir)
-    if directory is not None:
-        print(f"{name} is prepared already: to build it anew, delete {directory} or choose another place")
-    else:
-        directory = _build(args, name)
+    directory = _prepare_folder(args) if args.dataset == "folder" else _prepare_motion_digits(args)
     _print_summary(manifest.read(directory), directory)
 
 
@@ -81,19 +76,35 @@ def _parse() -> argparse.Namespace:
     return args
 
 
-def _build(args: argparse.Namespace, name: str) -> Path:
-    """Builds the dataset; the builders are imported here, being slow to import."""
-    if args.dataset == "folder":
-        from inti_jax.data.builders import folder
+# The builders are slow to import, so not before the arguments are found to be good.
 
-        folder.check_name(name)
-        labels, splits = folder.scan(args.source, labels_file=args.labels, val_share=args.val_share)
-        builder = folder.Folder(data_dir=args.data_dir, name=name, labels=labels, splits=splits)
-    else:
-        from inti_jax.data.builders import motion_digits
 
-        builder = motion_digits.MotionDigits(data_dir=args.data_dir)
-    return builder.build()
+def _prepare_motion_digits(args: argparse.Namespace) -> Path:
+    if directory := dataset.find_dataset(args.dataset, args.data_dir):
+        return _prepared_already(directory)
+    from inti_jax.data.builders.motion_digits import MotionDigits
+
+    return MotionDigits(data_dir=args.data_dir).build()
+
+
+def _prepare_folder(args: argparse.Namespace) -> Path:
+    from inti_jax.data.builders import folder, video
+
+    folder.check_name(args.name)
+    labels, splits = folder.scan(args.source, labels_file=args.labels, val_share=args.val_share)
+    if directory := dataset.find_dataset(args.name, args.data_dir):
+        if manifest.read(directory).source != video.fingerprint(labels, splits):
+            raise UserError(
+                f"{directory} was prepared from other files, labels or splits than {args.source} has now: "
+                f"choose another --name, or delete {directory} to prepare it anew"
+            )
+        return _prepared_already(directory)
+    return folder.Folder(data_dir=args.data_dir, name=args.name, labels=labels, splits=splits).build()
+
+
+def _prepared_already(directory: Path) -> Path:
+    print(f"prepared already: to build it anew, delete {directory} or choose another place")
+    return directory
 
 
 def _print_summary(contents: manifest.Manifest, directory: Path) -> None:

@@ -34,8 +34,12 @@ class Summary:
     top5: float
     gmacs: float  # per view
     inference_clips: float | None  # per second, on this machine
-    training_clips: float  # per second, over the whole run, input included
+    training_clips: float | None  # per second, over the whole run, input included; None if not trained
     parameters: int
+
+
+def _per_second(clips: float | None) -> str:
+    return "-" if clips is None else f"{clips:.0f}"
 
 
 _COLUMNS = (
@@ -43,8 +47,8 @@ _COLUMNS = (
     ("top-1", lambda row: f"{100 * row.top1:.1f}"),
     ("top-5", lambda row: f"{100 * row.top5:.1f}"),
     ("GMACs/view", lambda row: f"{row.gmacs:.4g}"),
-    ("inference clips/s", lambda row: "" if row.inference_clips is None else f"{row.inference_clips:.0f}"),
-    ("training clips/s", lambda row: f"{row.training_clips:.0f}"),
+    ("inference clips/s", lambda row: _per_second(row.inference_clips)),
+    ("training clips/s", lambda row: _per_second(row.training_clips)),
     ("parameters", lambda row: f"{row.parameters:,}"),
 )
 
@@ -87,8 +91,8 @@ def _summarize(
 
     evaluations = [entry for entry in metrics if entry["split"] == "val"]
     steps = [entry["step_seconds"] for entry in metrics if entry["split"] == "train"]
-    if not evaluations or not steps:
-        raise UserError(f"{workdir} was not trained and evaluated to the end: run main on it first")
+    if not evaluations:
+        raise UserError(f"{workdir} was not evaluated: run main on it first")
     model = state.abstract_model(record)
     shapes = state.parameter_shapes(model).values()
     return Summary(
@@ -97,7 +101,7 @@ def _summarize(
         top5=evaluations[-1]["top5"],
         gmacs=model.macs(record.config.data.num_frames) / 1e9,
         inference_clips=speed,
-        training_clips=record.config.train.global_batch / statistics.median(steps),
+        training_clips=record.config.train.global_batch / statistics.median(steps) if steps else None,
         parameters=sum(math.prod(shape.shape) for shape in shapes),
     )
 

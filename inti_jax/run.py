@@ -14,6 +14,7 @@ from inti_jax.models.backbone import Backbone
 
 # What may differ when a run goes on: where things are and how fast, not what is computed.
 _FREE = (
+    "model.pretrained",  # the backbone's hash is compared instead
     "data.data_dir",
     "data.workers",
     "data.threads",
@@ -70,7 +71,7 @@ class RunRecord:
         try:
             dataset = pydantic.TypeAdapter(Dataset).validate_python(values.pop("dataset"))
             backbone = pydantic.TypeAdapter(Backbone).validate_python(values.pop("backbone"))
-        except (AttributeError, KeyError, pydantic.ValidationError):
+        except (AttributeError, KeyError, TypeError, pydantic.ValidationError):
             raise ConfigError(f"{path} does not describe the run's dataset and backbone") from None
         return RunRecord(config.from_dict(values), dataset, backbone)
 

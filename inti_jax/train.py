@@ -16,12 +16,13 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array
 
 from inti_jax import evaluate, initial, losses, optim, report, run, sharding, state
-from inti_jax.checkpoint import Checkpoints
+from inti_jax.checkpoint import Checkpoints, latest_step
 from inti_jax.config import Config, ConfigError
 from inti_jax.data import pipeline
 from inti_jax.data.dataset import VideoDataset, open_dataset
 from inti_jax.data.device import DevicePrefetch
 from inti_jax.errors import UserError
+from inti_jax.models.backbone import Backbone
 from inti_jax.models.video import VideoModel
 from inti_jax.state import Params, TrainState
 from inti_jax.writers import MetricsWriter, Progress
@@ -46,6 +47,7 @@ def train_step(
     *,
     graphdef: nnx.GraphDef[VideoModel],
     transform: optax.GradientTransformation,
+    schedule: optax.Schedule,
     smoothing: float,
     accumulate: int,
 ) -> tuple[TrainState, Metrics]:
@@ -77,8 +79,8 @@ def train_step(
             grad_fn(train_state.trainable, first),
             rest,
         )[0]
-    count = batch["mask"].sum()
-    grads = jax.tree.map(lambda grad: grad / jnp.maximum(count, 1), grads)
+    count = jnp.maximum(batch["mask"].sum(), 1)
+    grads = jax.tree.map(lambda grad: grad / count, grads)
     updates, opt_state = transform.update(grads, train_state.opt_state, train_state.trainable)
     new_state = TrainState(
         step=train_state.step + 1,
@@ -91,6 +93,7 @@ def train_step(
         "top1": correct / count,
         "grad_norm": optax.global_norm(grads),
         "bad": (~batch["mask"]).sum(),
+        "learning_rate": schedule(train_state.step),
     }
     return new_state, metrics
 
@@ -99,6 +102,7 @@ def compile_step(
     config: Config,
     graphdef: nnx.GraphDef[VideoModel],
     transform: optax.GradientTransformation,
+    schedule: optax.Schedule,
     target: TrainState,
     mesh: jax.sharding.Mesh,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
@@ -107,6 +111,7 @@ def compile_step(
         train_step,
         graphdef=graphdef,
         transform=transform,
+        schedule=schedule,
         smoothing=config.train.label_smoothing,
         accumulate=config.train.accumulate,
     )
@@ -126,34 +131,33 @@ def train(config: Config, workdir: Path) -> None:
     dataset = open_dataset(config.data.name, config.data.data_dir, "train")
     validation = open_dataset(config.data.name, config.data.data_dir, "val")
     steps = config.train.steps or round(config.train.epochs * len(dataset) / config.train.global_batch)
-
     if steps < 1:
         raise ConfigError(
             f"config: `train.epochs` = {config.train.epochs} of {len(dataset)} videos is not one step of "
             f"`train.global_batch` = {config.train.global_batch}"
         )
 
+    start = latest_step(workdir) or 0
+    earlier = run.RunRecord.read(workdir) if start else None
+    record = run.RunRecord(config, run.Dataset.of(dataset), _backbone(config, earlier))
+    if earlier:
+        record.check_continues(earlier, workdir)
+    model = state.abstract_model(record)
+    graphdef = nnx.graphdef(model)
+    transform, schedule = optim.make_optimizer(config.train, steps)
+    target = state.abstract_state(record, transform, mesh)
+    _describe(config, model, target, dataset, mesh, steps)
+
     with contextlib.ExitStack() as stack:
-        checkpoints = stack.enter_context(
-            Checkpoints(run.checkpoint_dir(workdir), keep=config.checkpoint.keep)
-        )
-        start = checkpoints.latest_step or 0
-        earlier = run.RunRecord.read(workdir) if start else None
-        backbone = earlier.backbone if earlier else initial.find_backbone(config.model)
-        record = run.RunRecord(config, run.Dataset.of(dataset), backbone)
-        if earlier:
-            record.check_continues(earlier, workdir)
-        model = state.abstract_model(record)
-        graphdef = nnx.graphdef(model)
-        transform, schedule = optim.make_optimizer(config.train, steps)
-        target = state.abstract_state(record, transform, mesh)
-        _describe(config, model, target, dataset, mesh, steps)
         if start:
+            checkpoints = stack.enter_context(Checkpoints(workdir, keep=config.checkpoint.keep))
             train_state, position = checkpoints.restore(target)
             log.info("going on from the checkpoint of step %d", start)
         else:
+            # Before anything is written: a mistake found here leaves nothing behind.
             train_state = initial.initial_state(record, transform, target)
-            position = {"next_step": 0}
+            position = {"next_step": 0, "bad": 0}
+            checkpoints = stack.enter_context(Checkpoints(workdir, keep=config.checkpoint.keep))
         if jax.process_index() == 0:
             record.write(workdir)
 
@@ -174,8 +178,8 @@ def train(config: Config, workdir: Path) -> None:
         stack.callback(batches.close)
         writer = stack.enter_context(contextlib.closing(MetricsWriter(workdir, from_step=start)))
         progress = stack.enter_context(contextlib.closing(Progress("train", steps, start)))
-        monitor = _Monitor(config, dataset, schedule, writer, progress)
-        step_fn = compile_step(config, graphdef, transform, target, mesh)
+        monitor = _Monitor(config, dataset, writer, progress, last_step=steps, **position)
+        step_fn = compile_step(config, graphdef, transform, schedule, target, mesh)
         forward = evaluate.make_forward(graphdef, mesh)
 
         def validate(step: int) -> None:
@@ -200,11 +204,19 @@ def train(config: Config, workdir: Path) -> None:
             if saving or evaluation_due(step):
                 monitor.flush()  # what is saved has been seen to be finite
             if saving:
-                checkpoints.save(step, train_state, {"next_step": step})
+                checkpoints.save(step, train_state, {"next_step": step, "bad": monitor.bad})
             if evaluation_due(step):
                 validate(step)
     if jax.process_index() == 0:
         report.write([workdir], workdir, f"{config.data.name}: {workdir.name}", timed=False)
+
+
+def _backbone(config: Config, earlier: run.RunRecord | None) -> Backbone:
+    """A run that goes on has its weights in its checkpoint: the file they came from may be gone."""
+    pretrained = config.model.pretrained
+    if earlier and pretrained != "random" and not Path(pretrained).exists():
+        return earlier.backbone
+    return initial.find_backbone(config.model)
 
 
 class _Monitor:
@@ -214,18 +226,24 @@ class _Monitor:
         self,
         config: Config,
         dataset: VideoDataset,
-        schedule: optax.Schedule,
         writer: MetricsWriter,
         progress: Progress,
+        *,
+        last_step: int,
+        next_step: int,
+        bad: int,
     ):
-        self._config, self._dataset, self._schedule = config, dataset, schedule
+        """`bad` clips of the `next_step` steps so far did not decode."""
+        self._config, self._dataset = config, dataset
         self._writer, self._progress = writer, progress
+        self._last_step = last_step
         self._pending: tuple[int, Metrics, Array] | None = None
-        self._bad = self._seen = 0
+        self.bad = bad
+        self._seen = next_step * config.train.global_batch
         self.restart_clock()
 
-    def restart_clock(self) -> None:
-        self._since = time.perf_counter()
+    def restart_clock(self, now: float | None = None) -> None:
+        self._since = time.perf_counter() if now is None else now
         self._steps = 0
         self._waited = 0.0
 
@@ -249,17 +267,18 @@ class _Monitor:
         figures = {name: value.item() for name, value in jax.device_get(metrics).items()}
         self._steps += 1
         self._seen += self._config.train.global_batch
-        self._bad += figures["bad"]
+        self.bad += int(figures["bad"])
         self._check(step, figures, index)
         self._progress.advance()
-        if step % self._config.train.log_every_steps == 0:
+        if step % self._config.train.log_every_steps == 0 or step == self._last_step:
             self._log(step, figures)
 
     def _check(self, step: int, figures: dict[str, float | int], index: Array) -> None:
         share = self._config.data.max_bad_share
-        if self._bad > share * max(self._seen, len(self._dataset)):
+        # At least one epoch is the measure: else a single bad clip in the first batch would be too many.
+        if self.bad > share * max(self._seen, len(self._dataset)):
             raise TrainingError(
-                f"step {step}: {self._bad} of the {self._seen} clips so far did not decode, more than "
+                f"step {step}: {self.bad} of the {self._seen} clips so far did not decode, more than "
                 f"`data.max_bad_share` = {share} allows; `prepare` lists files that are damaged"
             )
         if math.isfinite(figures["loss"]) and math.isfinite(figures["grad_norm"]):
@@ -274,10 +293,10 @@ class _Monitor:
         )
 
     def _log(self, step: int, figures: dict[str, float | int]) -> None:
-        elapsed = time.perf_counter() - self._since
+        now = time.perf_counter()
+        elapsed = now - self._since
         record = figures | {
-            "bad": self._bad,
-            "learning_rate": float(self._schedule(step - 1)),
+            "bad": self.bad,
             "step_seconds": elapsed / self._steps,
             "data_wait": self._waited / elapsed,
         }
@@ -286,7 +305,7 @@ class _Monitor:
             f"loss {record['loss']:.3f}  top1 {record['top1']:.2f}  "
             f"{1000 * record['step_seconds']:.0f} ms/step  data wait {record['data_wait']:.0%}"
         )
-        self.restart_clock()
+        self.restart_clock(now)
 
 
 def _describe(

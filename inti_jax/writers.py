@@ -12,34 +12,52 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from inti_jax import run
+from inti_jax.errors import UserError
 
 log = logging.getLogger("inti_jax")
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """The whole records of metrics.jsonl; a last line that a kill cut short is left out."""
+    """The whole records of metrics.jsonl; a last line that a kill cut short is left out.
+
+    Raises UserError for any other line that is not a record.
+    """
     path = run.metrics_path(workdir)
     if not path.exists():
         return []
-    lines = path.read_text().split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    records = []
+    for number, line in enumerate(path.read_text(errors="replace").split("\n")[:-1], start=1):
+        try:
+            record = json.loads(line)
+            records.append({**record, "step": int(record["step"]), "split": str(record["split"])})
+        except (KeyError, TypeError, ValueError):
+            raise UserError(f"{path}: line {number} is no record of a run; mend or delete it") from None
+    return records
 
 
 class MetricsWriter:
     """Appends records to metrics.jsonl and to TensorBoard."""
 
-    def __init__(self, workdir: Path, *, from_step: int):
-        """Goes on after `from_step`: later records of a killed run will be written again, so they go."""
+    def __init__(self, workdir: Path, *, from_step: int | None = None):
+        """With `from_step` goes on after it: later records of a killed run will be written again, so they go.
+
+        What a fault left is kept: the batch's ids are what its user looks for.
+        """
         self._file = self._board = None
         if jax.process_index() != 0:
             return
         path = run.metrics_path(workdir)
-        kept = [record for record in read_metrics(workdir) if record["step"] <= from_step]
+        kept = [
+            record
+            for record in read_metrics(workdir)
+            if from_step is None or record["step"] <= from_step or record["split"] == "fault"
+        ]
         partial = path.with_suffix(".partial")
         partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
         partial.replace(path)
         self._file = path.open("a")
-        self._board = SummaryWriter(str(run.tensorboard_dir(workdir)), purge_step=from_step + 1)
+        purge = None if from_step is None else from_step + 1
+        self._board = SummaryWriter(str(run.tensorboard_dir(workdir)), purge_step=purge)
 
     def write(self, step: int, split: str, figures: dict[str, Any]) -> None:
         if self._file is None or self._board is None:

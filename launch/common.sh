@@ -2,7 +2,7 @@
 
 # ensure_venv LOCK: creates .venv or brings it up to date with LOCK, and activates it.
 ensure_venv() {
-  local lock=$1 python stamp
+  local lock=$1 python stamp satisfied
   python=$(command -v python3.11 || command -v python3 || true)
   if [ -z "$python" ] || ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
     echo "error: Python 3.11 or newer with venv is needed, and python3.11 is not on the PATH" >&2
@@ -11,7 +11,7 @@ ensure_venv() {
   # The venv is current if it was last installed from these very files, by this Python.
   stamp=$("$python" -c 'import hashlib, sys; print(sys.version.split()[0], *(
       hashlib.sha256(open(path, "rb").read()).hexdigest() for path in sys.argv[1:]))' \
-    requirements.txt "$lock")
+    requirements.txt requirements-dev.txt)
   if [ -x .venv/bin/python ] && [ "$(cat ".venv/$lock.stamp" 2>/dev/null)" = "$stamp" ]; then
     echo "using .venv, which is up to date with $lock"
   else
@@ -19,7 +19,9 @@ ensure_venv() {
     "$python" -m venv .venv
     .venv/bin/python -m pip install --quiet --requirement "$lock"
     rm -f .venv/*.stamp
-    echo "$stamp" > ".venv/$lock.stamp"
+    # What the tests need holds all that a run needs, in the same versions.
+    satisfied="requirements.txt $lock"
+    for lock in $satisfied; do echo "$stamp" > ".venv/$lock.stamp"; done
   fi
   # shellcheck disable=SC1091
   . .venv/bin/activate

@@ -11,5 +11,5 @@ ruff format --check .
 echo "mypy"
 mypy
 echo "pytest"
-# One simulated device a shard: the same code path as on an accelerator with eight.
-XLA_FLAGS="--xla_force_host_platform_device_count=8 ${XLA_FLAGS:-}" JAX_PLATFORMS=cpu pytest "$@"
+# On eight simulated devices, see tests/conftest.py.
+pytest --numprocesses auto --maxprocesses 4 --dist worksteal "$@"

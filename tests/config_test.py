@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -11,7 +12,7 @@ from tests.configs import INTI, tiny
 
 def test_every_field_survives_json():
     settings = tiny(**INTI, data__crop_scale=(0.3, 0.9))
-    assert config.from_dict(json.loads(config.to_json(settings))) == settings
+    assert config.from_dict(json.loads(json.dumps(dataclasses.asdict(settings)))) == settings
 
 
 @pytest.mark.parametrize(

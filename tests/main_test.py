@@ -13,7 +13,7 @@ def call(module, *arguments):
     return subprocess.run(command, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("module", ["main", "prepare", "predict", "report"])
+@pytest.mark.parametrize("module", ["main", "prepare", "predict", "report", "convert"])
 def test_help(module):
     process = call(module, "--help")
     assert process.returncode == 0
@@ -44,6 +44,27 @@ def test_a_mistake_is_one_clear_line(arguments, status, message, tmp_path):
     assert message in line and "Traceback" not in process.stderr
     assert not usage or usage[0].startswith("usage:")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_workdir_that_is_a_file_is_one_clear_line(tmp_path):
+    (tmp_path / "run").write_text("")
+    process = call("main", "--config", CONFIG, "--mode", "eval", "--workdir", tmp_path / "run")
+    assert process.returncode in (1, 2)
+    assert str(tmp_path / "run") in process.stderr and "Traceback" not in process.stderr
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"dataset": 3, "backbone": 1}'])
+def test_a_damaged_config_json_is_one_clear_line(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    process = call("predict", "--checkpoint", tmp_path, "video.mp4")
+    (line,) = process.stderr.strip().splitlines()
+    assert process.returncode == 2 and str(tmp_path / "config.json") in line
+
+
+def test_a_config_file_without_get_config_is_named(tmp_path):
+    (tmp_path / "empty.py").write_text("")
+    process = call("main", "--config", tmp_path / "empty.py", "--workdir", tmp_path / "run")
+    assert process.returncode == 2 and "does not define get_config()" in process.stderr
 
 
 def test_a_config_file_that_fails_names_its_error(tmp_path):

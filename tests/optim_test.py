@@ -1,7 +1,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from inti_jax import optim, state
@@ -46,4 +45,16 @@ def test_updates_are_clipped_adamw():
     rate = schedule(0)
     np.testing.assert_allclose(updates["head.bias"], -rate, rtol=1e-4)
     np.testing.assert_allclose(updates["head.kernel"], -rate * (1 + 0.1 * 3), rtol=1e-4)
-    assert optax.global_norm(big) > settings.train.clip_norm
+
+
+def test_a_gradient_beyond_the_norm_counts_as_one_of_the_norm():
+    def second_update(clip_norm, first):
+        settings = tiny(train__clip_norm=clip_norm, train__warmup_fraction=0.0)
+        transform, _ = optim.make_optimizer(settings.train, 10)
+        params = {"head.kernel": jnp.zeros((2, 2))}
+        _, opt_state = transform.update({"head.kernel": first}, transform.init(params), params)
+        return transform.update({"head.kernel": jnp.full((2, 2), 0.1)}, opt_state, params)[0]["head.kernel"]
+
+    big, unit = jnp.full((2, 2), 50.0), jnp.full((2, 2), 0.5)  # of norms 100 and 1
+    np.testing.assert_allclose(second_update(1.0, big), second_update(1.0, unit), rtol=1e-5)
+    assert np.abs(second_update(1e9, big) / second_update(1.0, big) - 1).min() > 0.1

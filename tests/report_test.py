@@ -24,5 +24,5 @@ def test_a_report_stands_alone(trained_run, tmp_path):
 
 def test_a_run_without_an_evaluation_has_nothing_to_report(trained_run, tmp_path):
     (tmp_path / "config.json").write_bytes((trained_run / "config.json").read_bytes())
-    with pytest.raises(UserError, match="not trained and evaluated"):
+    with pytest.raises(UserError, match="was not evaluated"):
         report.write([tmp_path], tmp_path, "none", timed=False)

@@ -15,8 +15,9 @@ import pytest
 from flax import nnx
 
 from inti_jax import initial, losses, optim, run, sharding, state, train
-from inti_jax.checkpoint import Checkpoints
+from inti_jax.checkpoint import latest_step
 from inti_jax.config import ConfigError, Mesh
+from inti_jax.data import decode
 from inti_jax.errors import UserError
 from inti_jax.writers import read_metrics
 from tests.configs import INTI, record, tiny
@@ -40,11 +41,11 @@ def make_batch(mesh, bad=()):
 def run_steps(mesh, batch, steps=2, **changes):
     """The figures of each step, and the state after the last."""
     settings = tiny(**INTI, train__warmup_fraction=0.0, train__label_smoothing=0.1, **changes)
-    transform, _ = optim.make_optimizer(settings.train, 10)
+    transform, schedule = optim.make_optimizer(settings.train, 10)
     graphdef = nnx.graphdef(state.abstract_model(record(settings)))
     target = state.abstract_state(record(settings), transform, mesh)
     train_state = initial.initial_state(record(settings), transform, target)
-    step_fn = train.compile_step(settings, graphdef, transform, target, mesh)
+    step_fn = train.compile_step(settings, graphdef, transform, schedule, target, mesh)
     figures = []
     for _ in range(steps):
         train_state, metrics = step_fn(train_state, batch)
@@ -144,8 +145,45 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(motion_data
     assert "\n" not in str(caught.value)
     (fault,) = [r for r in read_metrics(tmp_path) if r["split"] == "fault"]
     assert len(fault["ids"]) == 8 and all(name.startswith("train-00") for name in fault["ids"])
-    with Checkpoints.reading(tmp_path) as checkpoints:
-        assert checkpoints.latest_step is None  # nothing that is not finite was saved
+    assert latest_step(tmp_path) is None  # nothing that is not finite was saved
+    # What the fault left stays when the run is started again.
+    with pytest.raises(UserError):
+        train.train(tiny(motion_data), tmp_path)
+    assert len([r for r in read_metrics(tmp_path) if r["split"] == "fault"]) == 2
+
+
+def test_a_short_run_is_logged_evaluated_on_its_way_and_reported(motion_data, tmp_path):
+    settings = tiny(
+        motion_data,
+        train__steps=0,
+        train__epochs=0.6,
+        train__log_every_steps=2,
+        train__eval_every_steps=2,
+        train__warmup_fraction=0.0,
+    )
+    train.train(settings, tmp_path)
+    records = read_metrics(tmp_path)
+    assert [(r["step"], r["split"]) for r in records] == [(2, "train"), (2, "val"), (3, "train"), (3, "val")]
+    rates = [r["learning_rate"] for r in records if r["split"] == "train"]
+    np.testing.assert_allclose(
+        rates, [1e-3 * (1 + np.cos(np.pi * done / 3)) / 2 for done in (1, 2)], rtol=1e-5
+    )
+    assert (tmp_path / "report.html").exists()
+
+
+def test_too_many_clips_that_do_not_decode_end_the_run(motion_data, tmp_path, monkeypatch):
+    def broken(*_, **__):
+        raise decode.DecodeError("no frame")
+
+    monkeypatch.setattr(decode, "decode_frames", broken)
+    with pytest.raises(UserError, match=r"step 1: 8 of the 8 clips so far did not decode.*max_bad_share"):
+        train.train(tiny(motion_data), tmp_path)
+
+
+def test_a_mistake_in_the_weights_leaves_no_workdir(motion_data, tmp_path):
+    with pytest.raises(UserError, match=r"absent\.safetensors"):
+        train.train(tiny(motion_data, model__pretrained="absent.safetensors"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_evaluation_that_a_kill_prevented_is_made_up_for(motion_data, tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -28,11 +29,17 @@ def normalize(
     return (pixels.astype(jnp.float32) * scale + shift).astype(dtype)
 
 
-class VideoModel(nnx.Module):
-    """Logits for videos of any T that the compressors can halve.
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A run of blocks that share one T, and the compressor that ends it; the last stage has none."""
 
-    A stage is the run of blocks that share one T; a compressor ends each stage but the last.
-    """
+    blocks: Sequence[Block]
+    frames: int  # T
+    compressor: Compressor | None
+
+
+class VideoModel(nnx.Module):
+    """Logits for videos of any T that the compressors can halve."""
 
     def __init__(
         self,
@@ -75,12 +82,12 @@ class VideoModel(nnx.Module):
         batch = video.shape[0]
         frames = rearrange(video, "b t h w c -> (b t) h w c")
         x = self.tower.embed(normalize(frames, self.backbone, self.dtype))
-        for blocks, compressor in self._stages():
-            for block in blocks:
+        for stage in self.stages(video.shape[1]):
+            for block in stage.blocks:
                 x = jax.checkpoint(block)(x) if self.remat else block(x)
-            if compressor is not None:
-                x = rearrange(x, "(b t) n d -> b t n d", b=batch)
-                x = rearrange(compressor(x), "b t n d -> (b t) n d")
+            if stage.compressor is not None:
+                x = rearrange(x, "(b t) n d -> b t n d", b=batch, t=stage.frames)
+                x = rearrange(stage.compressor(x), "b t n d -> (b t) n d")
         class_tokens = self.tower.ln_post(x[:, 0]).astype(jnp.float32)
         return rearrange(class_tokens, "(b t) d -> b t d", b=batch).mean(axis=1)
 
@@ -90,17 +97,20 @@ class VideoModel(nnx.Module):
         Matrix products and blends count; LayerNorm, softmax and activations do not, as in the
         tables of the published methods.
         """
-        total = frames * self.tower.embed_macs()
-        for blocks, compressor in self._stages():
-            total += frames * sum(block.macs(self.tower.tokens) for block in blocks)
-            if compressor is not None:
-                total += compressor.macs(frames)
-                frames //= 2
-        return total + self.head.macs()
+        total = frames * self.tower.embed_macs() + self.head.macs()
+        for stage in self.stages(frames):
+            total += stage.frames * sum(block.macs(self.tower.tokens) for block in stage.blocks)
+            if stage.compressor is not None:
+                total += stage.compressor.macs(stage.frames)
+        return total
 
-    def _stages(self) -> list[tuple[list[Block], Compressor | None]]:
-        """The blocks of each stage and the compressor that ends it."""
+    def stages(self, frames: int) -> list[Stage]:
+        """The stages that a clip of `frames` frames goes through."""
         blocks = list(self.tower.blocks)
         edges = (0, *self.after, len(blocks))
-        stages = [blocks[start:end] for start, end in itertools.pairwise(edges)]
-        return list(zip(stages, (*self.compressors, None), strict=True))
+        return [
+            Stage(blocks[start:end], frames // 2**halvings, compressor)
+            for halvings, ((start, end), compressor) in enumerate(
+                zip(itertools.pairwise(edges), (*self.compressors, None), strict=True)
+            )
+        ]

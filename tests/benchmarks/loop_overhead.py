@@ -54,12 +54,12 @@ def main() -> None:
 def _steps_alone(settings: config.Config, steps: int) -> float:
     mesh = sharding.make_mesh(settings.mesh)
     dataset = open_dataset(settings.data.name, settings.data.data_dir, "train")
-    transform, _ = optim.make_optimizer(settings.train, settings.train.steps)
+    transform, schedule = optim.make_optimizer(settings.train, settings.train.steps)
     record = run.RunRecord(settings, run.Dataset.of(dataset), Backbone())
     graphdef = nnx.graphdef(state.abstract_model(record))
     target = state.abstract_state(record, transform, mesh)
     train_state = initial.initial_state(record, transform, target)
-    step_fn = train.compile_step(settings, graphdef, transform, target, mesh)
+    step_fn = train.compile_step(settings, graphdef, transform, schedule, target, mesh)
     with contextlib.closing(
         pipeline.train_batches(
             dataset, settings.data, seed=0, global_batch=settings.train.global_batch, num_steps=1

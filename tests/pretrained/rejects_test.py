@@ -187,12 +187,12 @@ def test_config_of_another_model(copy, rejected, settings, named):
     assert named in rejected(copy(settings=settings))
 
 
-def test_bare_weights_are_taken_for_openais_and_it_is_said(tmp_path, caplog):
+def test_bare_weights_are_taken_for_openais_and_it_is_said(tmp_path, capsys):
     torch.save(checkpoints.openai_state_dict(checkpoints.huggingface_model()), tmp_path / "m.pt")
     out = tmp_path / "f.safetensors"
     assert run(tmp_path / "m.pt", "--out", out) == 0
     assert ClipFile(out).description.architecture.numerics.activation == "quick_gelu"
-    assert "--activation gelu" in caplog.text
+    assert "--activation gelu" in capsys.readouterr().err
 
 
 def test_option_against_what_the_source_says(source, rejected):
