@@ -78,7 +78,7 @@ def predict_files(workdir: Path, paths: list[Path], topk: int) -> list[dict[str,
             results[index]["error"] = str(file)
         elif file.frames < needed:
             log.warning(
-                "%s has %d of the %d frames that a clip spans: some are repeated",
+                "%s has %d of the %d frames that a clip spans: some are repeated or closer together",
                 paths[index],
                 file.frames,
                 needed,

@@ -2,10 +2,13 @@
 
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Int64, UInt8
 
 from inti_jax.data import decode, manifest
 from inti_jax.errors import UserError
@@ -14,7 +17,10 @@ _VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
 
 
 class Example(NamedTuple):
-    """One encoded video and what is known of it. `label` is an index into the dataset's labels, or -1."""
+    """One encoded video and what is known of it. `label` is an index into the dataset's labels, or -1.
+
+    `decoded` is given where frames are at hand already, by index: all that will be asked for.
+    """
 
     id: str
     label: int
@@ -23,6 +29,13 @@ class Example(NamedTuple):
     fps: float
     height: int
     width: int
+    decoded: Mapping[int, np.ndarray] | None = None
+
+    def frames_at(self, indices: Int64[np.ndarray, " T"]) -> UInt8[np.ndarray, "T H W 3"]:
+        """The frames at `indices`. Raises DecodeError."""
+        if self.decoded is None:
+            return decode.decode_frames(self.video, indices, self.frames)
+        return np.stack([self.decoded[index] for index in indices.tolist()])
 
 
 @runtime_checkable
@@ -52,7 +65,14 @@ class VideoDataset:
         return self.manifest["splits"][self.split]["count"]
 
     def __getitem__(self, index: int) -> Example:
-        record = self._records()[index]
+        records = self._records()
+        try:
+            record = records[index]
+        except (RuntimeError, OSError) as error:  # what the reader raises for a damaged or unreadable block
+            reason = str(error).partition("\n")[0]
+            raise decode.DecodeError(
+                f"record {index} of `{self.split}` in {self.directory} cannot be read: {reason}"
+            ) from None
         return Example(
             id=record["id"].decode(),
             label=int(record["label"]),
@@ -68,6 +88,10 @@ class VideoDataset:
         """Every video's id, in dataset order."""
         return tuple(video.id for video in manifest.read(self.directory).splits[self.split].videos)
 
+    def short(self, frames: int) -> int:
+        """How many videos have fewer than `frames` frames, see `sampling.span`."""
+        return sum(video.frames < frames for video in manifest.read(self.directory).splits[self.split].videos)
+
     def _records(self):
         with self._lock:
             if self._opened is None:
@@ -82,12 +106,16 @@ class VideoDataset:
 
 
 class FileDataset:
-    """Plain video files, by index, with no label. A file that does not decode raises when it is read."""
+    """Plain video files, by index, with no label. A file is decoded when it is read, whole and once.
 
-    labels: tuple[str, ...] = ()
+    `choose` gives the frames to keep of a video with that many. `found` has, for each file that was read,
+    what it holds or why it does not decode.
+    """
 
-    def __init__(self, paths: Sequence[Path]):
+    def __init__(self, paths: Sequence[Path], choose: Callable[[int], Int64[np.ndarray, " T"]]):
         self._paths = tuple(paths)
+        self._choose = choose
+        self.found: dict[int, decode.VideoInfo | decode.DecodeError] = {}
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -95,16 +123,21 @@ class FileDataset:
     def __getitem__(self, index: int) -> Example:
         path = self._paths[index]
         try:
-            video = path.read_bytes()
-        except OSError as error:
-            raise decode.DecodeError(f"it cannot be read: {error.strerror}") from None
-        info = decode.validate(video)
-        return Example(str(path), -1, video, info.frames, info.fps, info.height, info.width)
+            video = read_file(path)
+            info, frames = decode.decode_and_validate(video, self._choose)
+        except decode.DecodeError as error:
+            self.found[index] = error
+            raise
+        self.found[index] = info
+        return Example(str(path), -1, video, info.frames, info.fps, info.height, info.width, frames)
 
-    @property
-    def ids(self) -> tuple[str, ...]:
-        """Every file's path."""
-        return tuple(str(path) for path in self._paths)
+
+def read_file(path: Path) -> bytes:
+    """The file's content. Raises DecodeError where there is none."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise decode.DecodeError(f"it cannot be read: {error.strerror}") from None
 
 
 def open_dataset(name: str, data_dir: str | Path, split: str) -> VideoDataset:
@@ -114,15 +147,18 @@ def open_dataset(name: str, data_dir: str | Path, split: str) -> VideoDataset:
     """
     directory = find_dataset(name, data_dir)
     if directory is None:
+        what = name if name == "motion_digits" else f"folder --source ... --name {name}"
         raise UserError(
             f"dataset `{name}` is not in {data_dir}: "
-            f"run `python -m inti_jax.prepare {name} --data_dir {data_dir}`; "
+            f"run `python -m inti_jax.prepare {what} --data_dir {data_dir}`; "
             f"found there: {', '.join(_prepared(Path(data_dir))) or 'no dataset'}"
         )
     contents = manifest.read(directory)
     if split not in contents.splits:
+        share = ", or with --val_share above 0 and classes of two videos" if split == "val" else ""
         raise UserError(
-            f"dataset `{name}` in {data_dir} has no split `{split}`: it has {', '.join(contents.splits)}"
+            f"dataset `{name}` in {data_dir} has no split `{split}`: it has {', '.join(contents.splits)}; "
+            f"delete {directory} and prepare it again from a source that has `{split}`{share}"
         )
     dataset = VideoDataset(directory, split, contents.labels, contents.summary())
     _check_files(dataset)
@@ -147,7 +183,7 @@ def _check_files(dataset: VideoDataset) -> None:
     try:
         records = len(dataset._records())
         if records:
-            dataset[0]
+            dataset._records()[0]
     except Exception as error:  # whatever the readers raise for missing or damaged files
         reason = str(error).partition("\n")[0]
         raise UserError(f"{dataset.directory} cannot be read, prepare it again: {reason}") from None

@@ -7,7 +7,7 @@ part in it, so a video of variable frame rate is indexed like any other.
 import bisect
 import dataclasses
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
 import av
@@ -43,34 +43,23 @@ def validate(video: bytes) -> VideoInfo:
 
     Raises DecodeError if it is no video, has no frame, fails to decode anywhere, or ends before it should.
     """
-    if not video:
-        raise DecodeError("the file is empty")
+    return _decode_whole(video, ())[0]
+
+
+def decode_and_validate(
+    video: bytes, choose: Callable[[int], Int64[np.ndarray, " T"]]
+) -> tuple[VideoInfo, dict[int, UInt8[np.ndarray, "H W 3"]]]:
+    """What `validate` says of the video and, by index, its frames `choose(number of frames)`.
+
+    Decodes once where each packet gives a frame, as nearly always. Only decoding tells that some do not: then
+    the frames chosen are others, and take a second time.
+    """
     with _opened(video) as (container, stream):
-        frames = packets = 0
-        end = 0.0
-        for packet in container.demux():
-            if packet.size and packet.pts is not None:
-                end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-            if packet.stream.index != stream.index:
-                continue
-            packets += packet.size > 0
-            for frame in stream.decode(packet):
-                if frames == 0:
-                    height, width = _displayed_size(frame)
-                frames += 1
-        if frames == 0:
-            raise DecodeError("it has no video frame")
-        # Packets, not frames, are counted against the container's number: an edit list hides frames.
-        if packets < stream.frames:
-            raise DecodeError(f"it is truncated: {packets} of its {stream.frames} frames are there")
-        if not stream.frames and container.duration:
-            duration = container.duration / av.time_base
-            start = (container.start_time or 0) / av.time_base
-            if end - start < duration - _DURATION_SLACK:
-                raise DecodeError(
-                    f"it is truncated: {end - start:.1f} of its {duration:.1f} seconds are there"
-                )
-        return VideoInfo(frames, float(stream.average_rate or 0), height, width)
+        packets = sum(packet.size > 0 for packet in container.demux(stream))
+    info, found = _decode_whole(video, choose(packets).tolist())
+    if info.frames != packets:
+        info, found = _decode_whole(video, choose(info.frames).tolist())
+    return info, found
 
 
 def decode_frames(
@@ -99,6 +88,8 @@ def decode_frames(
 @contextmanager
 def _opened(video: bytes) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     """The container and its first video stream; every failure inside becomes a DecodeError."""
+    if not video:
+        raise DecodeError("the file is empty")
     try:
         with av.open(io.BytesIO(video), "r") as container:
             if container.format.name.endswith("_pipe"):
@@ -123,6 +114,40 @@ def _opened(video: bytes) -> Iterator[tuple[av.container.InputContainer, av.Vide
     ) as error:  # sizes and formats FFmpeg passes on but nobody can convert
         reason = str(error).partition("\n")[0]
         raise DecodeError(f"it does not decode: {reason}") from None
+
+
+def _decode_whole(video: bytes, wanted: Collection[int]) -> tuple[VideoInfo, dict[int, np.ndarray]]:
+    """As `validate`, and the frames of `wanted` that there are."""
+    found, needed = {}, set(wanted)
+    with _opened(video) as (container, stream):
+        frames = packets = 0
+        end = 0.0
+        for packet in container.demux():
+            if packet.size and packet.pts is not None:
+                end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+            if packet.stream.index != stream.index:
+                continue
+            packets += packet.size > 0
+            for frame in stream.decode(packet):
+                if frames == 0:
+                    size = frame.height, frame.width
+                    height, width = _displayed_size(frame)
+                if frames in needed:
+                    found[frames] = _rgb(frame, size)
+                frames += 1
+        if frames == 0:
+            raise DecodeError("it has no video frame")
+        # Packets, not frames, are counted against the container's number: an edit list hides frames.
+        if packets < stream.frames:
+            raise DecodeError(f"it is truncated: {packets} of its {stream.frames} frames are there")
+        if not stream.frames and container.duration:
+            duration = container.duration / av.time_base
+            start = (container.start_time or 0) / av.time_base
+            if end - start < duration - _DURATION_SLACK:
+                raise DecodeError(
+                    f"it is truncated: {end - start:.1f} of its {duration:.1f} seconds are there"
+                )
+        return VideoInfo(frames, float(stream.average_rate or 0), height, width), found
 
 
 def _decode_from_start(container, stream, wanted: list[int]) -> dict[int, np.ndarray]:

@@ -54,27 +54,31 @@ class Split:
     @classmethod
     def of(cls, videos: Iterable[Video], rejected: Iterable[Rejected]) -> "Split":
         videos = tuple(videos)
-        return cls(len(videos), _hash([[v.id, v.label, v.sha256] for v in videos]), videos, tuple(rejected))
+        return cls(len(videos), digest([[v.id, v.label, v.sha256] for v in videos]), videos, tuple(rejected))
 
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
     """A dataset's manifest. `sha256` is over name, version, labels and the splits' hashes.
 
-    What was rejected is no part of any hash: it describes the source, not the dataset.
+    `source` is the fingerprint of what the dataset was prepared from. It and what was rejected are no part of
+    any hash: they describe the source, not the dataset.
     """
 
     name: str
     version: str
     labels: tuple[str, ...]
     splits: dict[str, Split]
+    source: str
     sha256: str
 
     @classmethod
-    def of(cls, name: str, version: str, labels: Iterable[str], splits: dict[str, Split]) -> "Manifest":
+    def of(
+        cls, name: str, version: str, labels: Iterable[str], splits: dict[str, Split], source: str
+    ) -> "Manifest":
         labels = tuple(labels)
         hashes = sorted((split_name, split.sha256) for split_name, split in splits.items())
-        return cls(name, version, labels, splits, _hash([[name, version], labels, *hashes]))
+        return cls(name, version, labels, splits, source, digest([[name, version], labels, *hashes]))
 
     def write(self, directory: Path) -> None:
         """Writes the manifest into `directory`; readers see all of it or nothing."""
@@ -110,7 +114,9 @@ def read(directory: Path) -> Manifest:
             )
             for name, split in raw["splits"].items()
         }
-        manifest = Manifest.of(raw["name"], raw["version"], raw["labels"], splits)
+        # Absent from a dataset that was prepared before there were fingerprints, which may be any source's.
+        source = raw.get("source", "")
+        manifest = Manifest.of(raw["name"], raw["version"], raw["labels"], splits, source)
         as_written = (raw["sha256"], {name: split["sha256"] for name, split in raw["splits"].items()})
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
@@ -123,9 +129,9 @@ def read(directory: Path) -> Manifest:
     return manifest
 
 
-def _hash(lines: Iterable[Any]) -> str:
+def digest(lines: Iterable[Any]) -> str:
     """SHA-256, in hex, over the lines as JSON, which keeps any two different lists of lines apart."""
-    digest = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for line in lines:
-        digest.update(json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode() + b"\n")
-    return digest.hexdigest()
+        sha256.update(json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode() + b"\n")
+    return sha256.hexdigest()

@@ -12,7 +12,7 @@ from typing import Any, TypedDict
 import grain
 import numpy as np
 from absl import flags
-from jaxtyping import Bool, Int32, UInt8
+from jaxtyping import Bool, Int32, Int64, UInt8
 
 from inti_jax import config
 from inti_jax.data import augment, decode, sampling
@@ -21,7 +21,11 @@ from inti_jax.errors import UserError
 
 
 class TrainBatch(TypedDict):
-    """This host's part of one step's batch. A row whose video did not decode is zeros, its `mask` False."""
+    """This host's part of one step's batch.
+
+    A row whose video did not decode is zeros, its `mask` False; where not even its record could be read, its
+    label is -1.
+    """
 
     video: UInt8[np.ndarray, "b T R R 3"]
     label: Int32[np.ndarray, " b"]
@@ -96,10 +100,9 @@ class EvalOrder:
 
 
 class TrainBatches(Iterator[TrainBatch]):
-    """The batches of a run from one step on, loaded ahead in the background; made by `train_batches`.
+    """The batches of a run, loaded ahead in the background; made by `train_batches`.
 
-    `bad` counts the rows masked so far on this host. Close it, or use it as a context manager, to stop the
-    threads and processes that load.
+    Close it, or use it as a context manager, to stop the threads and processes that load.
     """
 
     def __init__(
@@ -108,33 +111,24 @@ class TrainBatches(Iterator[TrainBatch]):
         load: Callable[[tuple[int, int]], dict[str, Any]],
         cfg: config.Data,
         host_batch: int,
-        start_step: int,
     ):
         self._order = order
         self._load = load
         self._cfg = cfg
         self._host_batch = host_batch
-        self._next_step = start_step
+        self._first_step = 0
         self._batches: Any = None
-        self.bad = 0
 
     def __next__(self) -> TrainBatch:
         if self._batches is None:
-            rows = range(self._next_step * self._host_batch, len(self._order))
+            rows = range(self._first_step * self._host_batch, len(self._order))
             self._batches = _iterate(self._order, rows, self._load, self._cfg, self._host_batch)
-        batch = next(self._batches)
-        self._next_step += 1
-        self.bad += int((~batch["mask"]).sum())
-        return batch
-
-    def get_state(self) -> dict[str, int]:
-        """Where the run is, the same on every host: {"next_step": s}."""
-        return {"next_step": self._next_step}
+        return next(self._batches)
 
     def set_state(self, state: dict[str, int]) -> None:
         """Continues with step `state["next_step"]`."""
         self.close()
-        self._next_step = state["next_step"]
+        self._first_step = state["next_step"]
 
     def close(self) -> None:
         if self._batches is not None:
@@ -155,11 +149,10 @@ def train_batches(
     seed: int,
     global_batch: int,
     num_steps: int,
-    start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
 ) -> TrainBatches:
-    """Training batches of one host, of steps `start_step` to `num_steps` - 1.
+    """Training batches of one host, of steps 0 to `num_steps` - 1.
 
     Raises UserError if `global_batch` is not divisible by `process_count`.
     """
@@ -172,7 +165,7 @@ def train_batches(
         process_count=process_count,
     )
     load = functools.partial(_load_train, dataset, cfg, seed)
-    return TrainBatches(order, load, cfg, _host_share(global_batch, process_count), start_step)
+    return TrainBatches(order, load, cfg, _host_share(global_batch, process_count))
 
 
 def eval_batches(
@@ -198,14 +191,11 @@ def eval_batches(
         batches.close()
 
 
-def load_views(example: Example, cfg: config.Data, eval_cfg: config.Eval) -> UInt8[np.ndarray, "V T R R 3"]:
-    """The views of one video that are evaluated: `eval_cfg.clips` x `eval_cfg.crops`, clip by clip.
-
-    Raises DecodeError.
-    """
+def view_indices(total: int, cfg: config.Data, eval_cfg: config.Eval) -> Int64[np.ndarray, " n"]:
+    """The frames that are evaluated of a video with `total`: those of `eval_cfg.clips`, clip by clip."""
     clips = [
         sampling.clip_indices(
-            example.frames,
+            total,
             num_frames=cfg.num_frames,
             sampling=cfg.sampling,
             stride=cfg.stride,
@@ -214,36 +204,48 @@ def load_views(example: Example, cfg: config.Data, eval_cfg: config.Eval) -> UIn
         )
         for clip in range(eval_cfg.clips)
     ]
-    frames = decode.decode_frames(example.video, np.concatenate(clips), example.frames)
+    return np.concatenate(clips)
+
+
+def load_views(example: Example, cfg: config.Data, eval_cfg: config.Eval) -> UInt8[np.ndarray, "V T R R 3"]:
+    """The views of one video that are evaluated: `eval_cfg.clips` x `eval_cfg.crops`, clip by clip.
+
+    Raises DecodeError.
+    """
+    frames = example.frames_at(view_indices(example.frames, cfg, eval_cfg))
     crops = augment.test_views(frames, resolution=cfg.resolution, crops=eval_cfg.crops)
     # [crops, clips * T, R, R, 3] to [clips * crops, T, R, R, 3]
     shape = (eval_cfg.crops, eval_cfg.clips, cfg.num_frames, *crops.shape[2:])
     return np.moveaxis(crops.reshape(shape), 0, 1).reshape(-1, *shape[2:])
 
 
-def _load_train(dataset: Source, cfg: config.Data, seed: int, row: tuple[int, int]) -> dict[str, Any]:
-    epoch, index = row
-    example = dataset[index]
-    rng = np.random.default_rng((seed, epoch, index))
-    indices = sampling.clip_indices(
-        example.frames, num_frames=cfg.num_frames, sampling=cfg.sampling, stride=cfg.stride, rng=rng
-    )
-    try:
-        frames = decode.decode_frames(example.video, indices, example.frames)
-    except decode.DecodeError:
-        video = np.zeros((cfg.num_frames, cfg.resolution, cfg.resolution, 3), np.uint8)
-        decoded = False
-    else:
-        video = augment.train_clip(
-            frames, rng, resolution=cfg.resolution, scale=cfg.crop_scale, ratio=cfg.crop_ratio, flip=cfg.flip
-        )
-        decoded = True
-    return {
-        "video": video,
-        "label": np.int32(example.label),
-        "mask": np.bool_(decoded),
+def _load_train(dataset: Source, cfg: config.Data, seed: int, element: tuple[int, int]) -> dict[str, Any]:
+    epoch, index = element
+    row = {
+        "video": np.zeros((cfg.num_frames, cfg.resolution, cfg.resolution, 3), np.uint8),
+        "label": np.int32(-1),
+        "mask": np.bool_(False),
         "index": np.int32(index),
     }
+    rng = np.random.default_rng((seed, epoch, index))
+    try:
+        example = dataset[index]
+        row["label"] = np.int32(example.label)
+        indices = sampling.clip_indices(
+            example.frames, num_frames=cfg.num_frames, sampling=cfg.sampling, stride=cfg.stride, rng=rng
+        )
+        row["video"] = augment.train_clip(
+            example.frames_at(indices),
+            rng,
+            resolution=cfg.resolution,
+            scale=cfg.crop_scale,
+            ratio=cfg.crop_ratio,
+            flip=cfg.flip,
+        )
+        row["mask"] = np.bool_(True)
+    except decode.DecodeError:
+        pass  # masked, not replaced: it shifts no other video
+    return row
 
 
 def _load_eval(dataset: Source, cfg: config.Data, eval_cfg: config.Eval, index: int) -> dict[str, Any]:

@@ -29,6 +29,11 @@ def clip_indices(
     return uniform(total, num_frames, rng, clip, clips)
 
 
+def span(num_frames: int, sampling: Literal["dense", "uniform"], stride: int) -> int:
+    """The frames a video should have: of a shorter one, clips repeat frames or take them closer together."""
+    return (num_frames - 1) * stride + 1 if sampling == "dense" else num_frames
+
+
 def dense(
     total: int,
     num_frames: int,
@@ -43,8 +48,7 @@ def dense(
     possible one, and a single clip is centred. Where the video is shorter than the clip, its last frame is
     repeated.
     """
-    span = (num_frames - 1) * stride + 1
-    latest = max(total - span, 0)
+    latest = max(total - span(num_frames, "dense", stride), 0)
     if rng is not None:
         start = int(rng.integers(latest + 1))
     elif clips == 1:

@@ -70,6 +70,30 @@ def test_validate_describes_the_video(name):
         assert info.fps == pytest.approx(25, rel=0.05)
 
 
+@pytest.mark.parametrize("name", VIDEOS)
+def test_one_pass_validates_and_gives_the_chosen_frames(name):
+    info, frames = decode.decode_and_validate(
+        VIDEOS[name], lambda total: np.array([0, total // 3, total - 1])
+    )
+    assert info == decode.validate(VIDEOS[name])
+    assert frames.keys() == {0, info.frames // 3, info.frames - 1}
+    for index, frame in frames.items():
+        np.testing.assert_array_equal(frame, FULL[name][index])
+
+
+def test_a_second_pass_where_a_packet_gives_no_frame(monkeypatch):
+    passes = []
+    decode_whole = decode._decode_whole
+    monkeypatch.setattr(decode, "_decode_whole", lambda *args: passes.append(args) or decode_whole(*args))
+    hidden = clips.encode(clips.moving_square(FRAMES), times=[t - 10 for t in range(FRAMES)])  # before time 0
+    for video, count in ((VIDEOS["b_frames"], 1), (hidden, 2)):
+        passes.clear()
+        full = clips.decode_all(video)
+        info, frames = decode.decode_and_validate(video, lambda total: np.array([total - 1]))
+        assert info.frames == len(full) and len(passes) == count
+        np.testing.assert_array_equal(frames[len(full) - 1], full[-1])
+
+
 def test_a_wrong_total_is_not_trusted():
     frames = decode.decode_frames(VIDEOS["b_frames"], np.array([30]), FRAMES + 7)
     np.testing.assert_array_equal(frames[0], FULL["b_frames"][30])

@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -76,10 +77,69 @@ def test_a_directory_of_classes(source, tmp_path, monkeypatch, capsys):
     val = sorted(video_id.split("/")[0] for video_id, split in seen.items() if split == "val")
     assert val == ["archery", "juggling"]  # a fifth of each class, at least one, but not the only one
 
-    assert (
-        _prepare(monkeypatch, "folder", "--source", source, "--data_dir", data_dir, "--name", "sports") == 0
-    )
+    assert [path.name for path in data_dir.iterdir()] == ["sports"]
+
+
+def _add_file(source):
+    shutil.copy(source / "yoga" / "0.mp4", source / "yoga" / "1.mp4")
+
+
+def _replace_file(source):
+    (source / "yoga" / "0.mp4").write_bytes(_video(9))
+
+
+def _rename_label(source):
+    (source / "yoga").rename(source / "dance")
+
+
+def test_a_dataset_is_reused_for_the_same_source_wherever_it_is(source, tmp_path, monkeypatch, capsys):
+    args = ("folder", "--data_dir", tmp_path / "data", "--source")
+    assert _prepare(monkeypatch, *args, source) == 0
+    assert "prepared already" not in capsys.readouterr().out
+    assert _prepare(monkeypatch, *args, source.rename(tmp_path / "moved")) == 0
     assert "prepared already" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "options"),
+    [
+        (_add_file, ()),
+        (_replace_file, ()),
+        (_rename_label, ()),
+        (None, ("--val_share", "0.6")),
+        (None, ("--labels", "labels.txt")),
+    ],
+)
+def test_a_dataset_of_another_source_is_not_reused(change, options, source, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("labels.txt").write_text("yoga\njuggling\narchery\n")
+    args = ("folder", "--source", source, "--data_dir", "data")
+    assert _prepare(monkeypatch, *args) == 0
+    before = manifest.read(Path("data/folder/1.0.0"))
+    if change:
+        change(source)
+    capsys.readouterr()
+    assert _prepare(monkeypatch, *args, *options) == 1
+    output = capsys.readouterr()
+    (line,) = output.err.splitlines()
+    assert str(source) in line and "data/folder/1.0.0" in line and "--name" in line and not output.out
+    assert manifest.read(Path("data/folder/1.0.0")) == before
+    assert _prepare(monkeypatch, *args, *options, "--name", "other") == 0
+
+
+def test_a_missing_source_is_an_error_also_where_there_is_a_dataset(source, tmp_path, monkeypatch, capsys):
+    args = ("folder", "--data_dir", tmp_path / "data", "--source")
+    assert _prepare(monkeypatch, *args, source) == 0
+    assert _prepare(monkeypatch, *args, tmp_path / "absent") == 1
+    assert "absent does not exist" in capsys.readouterr().err
+
+
+def test_preparing_leaves_nothing_in_the_temporary_directory(source, tmp_path, monkeypatch):
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    assert _prepare(monkeypatch, "folder", "--source", source, "--data_dir", tmp_path / "data") == 0
+    dataset.open_dataset("folder", tmp_path / "data", "val")
+    assert not any((tmp_path / "temporary").iterdir())
 
 
 def test_given_splits_and_the_same_again_elsewhere(source, tmp_path, monkeypatch):
@@ -198,15 +258,32 @@ def test_a_dataset_reads_the_same_in_threads_and_when_unpickled(source, tmp_path
         assert list(pool.map(copy.__getitem__, [*range(8)] * 4)) == examples * 4
 
 
+def test_short_videos_are_counted(source, tmp_path, monkeypatch):
+    args = ("folder", "--source", source, "--data_dir", tmp_path / "data", "--val_share", "0")
+    assert _prepare(monkeypatch, *args) == 0
+    opened = dataset.open_dataset("folder", tmp_path / "data", "train")
+    assert [opened.short(frames) for frames in (6, 7, 9, 99)] == [0, 1, 3, 8]  # they have 6 to 13 frames
+
+
 def test_what_is_wrong_with_a_dataset_is_said(source, tmp_path, monkeypatch):
     data_dir = tmp_path / "data"
-    with pytest.raises(UserError, match=r"`sports` is not in .*inti_jax.prepare.*no dataset"):
+    with pytest.raises(
+        UserError, match=r"not in .*prepare folder --source \.\.\. --name sports --data_dir .*no dataset"
+    ):
         dataset.open_dataset("sports", data_dir, "train")
+    with pytest.raises(UserError, match=r"inti_jax\.prepare motion_digits --data_dir"):
+        dataset.open_dataset("motion_digits", data_dir, "train")
     assert _prepare(monkeypatch, "folder", "--source", source, "--data_dir", data_dir) == 0
     with pytest.raises(UserError, match="found there: folder"):
         dataset.open_dataset("sports", data_dir, "train")
     with pytest.raises(UserError, match="no split `test`: it has train, val"):
         dataset.open_dataset("folder", data_dir, "test")
+    args = ("folder", "--source", source, "--data_dir", data_dir, "--name", "whole", "--val_share", "0")
+    assert _prepare(monkeypatch, *args) == 0
+    with pytest.raises(
+        UserError, match=r"no split `val`: it has train; delete .*whole.* --val_share above 0"
+    ):
+        dataset.open_dataset("whole", data_dir, "val")
 
     directory = data_dir / "folder" / "1.0.0"
     listing = directory / "manifest.json"

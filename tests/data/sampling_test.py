@@ -66,6 +66,17 @@ def test_the_centred_clip_leaves_as_much_before_as_after(total, num_frames, stri
         assert after - before in (0, 1)
 
 
+@given(totals, lengths, strides, kinds, st.integers(1, 4))
+def test_a_video_of_a_clips_span_gives_clips_as_they_should_be(total, num_frames, stride, kind, clips):
+    enough = total >= sampling.span(num_frames, kind, stride)
+    for clip in range(clips):
+        indices = sampling.clip_indices(
+            total, num_frames=num_frames, sampling=kind, stride=stride, clip=clip, clips=clips
+        )
+        steps = np.diff(indices)
+        assert enough == bool(((steps == stride) if kind == "dense" else (steps > 0)).all())
+
+
 @pytest.mark.parametrize("kind", ["dense", "uniform"])
 def test_a_video_of_one_frame_is_repeated(kind):
     indices = sampling.clip_indices(1, num_frames=4, sampling=kind, stride=3)

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from inti_jax.data import decode
 from inti_jax.data.builders.video import Clip, VideoBuilder
+from inti_jax.data.dataset import read_file
 from inti_jax.errors import UsageError, UserError
 
 SPLITS = ("train", "val")
@@ -38,10 +38,7 @@ class Folder(VideoBuilder, skip_registration=True):  # type: ignore[call-arg]
         super().__init__(data_dir=data_dir, labels=labels, splits=splits)
 
     def read(self, source: Path) -> bytes:
-        try:
-            return source.read_bytes()
-        except OSError as error:
-            raise decode.DecodeError(f"it cannot be read: {error.strerror}") from None
+        return read_file(source)
 
 
 def check_name(name: str) -> None:

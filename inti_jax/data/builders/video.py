@@ -7,6 +7,7 @@ import io
 import itertools
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -38,6 +39,17 @@ class Clip(NamedTuple):
     label: str
     source: Any
     bytes: int
+
+
+def fingerprint(labels: Sequence[str], splits: Mapping[str, Sequence[Clip]]) -> str:
+    """A hash of what a dataset is prepared from: labels in order; each file's split, id, label and size."""
+    clips = ([split, clip.id, clip.label, clip.bytes] for split in splits for clip in splits[split])
+    return manifest.digest([list(labels), *sorted(clips)])
+
+
+class _Info(tfds.core.DatasetInfo):
+    def initialize_from_bucket(self) -> None:
+        """Nothing: our datasets are in no bucket, and asking for one leaves a temporary directory behind."""
 
 
 class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
@@ -72,14 +84,17 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type
             raise UserError(f"{directory} is in the way, and no finished dataset: delete it")
         tfds.disable_progress_bar()
         try:
-            with contextlib.redirect_stdout(io.StringIO()):  # it talks of downloads
-                self.download_and_prepare(file_format="array_record")
+            with (
+                contextlib.redirect_stdout(io.StringIO()),  # it talks of downloads
+                tempfile.TemporaryDirectory() as downloads,  # and makes a directory for them
+            ):
+                self.download_and_prepare(file_format="array_record", download_dir=downloads)
         except OSError as error:
             raise UserError(f"{directory} cannot be written: {error.strerror or error}") from None
         return directory
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
+        return _Info(
             builder=self,
             description="Encoded videos, each with one label; manifest.json lists them.",
             features=tfds.features.FeaturesDict(
@@ -112,7 +127,8 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type
     def _download_and_prepare(self, *args: Any, **kwargs: Any) -> None:
         # TFDS calls this with `data_dir` a temporary directory, which it renames once this returns.
         super()._download_and_prepare(*args, **kwargs)
-        complete = manifest.Manifest.of(self.name, str(self.version), self._labels, self._splits)
+        source = fingerprint(self._labels, self._clips)
+        complete = manifest.Manifest.of(self.name, str(self.version), self._labels, self._splits, source)
         complete.write(Path(self.data_dir))
 
     def _examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]] | None]:
