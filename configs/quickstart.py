@@ -31,7 +31,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
     result.train.global_batch = 32
     result.train.steps = args["steps"]
-    result.train.learning_rate = 1e-3
+    result.train.learning_rate = 2e-3
     result.train.seed = args["seed"]
     result.train.log_every_steps = 20
     result.train.eval_every_steps = 200

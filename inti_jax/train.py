@@ -18,7 +18,7 @@ from jaxtyping import Array
 from inti_jax import evaluate, initial, losses, optim, report, run, sharding, state
 from inti_jax.checkpoint import Checkpoints, latest_step
 from inti_jax.config import Config, ConfigError
-from inti_jax.data import pipeline
+from inti_jax.data import pipeline, sampling
 from inti_jax.data.dataset import VideoDataset, open_dataset
 from inti_jax.data.device import DevicePrefetch
 from inti_jax.errors import UserError
@@ -147,6 +147,7 @@ def train(config: Config, workdir: Path) -> None:
     transform, schedule = optim.make_optimizer(config.train, steps)
     target = state.abstract_state(record, transform, mesh)
     _describe(config, model, target, dataset, mesh, steps)
+    _warn_of_short_videos(config, dataset, validation)
 
     with contextlib.ExitStack() as stack:
         if start:
@@ -306,6 +307,19 @@ class _Monitor:
             f"{1000 * record['step_seconds']:.0f} ms/step  data wait {record['data_wait']:.0%}"
         )
         self.restart_clock(now)
+
+
+def _warn_of_short_videos(config: Config, *datasets: VideoDataset) -> None:
+    span = sampling.span(config.data.num_frames, config.data.sampling, config.data.stride)
+    for dataset in datasets:
+        if short := dataset.short(span):
+            log.warning(
+                "%d of the %d videos of `%s` are shorter than a clip (%d frames): their frames are repeated",
+                short,
+                len(dataset),
+                dataset.split,
+                span,
+            )
 
 
 def _describe(
