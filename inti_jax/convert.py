@@ -40,7 +40,8 @@ def main() -> None:
     parser.add_argument(
         "--to",
         choices=("openai", "huggingface"),
-        help="give SRC back under these names: a file of ours, or the image tower of a run's directory",
+        help="give SRC back under these names: a file of ours, or from a run's directory the image tower, "
+        "with its projection where the classifier started from class names",
     )
     parser.add_argument(
         "--activation",
@@ -68,8 +69,9 @@ def main() -> None:
     if (arguments.verify is None) != (arguments.against is None):
         raise UsageError("--verify F and --against SRC go together")
     if arguments.verify is not None:
-        if arguments.source is not None or arguments.out is not None or arguments.to is not None:
-            raise UsageError("--verify takes --against SRC and nothing else")
+        others = ("source", "out", "to", "activation", "head_size", "vocab")
+        if any(getattr(arguments, name) is not None for name in others):
+            raise UsageError("--verify takes --against SRC and nothing else: the file says the rest")
         _verify(arguments.verify, arguments.against)
         return
     if arguments.source is None or arguments.out is None:
@@ -109,7 +111,7 @@ def _convert(arguments: argparse.Namespace) -> None:
 
     mapped = sum(len(parts) for parts in matched.parts.values())
     print(f"source      {arguments.source}: {matched.naming.name} naming, {mapped} keys mapped")
-    print(f"dropped     {', '.join(sorted(matched.dropped)) or 'nothing'}")
+    print(f"dropped     {', '.join(sorted((*matched.dropped, *source.beside))) or 'nothing'}")
     _print_description(description)
     print(f"parameters  {_counts({name: array.shape for name, array in arrays.items()})}")
     print(f"hash        {digest}")

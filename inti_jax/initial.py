@@ -7,18 +7,16 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
 
 from inti_jax import config, state
 from inti_jax.config import ConfigError
 from inti_jax.errors import UserError
-from inti_jax.models.backbone import BACKBONES, Backbone
-from inti_jax.pretrained import text_head
-from inti_jax.pretrained.api import load_clip
+from inti_jax.models.backbone import BACKBONES, Backbone, BackboneSize
+from inti_jax.pretrained import loading, text_head
+from inti_jax.pretrained.api import TextEncoder
 from inti_jax.pretrained.file import ClipFile
-from inti_jax.pretrained.loading import load_tower
 from inti_jax.run import RunRecord
 from inti_jax.state import Params, TrainState
 
@@ -26,9 +24,17 @@ log = logging.getLogger("inti_jax")
 
 
 def find_backbone(model: config.Model) -> Backbone:
-    """What `model.pretrained` says of its weights. Raises UserError where it is another backbone's."""
+    """What `model.pretrained` says of its weights.
+
+    Raises ConfigError where it is no file, another backbone's, or lacks what the classifier starts from.
+    """
     if model.pretrained == "random":
         return Backbone()
+    if Path(model.pretrained).is_dir():
+        raise ConfigError(
+            f"config: `model.pretrained` is {model.pretrained!r}, a directory: "
+            f"`python -m inti_jax.convert {model.pretrained} --out F.safetensors` makes a file of it"
+        )
     if not Path(model.pretrained).is_file():
         raise ConfigError(
             f"config: `model.pretrained` is {model.pretrained!r}: there is no such file; "
@@ -39,7 +45,8 @@ def find_backbone(model: config.Model) -> Backbone:
     wanted = dataclasses.replace(BACKBONES[model.backbone], resolution=architecture.image.resolution)
     if architecture.image != wanted:
         raise ConfigError(
-            f"config: `model.backbone` is {model.backbone}, but {model.pretrained} holds {architecture.image}"
+            f"config: `model.backbone` is {model.backbone}, but {model.pretrained} holds "
+            f"{_describe(architecture.image)}"
         )
     embed = None
     if model.head.init == "text":
@@ -57,8 +64,9 @@ def initial_state(
 ) -> TrainState:
     """The state before the first step, each part where `target` says it lives.
 
-    Nothing is made anywhere but in its place: no device ever holds more than its own part. Raises UserError
-    where a parameter that does not train would stay random.
+    Parameters are made or read in their places: no device holds more of them than its own part. But a
+    head that starts from class names has its text tower on one device of each process, before anything else
+    is there. Raises UserError where a parameter that does not train would stay random.
     """
     shapes = {**target.trainable, **target.frozen}
     loaded = {} if record.config.model.pretrained == "random" else _pretrained(record, shapes)
@@ -84,27 +92,32 @@ def initial_state(
 
 def _pretrained(record: RunRecord, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> Params:
     model = record.config.model
-    # The text tower first, so that it is gone before the image tower is read.
-    head = _text_head(record, shapes) if model.head.init == "text" else {}
+    classes = None
+    if model.head.init == "text":
+        names = [label.replace("_", " ") for label in record.dataset.labels]
+        # Nothing holds on to the text tower: it is gone before the image tower is read.
+        classes = text_head.class_embeddings(
+            TextEncoder(ClipFile(model.pretrained)), names, model.head.templates
+        )
     side = record.config.data.resolution // BACKBONES[model.backbone].patch
     shardings = {path: shape.sharding for path, shape in shapes.items()}
-    tower, coverage = load_tower(model.pretrained, shapes, shardings, grid=(side, side))
+    params, coverage = loading.load(model.pretrained, shapes, shardings, grid=(side, side), classes=classes)
     log.info("%s: %s", model.pretrained, coverage)
-    if head:
-        log.info("the classifier starts from the names of %d classes", len(record.dataset.labels))
-    return tower | head
+    if classes is not None:
+        log.info("the classifier starts from the names of %d classes", len(classes))
+    return params
 
 
-def _text_head(record: RunRecord, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> Params:
-    clip = load_clip(record.config.model.pretrained)
-    names = [label.replace("_", " ") for label in record.dataset.labels]
-    classes = text_head.class_embeddings(clip, names, record.config.model.head.templates)
-    values = {
-        "head.projection.kernel": clip.projection,
-        "head.classes.kernel": classes.T,
-        "head.logit_scale": np.log(np.float32(clip.logit_scale)),
-    }
-    return {
-        path: jax.device_put(jnp.asarray(value, shapes[path].dtype), shapes[path].sharding)
-        for path, value in values.items()
-    }
+def _describe(image: BackboneSize) -> str:
+    """The backbone of this size, at any resolution, or in words what it is."""
+    fitting = [
+        name
+        for name, size in BACKBONES.items()
+        if dataclasses.replace(size, resolution=image.resolution) == image
+    ]
+    if fitting:
+        return min(fitting, key=lambda name: abs(BACKBONES[name].resolution - image.resolution))
+    return (
+        f"width {image.width}, {image.layers} layers, {image.heads} heads and patches of {image.patch}, "
+        f"which is none of {', '.join(BACKBONES)}"
+    )

@@ -16,19 +16,42 @@ from inti_jax.pretrained.file import ClipFile, build
 _TEXTS_AT_ONCE = 256
 
 
+class TextEncoder:
+    """A file's text tower in float32 on one device, with the file's vocabulary. The rest is not read."""
+
+    def __init__(self, file: ClipFile):
+        description = file.description
+        architecture = description.architecture
+        self._path = file.path
+        self._params = {path: jnp.asarray(file[path].read()) for path in file if path.startswith("text.")}
+        self._tokenizer = None
+        if architecture.text is not None and description.vocabulary is not None:
+            self._tokenizer = Tokenizer(description.vocabulary, architecture.text.context)
+        self._encode = _jit(lambda params, tokens: build(architecture, params).encode_text(tokens))
+
+    def __call__(self, texts: Sequence[str]) -> Float[np.ndarray, "B E"]:
+        """As `ClipModel.encode_text`."""
+        if not self._params:
+            raise UserError(f"{self._path} has no text tower: convert a whole CLIP")
+        if isinstance(texts, str):
+            raise UserError("encode_text takes a list of texts, not one text")
+        if self._tokenizer is None:
+            raise UserError(f"{self._path} holds no vocabulary: convert it again with --vocab FILE")
+        tokens = self._tokenizer(texts)
+        parts = [tokens[i : i + _TEXTS_AT_ONCE] for i in range(0, max(len(tokens), 1), _TEXTS_AT_ONCE)]
+        return np.concatenate([np.asarray(self._encode(self._params, part)) for part in parts])
+
+
 class ClipModel:
     """A CLIP in float32 on one device, with the pixel statistics and the vocabulary of its file."""
 
     def __init__(self, file: ClipFile):
         self.description = file.description
         architecture = file.description.architecture
-        self._params = {path: jnp.asarray(array.read()) for path, array in file.items()}
-        self._tokenizer = None
-        if architecture.text is not None and file.description.vocabulary is not None:
-            self._tokenizer = Tokenizer(file.description.vocabulary, architecture.text.context)
-        self._image = _jit(lambda params, images: build(architecture, params).encode_image(images))
-        self._text = _jit(lambda params, tokens: build(architecture, params).encode_text(tokens))
         self._path = file.path
+        self._params = {path: jnp.asarray(file[path].read()) for path in file if not path.startswith("text.")}
+        self._image = _jit(lambda params, images: build(architecture, params).encode_image(images))
+        self._text = TextEncoder(file)
 
     @property
     def projection(self) -> Float[np.ndarray, "D E"]:
@@ -40,7 +63,8 @@ class ClipModel:
     @property
     def logit_scale(self) -> float:
         """What CLIP multiplies cosines with. Raises UserError where there is no text tower."""
-        self._require_text()
+        if "logit_scale" not in self._params:
+            raise UserError(f"{self._path} has no text tower: convert a whole CLIP")
         return float(np.exp(self._params["logit_scale"]))
 
     def encode_image(self, images: Shaped[np.ndarray, "*B H W 3"]) -> Float[np.ndarray, "B E"]:
@@ -65,18 +89,7 @@ class ClipModel:
 
         Raises UserError where the file has no text tower or no vocabulary.
         """
-        self._require_text()
-        if isinstance(texts, str):
-            raise UserError("encode_text takes a list of texts, not one text")
-        if self._tokenizer is None:
-            raise UserError(f"{self._path} holds no vocabulary: convert it again with --vocab FILE")
-        tokens = self._tokenizer(texts)
-        parts = [tokens[i : i + _TEXTS_AT_ONCE] for i in range(0, max(len(tokens), 1), _TEXTS_AT_ONCE)]
-        return np.concatenate([np.asarray(self._text(self._params, part)) for part in parts])
-
-    def _require_text(self) -> None:
-        if self.description.architecture.text is None:
-            raise UserError(f"{self._path} has no text tower: convert a whole CLIP")
+        return self._text(texts)
 
 
 def _jit(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:

@@ -1,6 +1,7 @@
 """What a checkpoint is: its architecture and settings, from its shapes and the files beside it."""
 
 import logging
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -70,26 +71,30 @@ def _from_shapes(
                 "which makes it another model than CLIP's"
             )
     width = _size(matched, "tower.class_embedding", 0)
-    per_head = vision.get("head_width") or head_size or _HEAD_SIZES.get(width, 64)
-    if head_size not in (None, per_head):
-        raise UsageError(f"--head_size is {head_size}, but open_clip_config.json says {per_head}")
+    said = vision.get("head_width")
+    if said and head_size not in (None, said):
+        raise UsageError(f"--head_size is {head_size}, but open_clip_config.json says {said}")
+    if said and width % said:
+        raise UserError(f"{source.path}: open_clip_config.json says head_width {said}, of a width of {width}")
+    text_width = _size(matched, "text.ln_final.scale", 0) if _has_text(matched) else 0
+    # What one head size has to divide.
+    common = math.gcd(0 if said else width, 0 if text_config.get("heads") else text_width)
     positions = _size(matched, "tower.positional_embedding", 0) - 1
     patch, side = _size(matched, "tower.patch_embed.kernel", 2), round(max(positions, 0) ** 0.5)
     if side**2 != positions:
         raise UserError(f"{source.path}: {positions} positions are not a square grid")
-    image = BackboneSize(
-        width, _depth(matched, "tower"), _heads(width, per_head, source.path), patch, side * patch
-    )
+    per_head = said or head_size or _HEAD_SIZES.get(width, 64)
+    heads = _heads("image", width, per_head, common, source.path)
+    image = BackboneSize(width, _depth(matched, "tower"), heads, patch, side * patch)
     embed = _size(matched, "projection.kernel", 1) if "projection.kernel" in matched.parts else None
     text = None
     if _has_text(matched):
         embed = _size(matched, "text.projection.kernel", 1)
-        text_width = _size(matched, "text.ln_final.scale", 0)
         tokens = _size(matched, "text.token_embedding.embedding", 0)
         text = TextSize(
             text_width,
             _depth(matched, "text"),
-            text_config.get("heads") or _heads(text_width, head_size or 64, source.path),
+            text_config.get("heads") or _heads("text", text_width, head_size or 64, common, source.path),
             tokens,
             _size(matched, "text.positional_embedding", 0),
             tokens - 1,
@@ -192,9 +197,13 @@ def _depth(matched: Matched, tower: str) -> int:
     return max(blocks, default=-1) + 1
 
 
-def _heads(width: int, per_head: int, path: Path) -> int:
+def _heads(tower: str, width: int, per_head: int, common: int, path: Path) -> int:
     if width % per_head:
-        raise UsageError(f"{path}: a width of {width} is no multiple of {per_head}; say --head_size")
+        valid = ", ".join(str(size) for size in range(1, 257) if common % size == 0)
+        raise UsageError(
+            f"{path}: attention heads {per_head} wide do not fill the {tower} tower's width of {width}: "
+            f"--head_size should be one of {valid}"
+        )
     return width // per_head
 
 

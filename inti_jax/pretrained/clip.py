@@ -220,7 +220,9 @@ def fill(matched: Matched, shapes: Mapping[str, Shape]) -> dict[str, LazyArray]:
         missing += [_renamed(path, rule) for rule in absent]
         for rule, name, array in found:
             part_shape = _part_shape(shape, rule)
-            if array.shape != rule.layout.their_shape(part_shape):
+            if array.dtype == object:
+                wrong.append(f"{name} is no tensor")
+            elif array.shape != rule.layout.their_shape(part_shape):
                 expected = list(rule.layout.their_shape(part_shape))
                 wrong.append(f"{name} is {list(array.shape)}, not {expected}")
             elif array.dtype not in (np.float32, np.float16, np.dtype(ml_dtypes.bfloat16)):

@@ -42,6 +42,7 @@ def export(arrays: Mapping[str, LazyArray], description: Description, naming: st
 def read_run(workdir: Path) -> tuple[dict[str, LazyArray], Description, list[str]]:
     """The image tower that a run trained, its description, and the parameters that are left out.
 
+    The projection of a classifier that started from class names is CLIP's visual projection, and comes along.
     Raises UserError where `workdir` holds no finished checkpoint.
     """
     record = RunRecord.read(workdir)
@@ -51,11 +52,13 @@ def read_run(workdir: Path) -> tuple[dict[str, LazyArray], Description, list[str
         BACKBONES[record.config.model.backbone], resolution=record.config.data.resolution
     )
     backbone = record.backbone
-    description = Description(Architecture(image, None, None, backbone.numerics), backbone.mean, backbone.std)
-    tower = {
-        path: held(np.asarray(value, np.float32)) for path, value in params.items() if clip.is_parameter(path)
-    }
-    return tower, description, sorted(params.keys() - tower.keys())
+    architecture = Architecture(image, backbone.embed, None, backbone.numerics)
+    names = {path: path for path in params if clip.is_parameter(path)}
+    if backbone.embed is not None:
+        names["head.projection.kernel"] = "projection.kernel"
+    arrays = {name: held(np.asarray(params[path], np.float32)) for path, name in names.items()}
+    description = Description(architecture, backbone.mean, backbone.std)
+    return arrays, description, sorted(params.keys() - names.keys())
 
 
 def _write_torch(arrays: Mapping[str, LazyArray], out: Path) -> None:

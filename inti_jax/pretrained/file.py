@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import safetensors
-from flax import nnx, traverse_util
+from flax import nnx
 
 from inti_jax import state
 from inti_jax.errors import UserError
@@ -51,9 +51,14 @@ def parameter_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
 
 
 def build(architecture: Architecture, params: Mapping[str, Any]) -> CLIP:
-    """The model with these parameters, by path."""
-    paths = {tuple(int(k) if k.isdigit() else k for k in path.split(".")): v for path, v in params.items()}
-    return nnx.merge(nnx.graphdef(_abstract(architecture)), traverse_util.unflatten_dict(paths))
+    """The model with these parameters, by path. A tower that is not among them must not be called."""
+    graphdef, shapes = nnx.split(_abstract(architecture))
+
+    def fill(path: tuple[Any, ...], shape: nnx.Variable) -> nnx.Variable:
+        name = ".".join(map(str, path))
+        return shape.replace(params[name]) if name in params else shape
+
+    return nnx.merge(graphdef, nnx.map_state(fill, shapes))
 
 
 @functools.cache
@@ -71,6 +76,8 @@ class ClipFile(Mapping[str, LazyArray]):
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
+        if self.path.is_dir():
+            raise UserError(f"{path} is a directory: name a file that python -m inti_jax.convert wrote")
         try:
             self._handle: Any = safetensors.safe_open(self.path, "numpy")
             metadata = self._handle.metadata() or {}
@@ -117,11 +124,6 @@ class ClipFile(Mapping[str, LazyArray]):
         part = self._handle.get_slice(name)
         dtype = np.dtype(np.float32) if part.get_dtype() == "F32" else np.dtype(np.void)
         return LazyArray(tuple(part.get_shape()), dtype, lambda: self.read(name))
-
-
-def read_array(path: str | Path, name: str, index: Index = ()) -> np.ndarray:
-    """One parameter of a file, or the part of it that `index` takes."""
-    return ClipFile(path).read(name, index)
 
 
 def write(path: Path, arrays: Mapping[str, LazyArray], description: Description) -> str:

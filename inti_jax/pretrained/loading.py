@@ -1,24 +1,31 @@
 """Converted weights into a model's parameters, each device reading the slice that it keeps."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
 from jax.sharding import Sharding
+from jaxtyping import Float
 
 from inti_jax.errors import UserError
 from inti_jax.pretrained.clip import is_parameter
-from inti_jax.pretrained.file import ClipFile
+from inti_jax.pretrained.file import ClipFile, Index
 from inti_jax.pretrained.posemb import Grid, resample
 
 _POSITIONS = "tower.positional_embedding"
 
+# A classifier from class names: what it shares with CLIP, and the embeddings that CLIP's text tower gave.
+_SHARED = {"head.projection.kernel": "projection.kernel", "head.logit_scale": "logit_scale"}
+_CLASSES = "head.classes.kernel"
+
 
 @dataclasses.dataclass(frozen=True)
 class Coverage:
-    """What loading did, by parameter: from the file, new in the model, in the file but of no use to it."""
+    """What loading did: the model's parameters that are from the file, those that are new, and the file's
+    that were of no use."""
 
     loaded: tuple[str, ...]
     new: tuple[str, ...]
@@ -30,19 +37,21 @@ class Coverage:
         return f"{len(self.loaded)} loaded, {len(self.new)} new, {len(self.dropped)} dropped{resampled}"
 
 
-def load_tower(
+def load(
     path: str | Path,
     shapes: Mapping[str, jax.ShapeDtypeStruct],
     shardings: Mapping[str, Sharding],
     *,
     grid: Grid,
+    classes: Float[np.ndarray, "K E"] | None = None,
 ) -> tuple[dict[str, jax.Array], Coverage]:
-    """The file's `tower.*` that the model has, placed as `shardings` say and in the types of `shapes`.
+    """The file's parameters that the model has, placed as `shardings` say and in the types of `shapes`.
 
     `shapes` are the model's parameters, all of them; what the file has not is left to the caller and
     listed as new. Every process reads only what its own devices keep. Positions are resampled to `grid`,
-    the model's patch rows and columns. Raises UserError where a tower parameter differs in shape, or is
-    in the file and not in the model: that is another backbone.
+    the model's patch rows and columns. With `classes`, which the file's text tower made of the class names,
+    that is the image tower and the whole text head; else the image tower. Raises UserError where a tower
+    parameter differs in shape, or is in the file and not in the model: that is another backbone.
     """
     file = ClipFile(path)
     wanted = [name for name in file if name.startswith("tower.")]
@@ -62,13 +71,21 @@ def load_tower(
         raise ValueError(f"the model has positions {shapes[_POSITIONS].shape}, but its grid is {grid}")
     params = {}
     for name in wanted:
-        resize = grid if name == _POSITIONS else None
-        params[name] = _place(file, name, shapes[name], shardings[name], resize)
+        if name == _POSITIONS:
+            params[name] = _place(_slices(resample(file.read(name), grid)), shapes[name], shardings[name])
+        else:
+            params[name] = _place(partial(file.read, name), shapes[name], shardings[name])
+    used = set(wanted)
+    if classes is not None:
+        for name, theirs in _SHARED.items():
+            params[name] = _place(partial(file.read, theirs), shapes[name], shardings[name])
+        params[_CLASSES] = _place(_slices(classes.T), shapes[_CLASSES], shardings[_CLASSES])
+        used |= {*_SHARED.values(), *(name for name in file if name.startswith("text."))}
     side = round((file[_POSITIONS].shape[0] - 1) ** 0.5)
     changed = f"{side}x{side} to {grid[0]}x{grid[1]}" if grid != (side, side) else None
     new = tuple(name for name in shapes if name not in params)
-    dropped = tuple(name for name in file if name not in params)
-    return params, Coverage(tuple(wanted), new, dropped, changed)
+    dropped = tuple(name for name in file if name not in used)
+    return params, Coverage(tuple(params), new, dropped, changed)
 
 
 def _fits(name: str, file: ClipFile, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> bool:
@@ -77,13 +94,11 @@ def _fits(name: str, file: ClipFile, shapes: Mapping[str, jax.ShapeDtypeStruct])
     return file[name].shape[first:] == shapes[name].shape[first:]
 
 
-def _place(
-    file: ClipFile, name: str, shape: jax.ShapeDtypeStruct, sharding: Sharding, resize: Grid | None
-) -> jax.Array:
-    whole = resample(file.read(name), resize) if resize is not None else None
+def _slices(whole: np.ndarray) -> Callable[[Index], np.ndarray]:
+    return lambda index: whole[index]
 
-    def read(index: tuple[slice, ...] | None) -> np.ndarray:
-        part = file.read(name, index or ()) if whole is None else whole[index or ()]
-        return part.astype(shape.dtype)
 
-    return jax.make_array_from_callback(shape.shape, sharding, read)
+def _place(read: Callable[[Index], np.ndarray], shape: jax.ShapeDtypeStruct, sharding: Sharding) -> jax.Array:
+    return jax.make_array_from_callback(
+        shape.shape, sharding, lambda index: read(index or ()).astype(shape.dtype)
+    )

@@ -58,12 +58,23 @@ class _Tensor:
 class _Object:
     """Stands for an object of any TorchScript class: its attributes, and no behaviour."""
 
+    attributes: Any = None
+
     def __setstate__(self, attributes: Any) -> None:
         self.attributes = attributes
 
 
-def read_archive(path: Path) -> tuple[dict[str, LazyArray], bool]:
-    """The tensors by name, and whether the archive is TorchScript's.
+@dataclasses.dataclass(frozen=True)
+class Contents:
+    """A file's entries by name, where what is no tensor has the dtype `object`."""
+
+    arrays: dict[str, LazyArray]
+    beside: tuple[str, ...] = ()  # what a training checkpoint holds beside its state_dict
+    torchscript: bool = False
+
+
+def read_archive(path: Path) -> Contents:
+    """The entries of a zip archive.
 
     Raises UserError for a damaged archive, and for a pickle that names anything but tensors and
     containers; nothing of it has run then.
@@ -72,20 +83,24 @@ def read_archive(path: Path) -> tuple[dict[str, LazyArray], bool]:
         entries = {info.filename.partition("/")[2]: info for info in archive.infolist()}
         if "data.pkl" not in entries:
             raise UserError(f"{path} is a zip without a torch pickle in it (no data.pkl)")
-        tensors = dict(_named_tensors(_Unpickler(io.BytesIO(archive.read(entries["data.pkl"]))).load()))
+        root = _Unpickler(io.BytesIO(archive.read(entries["data.pkl"]))).load()
+        found, beside = _entries(root)
 
     contents = np.memmap(path, mode="r", dtype=np.uint8)
     arrays = {}
-    for name, tensor in tensors.items():
+    for name, tensor in found.items():
+        if tensor is None:
+            arrays[name] = _no_tensor(f"{path}: {name}")
+            continue
         info = entries.get(f"data/{tensor.key}")
         if info is None:
             raise UserError(f"{path} is damaged: the data of {name} is not in it")
         arrays[name] = _lazy(tensor, _stored_bytes(contents, info, path), f"{path}: {name}")
-    return arrays, "constants.pkl" in entries
+    return Contents(arrays, beside, "constants.pkl" in entries)
 
 
-def read_legacy(path: Path) -> dict[str, LazyArray]:
-    """The tensors of a file as torch wrote it before 1.6: five pickles, then the storages one by one.
+def read_legacy(path: Path) -> Contents:
+    """The entries of a file as torch wrote it before 1.6: five pickles, then the storages one by one.
 
     Raises UserError as `read_archive` does.
     """
@@ -95,7 +110,7 @@ def read_legacy(path: Path) -> dict[str, LazyArray]:
         _Unpickler(file).load()  # the format's version
         _Unpickler(file).load()  # the writer's byte order and sizes of integers
         weights = _Unpickler(file)
-        tensors = dict(_named_tensors(weights.load()))
+        found, beside = _entries(weights.load())
         keys = _Unpickler(file).load()
         start = file.tell()
 
@@ -108,9 +123,13 @@ def read_legacy(path: Path) -> dict[str, LazyArray]:
             if size < 0 or start > len(contents):
                 raise UserError(f"{path} is cut short or damaged")
             storages[key] = contents[start - size : start]
-        return {
-            name: _lazy(tensor, storages[tensor.key], f"{path}: {name}") for name, tensor in tensors.items()
+        arrays = {
+            name: _no_tensor(f"{path}: {name}")
+            if tensor is None
+            else _lazy(tensor, storages[tensor.key], f"{path}: {name}")
+            for name, tensor in found.items()
         }
+        return Contents(arrays, beside)
 
 
 @contextlib.contextmanager
@@ -179,27 +198,52 @@ def _plain_list(items: Any, *_: Any) -> Any:
     return items
 
 
-def _named_tensors(root: Any) -> Iterator[tuple[str, _Tensor]]:
-    """The tensors of nested dicts and objects, by their path; of a training checkpoint, its state_dict."""
+def _entries(root: Any) -> tuple[dict[str, _Tensor | None], tuple[str, ...]]:
+    """The entries by name, and of a training checkpoint, whose state_dict they are, what is beside it."""
+    beside: tuple[str, ...] = ()
     if isinstance(root, dict) and isinstance(root.get("state_dict"), dict):
+        beside = tuple(str(key) for key in root if key != "state_dict")
         root = root["state_dict"]
+    found: dict[str, _Tensor | None] = {}
+    for name, tensor in _walk(root):
+        if name in found:
+            raise ValueError(f"two entries named {name!r:.80}")
+        found[name] = tensor
+    for name in (*beside, *found):
+        if not name.isprintable():
+            raise ValueError(f"an entry named {name!r:.80}")
+    return found, beside
+
+
+def _walk(root: Any) -> Iterator[tuple[str, _Tensor | None]]:
+    """What nested dicts and objects hold, by its path; None for what is no tensor.
+
+    Not the plain attributes of objects, such as TorchScript's `training`: no state_dict has them.
+    """
     waiting = [("", root)]
     seen = set()
     while waiting:
         prefix, node = waiting.pop()
-        if isinstance(node, _Tensor):
-            if not prefix.isprintable():
-                raise ValueError(f"a tensor named {prefix!r:.80}")
-            yield prefix.removesuffix("."), node
+        if not isinstance(node, _Object | dict):
+            yield prefix.removesuffix("."), node if isinstance(node, _Tensor) else None
             continue
-        if isinstance(node, _Object | dict):
-            if id(node) in seen:
-                raise ValueError("an object that holds itself, or is held twice")
-            seen.add(id(node))
+        children = node.attributes if isinstance(node, _Object) else node
+        if not isinstance(children, dict):
+            raise ValueError("an object without attributes")
+        if id(children) in seen:
+            raise ValueError("an object that holds itself, or is held twice")
+        seen.add(id(children))
         if isinstance(node, _Object):
-            waiting.append((prefix, getattr(node, "attributes", {})))
-        elif isinstance(node, dict):
-            waiting.extend((f"{prefix}{key}.", child) for key, child in reversed(node.items()))
+            children = {key: child for key, child in children.items() if not _is_plain(child)}
+        elif not children and prefix:
+            yield prefix.removesuffix("."), None
+        waiting.extend((f"{prefix}{key}.", child) for key, child in reversed(children.items()))
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is a number, a string, nothing, or a list of those."""
+    items = value if isinstance(value, list | tuple) else [value]
+    return all(item is None or isinstance(item, bool | int | float | str) for item in items)
 
 
 def _stored_bytes(contents: np.ndarray, info: zipfile.ZipInfo, path: Path) -> np.ndarray:
@@ -215,6 +259,13 @@ def _stored_bytes(contents: np.ndarray, info: zipfile.ZipInfo, path: Path) -> np
     if len(stored) < info.file_size:
         raise UserError(f"{path} is cut short in {info.filename}")
     return stored
+
+
+def _no_tensor(name: str) -> LazyArray:
+    def read() -> np.ndarray:
+        raise UserError(f"{name} is no tensor")
+
+    return LazyArray((), np.dtype(object), read)
 
 
 def _lazy(tensor: _Tensor, storage: np.ndarray, name: str) -> LazyArray:

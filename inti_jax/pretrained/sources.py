@@ -6,6 +6,7 @@ Hugging Face (`config.json`) or open_clip (`open_clip_config.json`), in one file
 
 import dataclasses
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,43 +29,52 @@ _OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bi
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """What `read` found. The settings are None where their file is absent."""
+    """What `read` found. The settings are None where their file is absent.
+
+    They are read when asked for, since what lies beside a weight file need not belong to it. Asking raises
+    UserError where a file is no JSON object.
+    """
 
     path: Path
     arrays: dict[str, LazyArray]
     torchscript: bool
-    hf_config: dict[str, Any] | None  # config.json
-    open_clip_config: dict[str, Any] | None  # open_clip_config.json
-    preprocessor: dict[str, Any] | None  # preprocessor_config.json
+    beside: tuple[str, ...]  # what the file holds beside the weights
 
     @property
     def directory(self) -> Path:
         return self.path if self.path.is_dir() else self.path.parent
+
+    @cached_property
+    def hf_config(self) -> dict[str, Any] | None:
+        return _settings(self.directory / "config.json")
+
+    @cached_property
+    def open_clip_config(self) -> dict[str, Any] | None:
+        # OpenAI's archives are complete, and open_clip has none of this kind.
+        return None if self.torchscript else _settings(self.directory / "open_clip_config.json")
+
+    @cached_property
+    def preprocessor(self) -> dict[str, Any] | None:
+        return _settings(self.directory / "preprocessor_config.json")
 
 
 def read(path: Path) -> Checkpoint:
     """The checkpoint at `path`, a file or a directory. Raises UserError."""
     if not path.exists():
         raise UserError(f"{path} does not exist")
-    directory = path if path.is_dir() else path.parent
     files = _weight_files(path) if path.is_dir() else [path]
     arrays: dict[str, LazyArray] = {}
+    beside: tuple[str, ...] = ()
     torchscript = False
     for file in files:
-        found, is_torchscript = _read_file(file)
-        twice = arrays.keys() & found.keys()
+        found = _read_file(file)
+        twice = arrays.keys() & found.arrays.keys()
         if twice:
             raise UserError(f"{file} holds {min(twice)} again, which another shard has")
-        arrays.update(found)
-        torchscript |= is_torchscript
-    return Checkpoint(
-        path,
-        _without_wrapper(arrays),
-        torchscript,
-        _settings(directory / "config.json"),
-        _settings(directory / "open_clip_config.json"),
-        _settings(directory / "preprocessor_config.json"),
-    )
+        arrays.update(found.arrays)
+        beside += found.beside
+        torchscript |= found.torchscript
+    return Checkpoint(path, _without_wrapper(arrays), torchscript, beside)
 
 
 def _weight_files(directory: Path) -> list[Path]:
@@ -94,8 +104,8 @@ def _shards(index: Path) -> list[Path]:
     return files
 
 
-def _read_file(path: Path) -> tuple[dict[str, LazyArray], bool]:
-    """The arrays of one file, and whether it is a TorchScript archive; told by content, not by name."""
+def _read_file(path: Path) -> pickled.Contents:
+    """What one file holds; its kind is told by content, not by name."""
     if path.stat().st_size == 0:
         raise UserError(f"{path} is empty")
     with path.open("rb") as file:
@@ -104,11 +114,11 @@ def _read_file(path: Path) -> tuple[dict[str, LazyArray], bool]:
         return pickled.read_archive(path)
     # A safetensors file starts with the length of its header, in 8 bytes, then the header, in JSON.
     if path.suffix == ".safetensors" or start[8:] == b"{":
-        return read_safetensors(path), False
-    return pickled.read_legacy(path), False
+        return pickled.Contents(_read_safetensors(path))
+    return pickled.read_legacy(path)
 
 
-def read_safetensors(path: Path) -> dict[str, LazyArray]:
+def _read_safetensors(path: Path) -> dict[str, LazyArray]:
     """The arrays of a safetensors file. Raises UserError where it is damaged or cut short."""
     try:
         handle = safetensors.safe_open(path, "numpy")

@@ -24,12 +24,8 @@ def compare(path: Path, against: Path) -> list[Difference]:
     """Runs the file by this project and its source by torch, on the same two inputs.
 
     Raises UserError where the file's weights are not those of its hash, where the source cannot be read,
-    or where torch or transformers is not installed.
+    or where torch, or transformers for Hugging Face's naming, is not installed.
     """
-    try:
-        from inti_jax.pretrained import reference
-    except ImportError:
-        raise UserError('verifying needs torch and transformers: pip install "inti_jax[convert]"') from None
     file = ClipFile(path)
     if content_hash(file) != file.hash:
         raise UserError(f"{path} does not hold the weights it was written with: its hash differs")
@@ -46,7 +42,11 @@ def compare(path: Path, against: Path) -> list[Difference]:
         tokens[0, -1] = tokens[1, text.context // 2] = text.end_token
         tokens[1, text.context // 2 + 1 :] = 0
     try:
+        from inti_jax.pretrained import reference
+
         theirs = reference.stages(source, naming, architecture, images, tokens)
+    except ImportError:
+        raise UserError('verifying needs torch and transformers: pip install "inti_jax[convert]"') from None
     except (RuntimeError, KeyError) as error:  # what torch raises for weights that do not fit
         reason = str(error).strip().splitlines()
         raise UserError(f"{against} does not fit {path}: {' '.join(reason[:2])}") from None

@@ -8,6 +8,8 @@ import torch
 import transformers
 from torch import nn
 
+from inti_jax.pretrained.api import ClipModel
+
 # (image width, heads, patch, text width, text heads, feature width) of CLIP's own models.
 SIZES = {
     "b32": (768, 12, 32, 512, 8, 512),
@@ -187,3 +189,10 @@ def features(
         text = model.text_projection(model.text_model(input_ids=tokens["input_ids"]).pooler_output)
         logits = model(input_ids=tokens["input_ids"], pixel_values=pixels).logits_per_image
     return image.numpy(), text.numpy(), logits.numpy()
+
+
+def logits(clip: ClipModel, images: np.ndarray, texts: np.ndarray) -> np.ndarray:
+    """Zero-shot logits [B images, B texts] of our CLIP, for texts' features."""
+    features = clip.encode_image(images)
+    features = features / np.linalg.norm(features, axis=-1, keepdims=True)
+    return clip.logit_scale * features @ (texts / np.linalg.norm(texts, axis=-1, keepdims=True)).T

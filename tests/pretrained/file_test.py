@@ -12,8 +12,9 @@ from inti_jax.models.backbone import BackboneSize, Numerics
 from inti_jax.models.clip import CLIP, Architecture
 from inti_jax.models.text import TextSize
 from inti_jax.models.tokenizer import Vocabulary
-from inti_jax.pretrained.file import ClipFile, Description, content_hash, read_array, write
+from inti_jax.pretrained.file import ClipFile, Description, build, content_hash, write
 from inti_jax.pretrained.lazy import LazyArray, held
+from tests.compiled import call, initialize
 
 DESCRIPTION = Description(
     Architecture(
@@ -30,7 +31,7 @@ DESCRIPTION = Description(
 
 @pytest.fixture(scope="module")
 def arrays():
-    model = CLIP(DESCRIPTION.architecture, rngs=nnx.Rngs(0))
+    model = initialize(lambda: CLIP(DESCRIPTION.architecture, rngs=nnx.Rngs(0)))
     params = state.flatten(nnx.state(model, nnx.Param))
     return {name: held(np.asarray(value)) for name, value in params.items()}
 
@@ -52,7 +53,7 @@ def test_a_part_of_an_array(arrays, tmp_path):
     write(tmp_path / "f.safetensors", arrays, DESCRIPTION)
     name = "tower.blocks.0.attn.qkv.kernel"
     index = (slice(8, 16), slice(None), slice(1, 2))
-    part = read_array(tmp_path / "f.safetensors", name, index)
+    part = ClipFile(tmp_path / "f.safetensors").read(name, index)
     np.testing.assert_array_equal(part, arrays[name].read()[index])
 
 
@@ -113,3 +114,19 @@ def test_arrays_that_the_metadata_does_not_state(arrays, tmp_path):
     safetensors.numpy.save_file(loaded, tmp_path / "g.safetensors", metadata)
     with pytest.raises(UserError, match="logit_scale"):
         ClipFile(tmp_path / "g.safetensors")
+
+
+def test_a_directory_is_no_file(tmp_path):
+    with pytest.raises(UserError, match="is a directory"):
+        ClipFile(tmp_path)
+
+
+def test_one_tower_without_the_other(arrays):
+    """A model of the text tower's parameters alone encodes texts as the whole does."""
+    params = {name: array.read() for name, array in arrays.items()}
+    text = {name: values for name, values in params.items() if name.startswith("text.")}
+    tokens = np.array([[1, 2, 7, 0, 0]], np.int32)
+    whole, part = (
+        call(build(DESCRIPTION.architecture, p), tokens, method="encode_text") for p in (params, text)
+    )
+    np.testing.assert_array_equal(whole, part)

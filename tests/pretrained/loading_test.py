@@ -12,13 +12,14 @@ from jax.sharding import SingleDeviceSharding
 from inti_jax import config, sharding, state
 from inti_jax.errors import UserError
 from inti_jax.models.backbone import BACKBONES, CLIP_MEAN, CLIP_STD, Numerics
-from inti_jax.models.clip import CLIP, Architecture
+from inti_jax.models.clip import Architecture
 from inti_jax.models.video import VideoModel
 from inti_jax.pretrained.api import load_clip
-from inti_jax.pretrained.file import ClipFile, Description, write
+from inti_jax.pretrained.file import ClipFile, Description, parameter_shapes, write
 from inti_jax.pretrained.lazy import held
-from inti_jax.pretrained.loading import load_tower
+from inti_jax.pretrained.loading import load
 from inti_jax.pretrained.posemb import resample
+from tests.compiled import call, initialize
 
 TINY = BACKBONES["tiny"]
 GRID = (TINY.resolution // TINY.patch,) * 2
@@ -26,12 +27,11 @@ GRID = (TINY.resolution // TINY.patch,) * 2
 
 def _write(path, *, image=TINY, embed=None, numerics=Numerics()):  # noqa: B008
     architecture = Architecture(image, embed, None, numerics)
-    params = state.flatten(nnx.state(CLIP(architecture, rngs=nnx.Rngs(7)), nnx.Param))
     rng = np.random.default_rng(0)
-    arrays = {}
-    for name, value in params.items():
-        values = np.asarray(value) + 0.1 * rng.standard_normal(value.shape).astype(np.float32)
-        arrays[name] = held(values)
+    arrays = {
+        name: held(0.1 * rng.standard_normal(shape).astype(np.float32))
+        for name, shape in parameter_shapes(architecture).items()
+    }
     write(path, arrays, Description(architecture, CLIP_MEAN, CLIP_STD))
     return path
 
@@ -49,7 +49,7 @@ def _one_device(shapes):
 def test_coverage_names_every_parameter(tmp_path, model):
     path = _write(tmp_path / "f.safetensors", embed=16)
     shapes = state.parameter_shapes(model)
-    params, coverage = load_tower(path, shapes, _one_device(shapes), grid=GRID)
+    params, coverage = load(path, shapes, _one_device(shapes), grid=GRID)
     assert set(coverage.loaded) == params.keys() == {name for name in shapes if name.startswith("tower.")}
     assert set(coverage.new) == {name for name in shapes if not name.startswith("tower.")}
     assert coverage.dropped == ("projection.kernel",)
@@ -72,7 +72,7 @@ def test_each_device_gets_only_its_shard(tmp_path, model, monkeypatch):
         return part
 
     monkeypatch.setattr(ClipFile, "read", counting)
-    params, _ = load_tower(path, shapes, shardings, grid=GRID)
+    params, _ = load(path, shapes, shardings, grid=GRID)
     kernel = "tower.blocks.0.mlp.fc.kernel"
     assert [size for name, size in read if name == kernel] == [params[kernel].size // 4] * 4
     monkeypatch.undo()
@@ -87,7 +87,7 @@ def test_frozen_part_in_bfloat16(tmp_path, model):
         name: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16)
         for name, leaf in state.parameter_shapes(model).items()
     }
-    params, _ = load_tower(path, shapes, _one_device(shapes), grid=GRID)
+    params, _ = load(path, shapes, _one_device(shapes), grid=GRID)
     for name, value in params.items():
         assert value.dtype == jnp.bfloat16
         np.testing.assert_array_equal(value, ClipFile(path).read(name).astype(jnp.bfloat16))
@@ -97,7 +97,7 @@ def test_positions_for_another_resolution(tmp_path, model):
     small = dataclasses.replace(TINY, resolution=16)
     path = _write(tmp_path / "f.safetensors", image=small)
     shapes = state.parameter_shapes(model)
-    params, coverage = load_tower(path, shapes, _one_device(shapes), grid=GRID)
+    params, coverage = load(path, shapes, _one_device(shapes), grid=GRID)
     assert coverage.resampled == "2x2 to 4x4"
     original = ClipFile(path).read("tower.positional_embedding")
     np.testing.assert_array_equal(params["tower.positional_embedding"], resample(original, GRID))
@@ -108,27 +108,27 @@ def test_another_backbone_is_refused(tmp_path, model, change):
     path = _write(tmp_path / "f.safetensors", image=dataclasses.replace(TINY, **change))
     shapes = state.parameter_shapes(model)
     with pytest.raises(UserError, match="another backbone"):
-        load_tower(path, shapes, _one_device(shapes), grid=GRID)
+        load(path, shapes, _one_device(shapes), grid=GRID)
 
 
 def test_fewer_layers_than_the_model(tmp_path, model):
     path = _write(tmp_path / "f.safetensors", image=dataclasses.replace(TINY, layers=3))
     shapes = state.parameter_shapes(model)
     with pytest.raises(UserError, match=r"another backbone.*tower\.blocks\.3"):
-        load_tower(path, shapes, _one_device(shapes), grid=GRID)
+        load(path, shapes, _one_device(shapes), grid=GRID)
 
 
 def test_equal_frames_give_the_image_feature(tmp_path):
     path = _write(tmp_path / "f.safetensors")
-    model = VideoModel(config.Model(), 5, rngs=nnx.Rngs(0))
+    model = initialize(lambda: VideoModel(config.Model(), 5, rngs=nnx.Rngs(0)))
     graphdef, params = nnx.graphdef(model), state.flatten(nnx.state(model, nnx.Param))
     shapes = {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in params.items()}
-    loaded, _ = load_tower(path, shapes, _one_device(shapes), grid=GRID)
+    loaded, _ = load(path, shapes, _one_device(shapes), grid=GRID)
     model = state.merge(graphdef, {**params, **loaded})
 
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
     video = jnp.asarray(np.repeat(images[:, None], 4, axis=1))
-    ours, theirs = model.features(video), load_clip(path).encode_image(images)
+    ours, theirs = call(model, video, method="features"), load_clip(path).encode_image(images)
     norms = np.linalg.norm(theirs, axis=-1)
     assert (np.linalg.norm(ours - theirs, axis=-1) / norms).max() <= 1e-6
 

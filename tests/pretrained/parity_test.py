@@ -7,7 +7,6 @@ import pytest
 import safetensors.torch
 import torch
 
-import inti_jax.pretrained.text_head as text_head
 from inti_jax.pretrained.api import load_clip
 from tests.pretrained import checkpoints
 from tests.pretrained.command import run
@@ -25,10 +24,7 @@ def _check(path, model):
     image, text, logits = checkpoints.features(model, images, texts)
     assert _gap(clip.encode_image(images), image) <= TOLERANCE
     assert _gap(clip.encode_text(texts), text) <= TOLERANCE
-    classes = clip.encode_text(texts)
-    classes /= np.linalg.norm(classes, axis=-1, keepdims=True)
-    ours = text_head.zero_shot_logits(clip, clip.encode_image(images), classes)
-    np.testing.assert_allclose(ours, logits, atol=1e-4)
+    np.testing.assert_allclose(checkpoints.logits(clip, images, clip.encode_text(texts)), logits, atol=1e-4)
 
 
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
@@ -96,7 +92,7 @@ def test_open_clip_directory_tells_activation_and_pixel_statistics(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["training checkpoint", "legacy", "tower"])
-def test_other_forms_of_a_state_dict(tmp_path, form):
+def test_other_forms_of_a_state_dict(tmp_path, form, capsys):
     model = checkpoints.huggingface_model()
     weights = checkpoints.openai_state_dict(model)
     if form == "training checkpoint":  # of open_clip, with its optimizer and DataParallel's prefix
@@ -109,6 +105,8 @@ def test_other_forms_of_a_state_dict(tmp_path, form):
         tower = {name.removeprefix("visual."): w for name, w in weights.items() if name.startswith("visual.")}
         torch.save(tower, tmp_path / "m.pt")
     assert run(tmp_path / "m.pt", "--out", tmp_path / "f.safetensors", "--activation", "quick_gelu") == 0
+    dropped = "epoch, optimizer" if form == "training checkpoint" else "nothing"
+    assert f"dropped     {dropped}\n" in capsys.readouterr().out
     images, texts = checkpoints.inputs(model)
     image, _, _ = checkpoints.features(model, images, texts)
     assert _gap(load_clip(tmp_path / "f.safetensors").encode_image(images), image) <= TOLERANCE

@@ -35,7 +35,7 @@ def weights():
 def test_the_same_tensors_as_torch(weights, tmp_path, legacy):
     path = tmp_path / "m.pt"
     torch.save(weights, path, _use_new_zipfile_serialization=not legacy)
-    arrays = read_legacy(path) if legacy else read_archive(path)[0]
+    arrays = (read_legacy if legacy else read_archive)(path).arrays
     assert arrays.keys() == weights.keys()
     for name, value in weights.items():
         array = arrays[name]
@@ -66,7 +66,7 @@ def test_damage_is_a_user_error(weights, tmp_path_factory, data, legacy):
             for name, value in {**contents, damaged: bytes(changed)}.items():
                 archive.writestr(name, value)
     try:
-        arrays = read_legacy(path) if legacy else read_archive(path)[0]
+        arrays = (read_legacy if legacy else read_archive)(path).arrays
     except UserError as error:
         assert len(str(error).splitlines()) == 1
     else:
@@ -92,4 +92,22 @@ def test_an_object_that_holds_itself(tmp_path):
     with zipfile.ZipFile(tmp_path / "m.pt", "w") as archive:
         archive.writestr("m/data.pkl", pickle.dumps(looped))
     with pytest.raises(UserError, match="holds itself"):
+        read_archive(tmp_path / "m.pt")
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_what_is_no_tensor_is_an_entry_too(weights, tmp_path, legacy):
+    state = {"a": weights["plain"], "b": 3.0, "c": [weights["plain"]], "d": {}, "e": None}
+    path = tmp_path / "m.pt"
+    torch.save({"state_dict": state, "epoch": 1}, path, _use_new_zipfile_serialization=not legacy)
+    contents = (read_legacy if legacy else read_archive)(path)
+    assert contents.beside == ("epoch",)
+    assert [name for name, array in contents.arrays.items() if array.dtype == object] == ["b", "c", "d", "e"]
+    with pytest.raises(UserError, match="b is no tensor"):
+        contents.arrays["b"].read()
+
+
+def test_two_entries_of_one_name(weights, tmp_path):
+    torch.save({"a.b": weights["plain"], "a": {"b": weights["half"]}}, tmp_path / "m.pt")
+    with pytest.raises(UserError, match=r"two entries named 'a\.b'"):
         read_archive(tmp_path / "m.pt")

@@ -217,3 +217,47 @@ def test_vocabulary_of_another_size(source, tmp_path, rejected):
     (tmp_path / "vocab.json").write_text(json.dumps(dict(list(ids.items())[:-3])))
     (tmp_path / "merges.txt").write_text("\n".join(merges))
     assert "vocab.json" in rejected(source, "--vocab", tmp_path / "vocab.json")
+
+
+@pytest.mark.parametrize(
+    ("extra", "line"),
+    [
+        ({"visual.scale": 3.0}, "no place here: visual.scale"),
+        ({"visual.extra": [torch.ones(2)]}, "no place here: visual.extra"),
+        ({"logit_scale": 4.6}, "logit_scale is no tensor"),
+    ],
+)
+def test_entries_that_are_no_tensors(tmp_path, rejected, extra, line):
+    weights = checkpoints.openai_state_dict(checkpoints.huggingface_model())
+    torch.save({**weights, **extra}, tmp_path / "m.pt")
+    assert line in rejected(tmp_path / "m.pt", "--activation", "quick_gelu")
+
+
+def test_head_size_that_does_not_divide_both_widths(tmp_path, rejected):
+    torch.save(checkpoints.openai_state_dict(checkpoints.huggingface_model()), tmp_path / "m.pt")
+    line = rejected(tmp_path / "m.pt", "--activation", "gelu", "--head_size", "24", status=2)
+    assert "24 wide do not fill the image tower's width of 128" in line
+    assert line.endswith("--head_size should be one of 1, 2, 4, 8, 16, 32, 64")
+
+
+@pytest.mark.parametrize("kind", ["torchscript", "state dict"])
+@pytest.mark.parametrize("contents", ["[]", "nonsense", '{"model_type": "bert"}'])
+def test_settings_of_something_else_beside_openais_weights(tmp_path, kind, contents):
+    weights = checkpoints.openai_state_dict(checkpoints.huggingface_model())
+    unrelated = ["config.json", "preprocessor_config.json"]
+    if kind == "torchscript":
+        checkpoints.write_torchscript(tmp_path / "m.pt", weights, resolution=224)
+        unrelated.append("open_clip_config.json")
+    else:
+        torch.save(weights, tmp_path / "m.pt")
+    for name in unrelated:
+        (tmp_path / name).write_text(contents)
+    out = tmp_path / "f.safetensors"
+    assert run(tmp_path / "m.pt", "--out", out) == 0
+    assert ClipFile(out).description.architecture.numerics.activation == "quick_gelu"
+
+
+def test_settings_that_the_weights_need(copy, rejected):
+    path = copy()
+    (path / "config.json").write_text("[]")
+    assert "is not a JSON object" in rejected(path)

@@ -1,6 +1,9 @@
 """A converted CLIP in the main job: zero-shot, trained on, and given back."""
 
+import collections
 import logging
+import weakref
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 import torch
+import transformers
 from flax import nnx
 
 from inti_jax import evaluate, initial, optim, sharding, state, train
@@ -16,6 +20,7 @@ from inti_jax.config import ConfigError, Eval, Mesh
 from inti_jax.data import pipeline
 from inti_jax.data.dataset import open_dataset
 from inti_jax.models.backbone import CLIP_MEAN, CLIP_STD
+from inti_jax.pretrained.api import TextEncoder
 from inti_jax.pretrained.file import ClipFile
 from inti_jax.run import Dataset, RunRecord
 from inti_jax.writers import read_metrics
@@ -115,31 +120,75 @@ def test_a_linear_probe_leaves_the_backbone_as_it_was(weights, motion_data, tmp_
     assert sizes < 2.1 * sum(leaf.size for leaf in target.trainable.values())
     with Checkpoints.reading(tmp_path) as saved:
         restored, position = saved.restore(target)
-    assert position == {"next_step": 4} and int(restored.step) == 4
+    assert position["next_step"] == 4 and int(restored.step) == 4
 
 
-def test_the_whole_model_trains_on_from_the_weights(weights, motion_data, tmp_path, caplog):
+def test_the_whole_model_trains_on_from_the_weights(
+    weights, motion_data, tmp_path, caplog, capsys, monkeypatch
+):
     settings = tiny(motion_data, **INTI, **TEXT, model__pretrained=str(weights))
-    logger = logging.getLogger("inti_jax")
-    with caplog.at_level(logging.INFO, logger=logger.name):
-        logger.propagate = True
+    monkeypatch.setattr(logging.getLogger("inti_jax"), "propagate", True)
+    with caplog.at_level(logging.INFO, logger="inti_jax"):
         train.train(settings, tmp_path)
     file = ClipFile(weights)
     towers = sum(name.startswith("tower.") for name in file)
-    assert f"{towers} loaded" in caplog.text and "the names of 10 classes" in caplog.text
+    # The head's three arrays are from the file too, by way of its text tower; the compressor's are new.
+    shapes = state.parameter_shapes(state.abstract_model(RunRecord.read(tmp_path)))
+    new = sum(path.startswith("compressors.") for path in shapes)
+    assert f"{towers + 3} loaded, {new} new, 0 dropped" in caplog.text
+    assert "the names of 10 classes" in caplog.text
     assert read_metrics(tmp_path)[-1]["split"] == "val"
-    # And the tower goes back to where CLIP's weights came from.
+    # And the tower goes back to where CLIP's weights came from, with the projection.
     out = tmp_path / "tower.safetensors"
     assert run(tmp_path, "--to", "openai", "--out", out) == 0
+    left = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("left out"))
+    assert "head.classes.kernel, head.logit_scale" in left and "projection" not in left
+    assert run(tmp_path, "--to", "huggingface", "--out", tmp_path / "tower") == 0
+    theirs = transformers.CLIPVisionModelWithProjection.from_pretrained(tmp_path / "tower").state_dict()
     again = tmp_path / "again.safetensors"
     assert run(out, "--out", again, "--activation", "gelu", "--head_size", "24") == 0
     mesh = sharding.make_mesh(Mesh(), jax.devices()[:1])
     params, _ = evaluate.load_params(RunRecord.read(tmp_path), tmp_path, mesh)
     given_back = ClipFile(again)
-    assert set(given_back) == {path for path in params if path.startswith("tower.")}
+    params["projection.kernel"] = params.pop("head.projection.kernel")
+    assert set(given_back) == {path for path in params if path.startswith(("tower.", "projection."))}
     for path in given_back:
         np.testing.assert_array_equal(given_back.read(path), params[path], err_msg=path)
         assert path.endswith("bias") or np.abs(params[path] - file.read(path)).max() > 0, path
+    np.testing.assert_array_equal(theirs["visual_projection.weight"].T, params["projection.kernel"])
+
+
+def test_a_text_head_reads_no_whole_image_tower(weights, motion_data, monkeypatch):
+    settings = tiny(motion_data, model__pretrained=str(weights), **TEXT)
+    read = collections.defaultdict(list)
+    encoders: weakref.WeakSet[TextEncoder] = weakref.WeakSet()
+    whole = ClipFile.read
+
+    class Noted(TextEncoder):
+        def __init__(self, file):
+            super().__init__(file)
+            encoders.add(self)
+
+    def noting(self, name, index=()):
+        part = whole(self, name, index)
+        read[name].append(part.size)
+        assert not (name.startswith("tower.") and encoders), "both towers at once"
+        return part
+
+    monkeypatch.setattr(ClipFile, "read", noting)
+    monkeypatch.setattr(initial, "TextEncoder", Noted)
+    _, _, first = start(settings, motion_data, sizes=Mesh(data=1, fsdp=8))
+    file = ClipFile(weights)
+    for path, value in first.trainable.items():
+        if path.startswith("tower.") and not path.endswith("positional_embedding"):
+            assert set(read[path]) == {value.addressable_shards[0].data.size}, path
+    assert all(len(sizes) == 1 for name, sizes in read.items() if name.startswith("text."))
+    # The projection is in slices as well, and what the head shares with CLIP is the file's, bit for bit.
+    projection = first.trainable["head.projection.kernel"]
+    assert set(read["projection.kernel"]) == {projection.addressable_shards[0].data.size}
+    monkeypatch.undo()
+    np.testing.assert_array_equal(projection, file.read("projection.kernel"))
+    np.testing.assert_array_equal(first.trainable["head.logit_scale"], file.read("logit_scale"))
 
 
 def test_every_device_holds_only_its_shard(weights, motion_data):
@@ -172,13 +221,23 @@ def test_another_resolution_resamples_the_positions(weights, motion_data):
     ("changes", "message"),
     [
         ({"model__pretrained": "absent.safetensors"}, "there is no such file"),
-        ({"model__backbone": "clip_vit_b16", "data__resolution": 224}, "is clip_vit_b16, but"),
+        ({"model__pretrained": "configs"}, "a directory: `python -m inti_jax.convert configs --out"),
+        ({"model__backbone": "clip_vit_b16", "data__resolution": 224}, "is clip_vit_b16, but .* holds tiny$"),
     ],
 )
-def test_weights_that_do_not_fit_are_refused(weights, motion_data, changes, message):
+def test_weights_that_do_not_fit_are_refused(weights, motion_data, monkeypatch, changes, message):
+    monkeypatch.chdir(Path(__file__).parents[2])
     with pytest.raises(ConfigError, match=message) as caught:
         record_of(tiny(motion_data, **({"model__pretrained": str(weights)} | changes)), motion_data)
     assert "\n" not in str(caught.value)
+
+
+def test_a_backbone_without_a_name_is_put_in_words(motion_data, tmp_path):
+    checkpoints.write_huggingface(tmp_path / "hf", checkpoints.huggingface_model())
+    out = tmp_path / "f.safetensors"
+    assert run(tmp_path / "hf", "--out", out) == 0
+    with pytest.raises(ConfigError, match="holds width 128, 2 layers, 2 heads and patches of 16, which is"):
+        record_of(tiny(motion_data, model__pretrained=str(out)), motion_data)
 
 
 def test_a_head_from_names_needs_a_text_tower(model, motion_data, tmp_path):

@@ -1,5 +1,7 @@
 """`--verify` finds no difference where there is none, and the stage where one begins."""
 
+import sys
+
 import pytest
 import safetensors.numpy
 import torch
@@ -81,3 +83,28 @@ def test_source_of_another_shape(directory, tmp_path, capfd):
     torch.save(checkpoints.openai_state_dict(other), tmp_path / "m.pt")
     assert run("--verify", directory / "ours.safetensors", "--against", tmp_path / "m.pt") == 1
     assert len(capfd.readouterr().err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("missing", ["torch", "transformers"])
+def test_without_what_it_is_verified_with(directory, monkeypatch, missing, capsys):
+    monkeypatch.setitem(sys.modules, missing, None)
+    monkeypatch.delitem(sys.modules, "inti_jax.pretrained.reference", raising=False)
+    monkeypatch.delattr("inti_jax.pretrained.reference", raising=False)
+    assert run("--verify", directory / "ours.safetensors", "--against", directory / "huggingface") == 1
+    assert capsys.readouterr().err == (
+        'error: verifying needs torch and transformers: pip install "inti_jax[convert]"\n'
+    )
+
+
+def test_a_directory_is_not_verified(directory, capsys):
+    assert run("--verify", directory, "--against", directory / "openai") == 1
+    assert f"{directory} is a directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "option", [("--activation", "gelu"), ("--head_size", "0"), ("--vocab", "vocab.json"), ("--to", "openai")]
+)
+def test_options_that_verify_does_not_take(directory, option, capsys):
+    files = ("--verify", directory / "ours.safetensors", "--against", directory / "openai")
+    assert run(*files, *option) == 2
+    assert "--against SRC and nothing else" in capsys.readouterr().err
