@@ -3,7 +3,7 @@
     python -m inti_jax.prepare motion_digits --data_dir data
     python -m inti_jax.main --config configs/quickstart.py:compression=inti --workdir runs/inti
 
-Arguments: compression (none, inti, mean, static, drop), seed, steps. Default: inti, 0, 800.
+Arguments: compression (none, inti, mean, static, drop), seed, steps. Default: inti, 0, 640.
 """
 
 import ml_collections
@@ -12,7 +12,7 @@ from inti_jax import config
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    args = config.parse_arg(arg, compression="inti", seed=0, steps=800)
+    args = config.parse_arg(arg, compression="inti", seed=0, steps=640)
     result = config.defaults()
 
     result.model.backbone = "tiny"
@@ -34,9 +34,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     result.train.learning_rate = 2e-3
     result.train.seed = args["seed"]
     result.train.log_every_steps = 20
-    result.train.eval_every_steps = 200
+    result.train.eval_every_steps = 320
 
     result.eval.batch = 64
 
-    result.checkpoint.every_steps = 200
+    result.checkpoint.every_steps = 320
     return result

@@ -111,7 +111,12 @@ def test_the_analytic_cost_is_the_published_one(backbone, gmacs, after, share):
 
 @pytest.mark.parametrize(
     ("backbone", "kind", "after", "resolution"),
-    [("clip_vit_b16", "none", (), 224), ("clip_vit_b16", "inti", (3,), 224), ("tiny", "inti", (1,), 32)],
+    [
+        ("clip_vit_b16", "none", (), 224),
+        ("clip_vit_b16", "inti", (3,), 224),
+        ("clip_vit_l14", "inti", (6,), 224),
+        ("tiny", "inti", (1,), 32),
+    ],
 )
 def test_the_analytic_cost_is_what_xla_counts(backbone, kind, after, resolution):
     model = abstract(kind, after, backbone=backbone)
