@@ -29,7 +29,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     result.data.crop_scale = (0.8, 1.0)
     result.data.crop_ratio = (0.9, 1.1)
 
-    result.train.global_batch = 32
+    result.train.global_batch = 24
     result.train.steps = args["steps"]
     result.train.learning_rate = 2e-3
     result.train.seed = args["seed"]
