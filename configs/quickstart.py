@@ -29,12 +29,11 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     result.data.crop_scale = (0.8, 1.0)
     result.data.crop_ratio = (0.9, 1.1)
 
-    result.train.global_batch = 24
+    result.train.global_batch = 32
     result.train.steps = args["steps"]
     result.train.learning_rate = 2e-3
     result.train.seed = args["seed"]
     result.train.log_every_steps = 20
-    result.train.eval_every_steps = 320
 
     result.eval.batch = 64
 
