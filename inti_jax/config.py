@@ -17,13 +17,15 @@ import pydantic
 from pydantic import Field
 
 from inti_jax.errors import UserError
-from inti_jax.models.backbone import BACKBONES
 
 _STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Rate = Annotated[float, Field(ge=0, lt=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
 
 Scale = Literal["point", "local", "region", "global"]
 SCALES: tuple[Scale, ...] = ("point", "local", "region", "global")
@@ -38,15 +40,70 @@ class ConfigError(UserError):
 @pydantic.with_config(_STRICT)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compression:
-    """Where and how neighbouring frames are blended. All but `kind="none"` halve the frames."""
+    """Where and how tokens become fewer. `tome` merges patches of a frame, the others halve the frames."""
 
-    kind: Literal["none", "inti", "mean", "static", "drop"] = "none"
-    # Block numbers, from 1, after which the frames are halved.
+    kind: Literal["none", "inti", "mean", "static", "drop", "tome"] = "none"
+    # Block numbers, from 1: after which frames are halved; or in which `tome` merges patches: all, if empty.
     after: tuple[Positive, ...] = ()
-    # The rest is read by `inti` only.
+    # Read by `inti` only.
     scales: tuple[Scale, ...] = SCALES
     normalizer: Literal["softmax", "sigmoid"] = "softmax"
     width: Positive = 64
+    # The class token's weights: its own, from the point and global scales; the mean of the two frames; or
+    # the mean of the patches' weights.
+    class_token: Literal["own", "mean", "patches"] = "own"
+    # Read by `tome` only: the patches that vanish in each block that merges, one number or one for each; and
+    # whether each frame merges its own, or all frames of a clip the same. Temporal modules need the latter,
+    # since they relate equal positions: `auto` is `clip` where there are any, else `frame`.
+    r: NonNegative | tuple[NonNegative, ...] = 8
+    matching: Literal["auto", "frame", "clip"] = "auto"
+
+
+@pydantic.with_config(_STRICT)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Aim:
+    """AIM (arXiv:2302.03024): the block's own attention over time as well, and adapters with GELU."""
+
+    bottleneck: Share = 0.25  # the adapters' inner width, as a share of the backbone's
+    scale: float = 0.5  # of the adapter beside the MLP
+    temporal_adapters: Literal[1, 2] = 1  # with 2, one before the temporal attention too
+
+
+@pydantic.with_config(_STRICT)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StAdapter:
+    """ST-Adapter (arXiv:2206.13559): a bottleneck with a depthwise convolution over time."""
+
+    width: Positive = 384
+    before: tuple[Literal["attn", "mlp"], ...] = ("mlp",)
+
+
+@pydantic.with_config(_STRICT)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ZeroI2V:
+    """ZeroI2V (arXiv:2310.01324): heads that see other frames, and linear adapters that fold away."""
+
+    bottleneck: Share = 0.25
+    scale: float = 0.5
+    dropout: Rate = 0.0  # inside the adapters, in training
+    # (offset, heads): that many more heads take their keys and values from the frame so far away.
+    shifts: tuple[tuple[int, Positive], ...] = ((-1, 1), (1, 1))
+
+
+# The temporal module that an adaptation method has of its own; see `Model.temporal`.
+TEMPORAL_OF = {"aim": "attention", "st_adapter": "conv", "zero_i2v": "shift"}
+
+LoraTarget = Literal["query", "key", "value", "out", "fc", "proj"]
+
+
+@pydantic.with_config(_STRICT)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lora:
+    """LoRA (arXiv:2106.09685): updates of low rank beside the block's matrices."""
+
+    rank: Positive = 8
+    alpha: PositiveFloat = 16.0  # the update's scale is alpha / rank
+    targets: tuple[LoraTarget, ...] = ("query", "value")
 
 
 @pydantic.with_config(_STRICT)
@@ -55,6 +112,7 @@ class Head:
     """The classifier. `text` starts from the class names, by the text tower of `model.pretrained`."""
 
     init: Literal["random", "text"] = "random"
+    dropout: Rate = 0.0  # of the video's feature, in training
     # Prompts for `text`; `{}` is where the class name goes.
     templates: tuple[str, ...] = ("a photo of {}.", "a video of a person {}.", "an example of {}.")
 
@@ -65,7 +123,16 @@ class Model:
     backbone: Literal["clip_vit_b32", "clip_vit_b16", "clip_vit_l14", "clip_vit_l14_336", "tiny"] = "tiny"
     # A file that `convert` wrote. "random" starts from scratch, which has to be said explicitly.
     pretrained: str = ""
-    adaptation: Literal["full", "linear"] = "full"  # which parameters train: see state.py
+    # What trains (see state.py), and what it adds to the blocks (see models/adaptation.py).
+    adaptation: Literal["full", "linear", "aim", "st_adapter", "zero_i2v", "lora"] = "full"
+    aim: Aim = Aim()
+    st_adapter: StAdapter = StAdapter()
+    zero_i2v: ZeroI2V = ZeroI2V()
+    lora: Lora = Lora()
+    # A temporal module on top of any of them, with the settings of the method it is from: AIM's attention
+    # over time, ST-Adapter's convolution, or ZeroI2V's shifted heads.
+    temporal: Literal["none", "attention", "conv", "shift"] = "none"
+    drop_path: Rate = 0.0  # of the last block's trained branches in training, rising linearly from 0
     frozen_dtype: Literal["float32", "bfloat16"] = "float32"  # of the parameters that do not train
     compression: Compression = Compression()
     head: Head = Head()
@@ -98,11 +165,16 @@ class Train:
     # One of the two: the other stays 0.
     steps: NonNegative = 0
     epochs: Annotated[float, Field(ge=0)] = 0.0
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    learning_rate: PositiveFloat = 1e-3
     warmup_fraction: Fraction = 0.05  # of all steps, linearly from zero; then a cosine to zero
+    # Factors on the learning rate: of the pretrained tower, of what is added to it, and of the classifier.
+    tower_rate: PositiveFloat = 1.0
+    added_rate: PositiveFloat = 1.0
+    head_rate: PositiveFloat = 1.0
+    layer_decay: Share = 1.0  # a further factor on the tower's for each block above, as in BEiT
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    label_smoothing: Rate = 0.0
+    clip_norm: PositiveFloat = 1.0
     accumulate: Positive = 1  # micro-batches a step
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters are float32
     seed: NonNegative = 0
@@ -208,7 +280,10 @@ def from_dict(values: dict[str, Any]) -> Config:
         config = pydantic.TypeAdapter(Config).validate_json(json.dumps(values, default=repr))
     except pydantic.ValidationError as error:
         raise ConfigError(_first_problem(error)) from None
-    _check_combinations(config)
+    from inti_jax import config_checks  # late, since it reads this module's classes
+
+    for problem in config_checks.problems(config):
+        raise ConfigError(f"config: {problem}")
     return config
 
 
@@ -232,83 +307,3 @@ def _keys_beside(key: str) -> list[str]:
     for part in key.split(".")[:-1]:
         section = {field.name: field.type for field in dataclasses.fields(section)}[part]
     return [field.name for field in dataclasses.fields(section)]
-
-
-def _check_combinations(config: Config) -> None:
-    def require(condition: bool, message: str) -> None:
-        if not condition:
-            raise ConfigError(f"config: {message}")
-
-    model, data, train = config.model, config.data, config.train
-    compression, backbone = model.compression, BACKBONES[model.backbone]
-    require(
-        bool(model.pretrained),
-        '`model.pretrained` is empty: name a file that `convert` wrote, or say "random"',
-    )
-    random = model.pretrained == "random"
-    require(
-        not (random and model.adaptation != "full"),
-        f'`model.adaptation` is "{model.adaptation}" and `model.pretrained` is "random": '
-        "a backbone that does not train needs converted weights",
-    )
-    require(
-        not (random and model.head.init == "text"),
-        '`model.head.init` is "text" and `model.pretrained` is "random": class names need a text tower',
-    )
-    require(
-        bool(model.head.templates) and all(template.count("{}") == 1 for template in model.head.templates),
-        f"`model.head.templates` is {model.head.templates}: each should have one {{}} for the class name",
-    )
-    after = compression.after
-    if compression.kind == "none":
-        require(not after, f'`model.compression.after` is {after} but `kind` is "none": set one of the two')
-    else:
-        require(
-            bool(after),
-            f"`model.compression.after` is empty but `kind` is {compression.kind!r}: name the blocks",
-        )
-    require(
-        list(after) == sorted(set(after)) and all(block <= backbone.layers for block in after),
-        f"`model.compression.after` is {after}: it should be increasing block numbers "
-        f"from 1 to {backbone.layers}, the depth of {model.backbone}",
-    )
-    halvings = 2 ** len(after)
-    require(
-        data.num_frames % halvings == 0,
-        f"`data.num_frames` is {data.num_frames}: it should be divisible by {halvings}, "
-        f"since `model.compression.after` = {after} halves the frames {len(after)} times",
-    )
-    require(
-        bool(compression.scales) and len(set(compression.scales)) == len(compression.scales),
-        f"`model.compression.scales` is {compression.scales}: name one or more of {SCALES}, each once",
-    )
-    require(bool(data.name), "`data.name` is empty: name a prepared dataset")
-    require(bool(data.data_dir), "`data.data_dir` is empty: it is where `prepare` wrote the dataset")
-    require(
-        data.resolution % backbone.patch == 0,
-        f"`data.resolution` is {data.resolution}: it should be a multiple of {backbone.patch}, the patch of "
-        f"{model.backbone}",
-    )
-    for key in ("crop_scale", "crop_ratio"):
-        low, high = getattr(data, key)
-        require(
-            0 < low <= high, f"`data.{key}` is {(low, high)}: it should be (low, high) with 0 < low <= high"
-        )
-    require(
-        (train.steps > 0) != (train.epochs > 0),
-        f"`train.steps` is {train.steps} and `train.epochs` is {train.epochs}: set exactly one of the two",
-    )
-    require(
-        train.global_batch % train.accumulate == 0,
-        f"`train.accumulate` is {train.accumulate}: it should divide `train.global_batch`, "
-        f"which is {train.global_batch}",
-    )
-    axes = dataclasses.asdict(config.mesh)
-    require(
-        all(size > 0 or size == -1 for size in axes.values()) and list(axes.values()).count(-1) <= 1,
-        f"`mesh` is {axes}: sizes are positive, and at most one is -1 (what the others leave)",
-    )
-    require(
-        backbone.heads % max(axes["tensor"], 1) == 0,
-        f"`mesh.tensor` is {axes['tensor']}: it should divide the {backbone.heads} heads of {model.backbone}",
-    )

@@ -1,19 +1,22 @@
-"""The optimizer: AdamW behind gradient clipping, with warmup and a cosine, and decay by path rules."""
+"""The optimizer: AdamW behind gradient clipping, with warmup and a cosine; decay and rates by path rules."""
 
 import re
 from collections.abc import Iterable
 
 import optax
+from jaxtyping import Array
 
 from inti_jax.config import Train
 
 # Whether weight decay applies, by parameter path. The first match counts; each parameter has to match.
 _DECAY_RULES = (
     (r".*\.(bias|scale|logit_scale)", False),
-    (r".*\.(class_embedding|positional_embedding)", False),
+    (r".*\.(class_embedding|positional_embedding|embedding)", False),
     (r".*\.logits", False),
     (r".*\.kernel", True),
 )
+
+_BLOCK = re.compile(r"tower\.blocks\.(\d+)\.")
 
 
 def decayed(paths: Iterable[str]) -> dict[str, bool]:
@@ -27,6 +30,31 @@ def decayed(paths: Iterable[str]) -> dict[str, bool]:
     return result
 
 
+def rates(config: Train, paths: Iterable[str]) -> dict[str, float]:
+    """For each parameter path, the factor on the learning rate.
+
+    With `layer_decay`, block i of L (from 0) has `layer_decay ** (L - i)` and what comes before the first
+    block `layer_decay ** (L + 1)` of the tower's factor, as in BEiT (arXiv:2106.08254).
+    """
+    paths = list(paths)
+    blocks = [int(match[1]) for path in paths if (match := _BLOCK.match(path))]
+    depth = max(blocks, default=-1) + 1
+
+    def rate(path: str) -> float:
+        module = path.partition(".")[0]
+        if module == "head":
+            return config.head_rate
+        if module != "tower":
+            return config.added_rate
+        if match := _BLOCK.match(path):
+            above = depth - int(match[1])
+        else:
+            above = 0 if path.startswith("tower.ln_post.") else depth + 1
+        return config.tower_rate * config.layer_decay**above
+
+    return {path: rate(path) for path in paths}
+
+
 def make_optimizer(config: Train, steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The transformation for a flat `{path: array}` of parameters, and its learning-rate schedule."""
     warmup = round(config.warmup_fraction * steps)
@@ -36,8 +64,14 @@ def make_optimizer(config: Train, steps: int) -> tuple[optax.GradientTransformat
         warmup_steps=warmup,
         decay_steps=steps,
     )
+
+    def scale_by_rates(updates: dict[str, Array], _: object) -> dict[str, Array]:
+        factors = rates(config, updates)
+        return {path: update * factors[path] for path, update in updates.items()}
+
     transform = optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(schedule, weight_decay=config.weight_decay, mask=decayed),
+        optax.stateless(scale_by_rates),
     )
     return transform, schedule

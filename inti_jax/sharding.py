@@ -34,6 +34,8 @@ _RULES: dict[str, Sequence[tuple[str, int | None]]] = {
         (r"patch_embed\.kernel", None),
         (r"(class|positional)_embedding", None),
     ),
+    "adapters": ((r"\d+\..*", None),),
+    "temporal": ((r"embedding", None),),
     "compressors": ((r"\d+\..*", None),),
     "head": ((r"((projection|classes)\.)?kernel|bias|logit_scale", None),),
 }

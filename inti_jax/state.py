@@ -36,9 +36,15 @@ class TrainState:
 
 
 # Which parameters train, for each `model.adaptation`. The first match counts; each parameter has to match.
-_TRAINS: dict[str, Sequence[tuple[str, bool]]] = {
+Rules = Sequence[tuple[str, bool]]
+_FROZEN_TOWER: Rules = ((r"tower\..*", False), (r"(adapters|temporal|compressors|head)\..*", True))
+_TRAINS: dict[str, Rules] = {
     "full": ((r".*", True),),
-    "linear": ((r"tower\..*", False), (r"(compressors|head)\..*", True)),
+    "linear": _FROZEN_TOWER,
+    "aim": ((r"tower\.ln_post\..*", True), *_FROZEN_TOWER),
+    "st_adapter": _FROZEN_TOWER,
+    "zero_i2v": ((r"tower\.ln_post\..*", True), *_FROZEN_TOWER),
+    "lora": _FROZEN_TOWER,
 }
 
 
@@ -55,6 +61,7 @@ def build_model(record: RunRecord, rngs: nnx.Rngs) -> VideoModel:
         record.config.model,
         len(record.dataset.labels),
         resolution=record.config.data.resolution,
+        num_frames=record.config.data.num_frames,
         backbone=record.backbone,
         dtype=jnp.dtype(record.config.train.dtype),
         rngs=rngs,

@@ -50,29 +50,31 @@ def train_step(
     schedule: optax.Schedule,
     smoothing: float,
     accumulate: int,
+    seed: int,
 ) -> tuple[TrainState, Metrics]:
     """One update from one global batch: `video` [B, T, H, W, 3], `label` [B] and `mask` [B].
 
     Rows with a false mask (videos that did not decode) weigh nothing. With `accumulate` > 1 the batch is
-    taken in that many parts, one after another: same update, less memory.
+    taken in that many parts, one after another: same update, less memory. What is random in the model is a
+    function of `seed`, the step and the part.
     """
+    step_key = jax.random.fold_in(jax.random.key(seed), train_state.step)
 
     def summed_loss(trainable: Params, part: Batch) -> tuple[Array, Array]:
         model = state.merge(graphdef, {**trainable, **train_state.frozen})
-        logits = model(part["video"])
+        logits = model(part["video"], jax.random.fold_in(step_key, part["part"]) if model.random else None)
         loss = losses.cross_entropy(logits, part["label"], smoothing)
         correct = logits.argmax(axis=-1) == part["label"]
         return (loss * part["mask"]).sum(), (correct & part["mask"]).sum()
 
     grad_fn = jax.value_and_grad(summed_loss, has_aux=True)
+    rows = {key: batch[key] for key in ("video", "label", "mask")}
     if accumulate == 1:
-        (loss, correct), grads = grad_fn(train_state.trainable, batch)
+        (loss, correct), grads = grad_fn(train_state.trainable, rows | {"part": jnp.zeros((), jnp.int32)})
     else:
         # Row i goes to part i % accumulate: each device keeps its own rows.
-        parts = jax.tree.map(
-            lambda x: jnp.moveaxis(x.reshape(-1, accumulate, *x.shape[1:]), 1, 0),
-            {key: batch[key] for key in ("video", "label", "mask")},
-        )
+        parts = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, accumulate, *x.shape[1:]), 1, 0), rows)
+        parts["part"] = jnp.arange(accumulate)
         first, rest = (jax.tree.map(lambda x, at=at: x[at], parts) for at in (0, slice(1, None)))
         (loss, correct), grads = jax.lax.scan(
             lambda total, part: (jax.tree.map(jnp.add, total, grad_fn(train_state.trainable, part)), None),
@@ -114,6 +116,7 @@ def compile_step(
         schedule=schedule,
         smoothing=config.train.label_smoothing,
         accumulate=config.train.accumulate,
+        seed=config.train.seed,
     )
     placed = (state.shardings_of(target), sharding.replicated(mesh))
     return jax.jit(step, donate_argnums=0, out_shardings=placed)

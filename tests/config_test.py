@@ -19,7 +19,10 @@ def test_every_field_survives_json():
     ("changes", "message"),
     [
         ({"model__compression__knd": "inti"}, "unknown key `model.compression.knd`; did you mean `kind`"),
-        ({"model__compression__kind": "intii"}, "it should be 'none', 'inti', 'mean', 'static' or 'drop'"),
+        (
+            {"model__compression__kind": "intii"},
+            "it should be 'none', 'inti', 'mean', 'static', 'drop' or 'tome'",
+        ),
         ({"train__global_batch": "32"}, "`train.global_batch` is '32': it should be a valid integer"),
         ({"train__steps": True}, "`train.steps` is True"),
         ({"train__steps": 0}, "set exactly one of the two"),

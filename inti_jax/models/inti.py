@@ -55,7 +55,8 @@ class InTI(nnx.Module):
     They come from both frames' tokens, narrowed to `width` channels each, through the sum of up to four
     branches: `point` sees its own position, `local` its 3x3 neighbours, `region` 3x3 positions three
     apart (7x7), `global` the mean over the frame's patches. The class token has no place on the grid
-    and takes the `point` and `global` branches alone. The last layer starts at zero, so that the layer
+    and takes the `point` and `global` branches alone, or follows the patches' mean weights, or is the mean of
+    the pair (`config.class_token`). The last layer starts at zero, so that the layer
     starts as the mean of the pair.
     """
 
@@ -76,6 +77,7 @@ class InTI(nnx.Module):
         self.out = nnx.Linear(pair, 2, kernel_init=nnx.initializers.zeros, dtype=dtype, rngs=rngs)
         self.scales: Sequence[str] = config.scales
         self.normalizer = config.normalizer
+        self.class_token = config.class_token
         self.grid = grid
 
     def __call__(self, x: Float[Array, "B T N D"]) -> Float[Array, "B T//2 N D"]:
@@ -90,9 +92,17 @@ class InTI(nnx.Module):
         logits = self.out(jax.nn.gelu(self._context(pairs), approximate=False)).astype(jnp.float32)
         logits = rearrange(logits, "(b t) n two -> b t n two", b=batch)
         if self.normalizer == "softmax":
-            return jax.nn.softmax(logits, axis=-1)
-        gates = jax.nn.sigmoid(logits)
-        return gates / gates.sum(axis=-1, keepdims=True)
+            weights = jax.nn.softmax(logits, axis=-1)
+        else:
+            gates = jax.nn.sigmoid(logits)
+            weights = gates / gates.sum(axis=-1, keepdims=True)
+        match self.class_token:
+            case "mean":
+                return weights.at[:, :, 0].set(0.5)
+            case "patches":
+                return weights.at[:, :, 0].set(weights[:, :, 1:].mean(axis=2))
+            case _:
+                return weights
 
     def _context(self, pairs: Float[Array, "P N C"]) -> Float[Array, "P N C"]:
         patches = pairs[:, 1:]

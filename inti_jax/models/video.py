@@ -1,8 +1,7 @@
-"""The video model: a CLIP image tower over frames, with layers between its blocks that halve them."""
+"""The video model: a CLIP image tower over frames, with what a method adds to its blocks and between them."""
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +12,13 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 
 from inti_jax.config import Model
+from inti_jax.models.adaptation import BlockAdapters, has_temporal_embedding
+from inti_jax.models.adapters import TemporalEmbedding
 from inti_jax.models.backbone import BACKBONES, Backbone
 from inti_jax.models.compressors import Compressor, build_compressor
+from inti_jax.models.dropout import Key, dropout, fold_in
 from inti_jax.models.heads import LinearHead, TextHead
-from inti_jax.models.vit import Block, ImageTower
+from inti_jax.models.vit import ImageTower
 
 
 def normalize(
@@ -33,9 +35,20 @@ def normalize(
 class Stage:
     """A run of blocks that share one T, and the compressor that ends it; the last stage has none."""
 
-    blocks: Sequence[Block]
+    blocks: range  # their indices
     frames: int  # T
     compressor: Compressor | None
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockCost:
+    """What one block costs for one view, with all that a method adds to it and the compressor behind it."""
+
+    index: int  # from 1
+    frames: int
+    tokens: int  # of each frame, that enter
+    tokens_out: int  # ... that leave
+    macs: int
 
 
 class VideoModel(nnx.Module):
@@ -47,21 +60,31 @@ class VideoModel(nnx.Module):
         classes: int,
         *,
         resolution: int | None = None,
+        num_frames: int = 8,
         backbone: Backbone | None = None,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        """`resolution`, in pixels a side, defaults to the backbone's own; `backbone` to OpenAI's facts."""
+        """`resolution`, in pixels a side, defaults to the backbone's own; `backbone` to OpenAI's facts.
+
+        `num_frames` is the T that a temporal embedding is made for; it takes others, too.
+        """
         named = BACKBONES[config.backbone]
         size = dataclasses.replace(named, resolution=resolution or named.resolution)
         self.backbone = backbone or Backbone()
         self.tower = ImageTower(size, numerics=self.backbone.numerics, dtype=dtype, rngs=rngs)
+        halving = config.compression.after if config.compression.kind != "tome" else ()
         self.compressors = nnx.List(
             [
                 build_compressor(config.compression, size.width, self.tower.grid, dtype=dtype, rngs=rngs)
-                for _ in config.compression.after
+                for _ in halving
             ]
         )
+        self.adapters = nnx.List(
+            [BlockAdapters(config, size, i, dtype=dtype, rngs=rngs) for i in range(size.layers)]
+        )
+        if has_temporal_embedding(config):
+            self.temporal = TemporalEmbedding(num_frames, size.width)
         self.head: LinearHead | TextHead
         if config.head.init == "random":
             self.head = LinearHead(size.width, classes, rngs=rngs)
@@ -70,46 +93,85 @@ class VideoModel(nnx.Module):
         else:
             self.head = TextHead(size.width, self.backbone.embed, classes, rngs=rngs)
         self.size = size
-        self.after = config.compression.after
+        self.after = halving
+        # ST-Adapter averages the frames before it normalises, the other methods after.
+        self.mean_first = config.adaptation == "st_adapter"
+        self.head_dropout = config.head.dropout
+        adapters_dropout = config.zero_i2v.dropout if config.adaptation == "zero_i2v" else 0.0
+        self.random = max(config.drop_path, config.head.dropout, adapters_dropout) > 0  # in training
         self.remat = config.remat
         self.dtype = dtype
 
-    def __call__(self, video: UInt8[Array, "B T H W 3"]) -> Float[Array, "B K"]:
-        return self.head(self.features(video))
+    def __call__(self, video: UInt8[Array, "B T H W 3"], key: Key | None = None) -> Float[Array, "B K"]:
+        """`key` turns on what is random in training: dropout and stochastic depth."""
+        return self.head(
+            dropout(self.features(video, key), self.head_dropout, fold_in(key, len(self.adapters)))
+        )
 
-    def features(self, video: UInt8[Array, "B T H W 3"]) -> Float[Array, "B D"]:
-        """The mean over the last stage's frames of their normalised class tokens, in float32."""
-        batch = video.shape[0]
-        frames = rearrange(video, "b t h w c -> (b t) h w c")
-        x = self.tower.embed(normalize(frames, self.backbone, self.dtype))
-        for stage in self.stages(video.shape[1]):
-            for block in stage.blocks:
-                x = jax.checkpoint(block)(x) if self.remat else block(x)
+    def features(self, video: UInt8[Array, "B T H W 3"], key: Key | None = None) -> Float[Array, "B D"]:
+        """The mean over the last stage's frames of their normalised class tokens, in float32.
+
+        Where the method normalises last, the normalised mean.
+        """
+        batch, frames = video.shape[:2]
+        images = normalize(rearrange(video, "b t h w c -> (b t) h w c"), self.backbone, self.dtype)
+        offset = jnp.tile(self.temporal(frames), (batch, 1)) if hasattr(self, "temporal") else None
+        x, sizes = self.tower.embed(images, offset), None
+        for stage in self.stages(frames):
+            for i in stage.blocks:
+                x, sizes = self._block(i, x, sizes, stage.frames, fold_in(key, i))
             if stage.compressor is not None:
-                x = rearrange(x, "(b t) n d -> b t n d", b=batch, t=stage.frames)
+                x = rearrange(x, "(b t) n d -> b t n d", b=batch)
                 x = rearrange(stage.compressor(x), "b t n d -> (b t) n d")
-        class_tokens = self.tower.ln_post(x[:, 0]).astype(jnp.float32)
-        return rearrange(class_tokens, "(b t) d -> b t d", b=batch).mean(axis=1)
+        class_tokens = rearrange(x[:, 0], "(b t) d -> b t d", b=batch)
+        if self.mean_first:
+            return self.tower.ln_post(class_tokens.mean(axis=1)).astype(jnp.float32)
+        return self.tower.ln_post(class_tokens).astype(jnp.float32).mean(axis=1)
 
-    def macs(self, frames: int) -> int:
+    def _block(
+        self,
+        index: int,
+        x: Float[Array, "BT N D"],
+        sizes: Float[Array, "BT N"] | None,
+        frames: int,
+        key: Key | None,
+    ) -> tuple[Float[Array, "BT M D"], Float[Array, "BT M"] | None]:
+        block, adapters = self.tower.blocks[index], self.adapters[index]
+
+        def run(x: Array, sizes: Array | None, key: Key | None) -> tuple[Array, Array | None]:
+            return adapters(block, x, sizes, frames, key)
+
+        return (jax.checkpoint(run) if self.remat else run)(x, sizes, key)
+
+    def macs(self, frames: int, *, folded: bool = False) -> int:
         """Multiply-accumulates of the forward pass over one view of `frames` frames.
 
-        Matrix products and blends count; LayerNorm, softmax and activations do not, as in the
-        tables of the published methods.
+        Matrix products, convolutions and blends count; LayerNorm, softmax and activations do not, as in the
+        tables of the published methods. With `folded`, as after `fold.fold`.
         """
-        total = frames * self.tower.embed_macs() + self.head.macs()
+        blocks = self.block_costs(frames, folded=folded)
+        return frames * self.tower.embed_macs() + sum(block.macs for block in blocks) + self.head.macs()
+
+    def block_costs(self, frames: int, *, folded: bool = False) -> list[BlockCost]:
+        """The cost of each block for one view of `frames` frames; see `macs`."""
+        costs = []
+        tokens = self.tower.tokens
         for stage in self.stages(frames):
-            total += stage.frames * sum(block.macs(self.tower.tokens) for block in stage.blocks)
-            if stage.compressor is not None:
-                total += stage.compressor.macs(stage.frames)
-        return total
+            for i in stage.blocks:
+                block, adapters = self.tower.blocks[i], self.adapters[i]
+                macs = stage.frames * adapters.macs(block, tokens, stage.frames, folded=folded)
+                if stage.compressor is not None and i == stage.blocks[-1]:
+                    macs += stage.compressor.macs(stage.frames)
+                left = adapters.tokens_after(tokens)
+                costs.append(BlockCost(i + 1, stage.frames, tokens, left, macs))
+                tokens = left
+        return costs
 
     def stages(self, frames: int) -> list[Stage]:
         """The stages that a clip of `frames` frames goes through."""
-        blocks = list(self.tower.blocks)
-        edges = (0, *self.after, len(blocks))
+        edges = (0, *self.after, len(self.tower.blocks))
         return [
-            Stage(blocks[start:end], frames // 2**halvings, compressor)
+            Stage(range(start, end), frames // 2**halvings, compressor)
             for halvings, ((start, end), compressor) in enumerate(
                 zip(itertools.pairwise(edges), (*self.compressors, None), strict=True)
             )

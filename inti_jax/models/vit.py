@@ -54,11 +54,16 @@ class Attention(nnx.Module):
             (heads, per_head), width, axis=(-2, -1), kernel_init=_PROJECTION_INIT, dtype=dtype, rngs=rngs
         )
         self.causal = causal
+        self.head_size = per_head
 
     def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
-        q, k, v = jnp.unstack(self.qkv(x), axis=-3)
         # Scales by 1/sqrt(head size) and takes the softmax in float32.
-        return self.out(jax.nn.dot_product_attention(q, k, v, is_causal=self.causal))
+        return self.out(jax.nn.dot_product_attention(*self.project(x), is_causal=self.causal))
+
+    def project(self, x: Float[Array, "B N D"]) -> tuple[Array, Array, Array]:
+        """Queries, keys and values, `[B, N, A, Dh]` each."""
+        q, k, v = jnp.unstack(self.qkv(x), axis=-3)
+        return q, k, v
 
 
 class Mlp(nnx.Module):
@@ -95,10 +100,14 @@ class Block(nnx.Module):
         x = x + self.attn(self.ln_1(x))
         return x + self.mlp(self.ln_2(x))
 
-    def macs(self, tokens: int) -> int:
-        """Multiply-accumulates for one frame of `tokens` tokens."""
+    def attention_macs(self, tokens: int) -> int:
+        """Multiply-accumulates of the attention among `tokens` tokens."""
         width = self.mlp.fc.in_features
-        return 12 * tokens * width**2 + 2 * tokens**2 * width
+        return 4 * tokens * width**2 + 2 * tokens**2 * width
+
+    def mlp_macs(self, tokens: int) -> int:
+        """Multiply-accumulates of the MLP on `tokens` tokens."""
+        return 8 * tokens * self.mlp.fc.in_features**2
 
 
 class ImageTower(nnx.Module):
@@ -142,14 +151,20 @@ class ImageTower(nnx.Module):
         self.tokens = grid * grid + 1
         self.dtype = dtype
 
-    def embed(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B N D"]:
-        """Normalised images at the tower's resolution to the tokens that enter the first block."""
+    def embed(
+        self, images: Float[Array, "B H W 3"], offset: Float[Array, "B D"] | None = None
+    ) -> Float[Array, "B N D"]:
+        """Normalised images at the tower's resolution to the tokens that enter the first block.
+
+        `offset` is added to all tokens of an image, as its positions are.
+        """
         patches = rearrange(self.patch_embed(images), "b h w d -> b (h w) d")
         class_token = jnp.broadcast_to(
             self.class_embedding[...].astype(self.dtype), (patches.shape[0], 1, patches.shape[-1])
         )
         x = jnp.concatenate([class_token, patches], axis=1)
-        return self.ln_pre(x + self.positional_embedding[...].astype(self.dtype)[None])
+        x = x + self.positional_embedding[...].astype(self.dtype)[None]
+        return self.ln_pre(x if offset is None else x + offset.astype(self.dtype)[:, None])
 
     def embed_macs(self) -> int:
         """Multiply-accumulates of `embed` for one image."""

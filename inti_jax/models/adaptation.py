@@ -1,0 +1,217 @@
+"""What each adaptation method adds to CLIP's blocks, and a block with these additions.
+
+A method is a choice of modules for named places in the block, so that methods, temporal modules and
+compressors combine. The tower stays CLIP's own; what is added is beside it, one `BlockAdapters` a block.
+"""
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from inti_jax.config import TEMPORAL_OF, Model
+from inti_jax.models import tome
+from inti_jax.models.adapters import Adapter, LinearAdapter, LowRank, TemporalConv, shift_heads
+from inti_jax.models.backbone import BackboneSize
+from inti_jax.models.dropout import Key, drop_path, fold_in
+from inti_jax.models.vit import Block
+
+Tokens = Float[Array, "BT N D"]
+Sizes = Float[Array, "BT N"]  # patches that each token stands for
+
+# What equals a change of the matrices beside it, and is gone once that is made (see fold.py).
+_FOLDING = (LinearAdapter, LowRank)
+
+
+def temporal_modules(config: Model) -> set[str]:
+    """The temporal modules of the method and those on top of it: "attention", "conv", "shift"."""
+    return {TEMPORAL_OF.get(config.adaptation, "none"), config.temporal} - {"none"}
+
+
+def has_temporal_embedding(config: Model) -> bool:
+    """AIM and ZeroI2V have one; and attention over time knows no order without it."""
+    return config.adaptation == "zero_i2v" or "attention" in temporal_modules(config)
+
+
+class BlockAdapters(nnx.Module):
+    """One block's additions, a module or None for each place; called, it runs the block with them."""
+
+    # The places, in the order of the forward pass. `lora_*` are beside the matrix of that name.
+    before_attn: TemporalConv | None
+    temporal_in: Adapter | None
+    temporal_out: Adapter | None
+    attn_in: LinearAdapter | None
+    lora_query: LowRank | None
+    lora_key: LowRank | None
+    lora_value: LowRank | None
+    lora_out: LowRank | None
+    attn_out: Adapter | LinearAdapter | None
+    before_mlp: TemporalConv | None
+    mlp_in: LinearAdapter | None
+    lora_fc: LowRank | None
+    lora_proj: LowRank | None
+    mlp_out: LinearAdapter | None
+    mlp_beside: Adapter | None
+
+    def __init__(self, config: Model, size: BackboneSize, block: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        """`block` counts from 0."""
+        modules = _modules(config, size, dtype=dtype, rngs=rngs)
+        for place in PLACES:
+            setattr(self, place, modules.get(place))
+        self.shifts = config.zero_i2v.shifts if "shift" in temporal_modules(config) else ()
+        self.beside_scale = config.aim.scale
+        self.drop_rate = config.drop_path * block / max(size.layers - 1, 1)
+        # AIM drops what it adds; where the block itself trains, its own branches are dropped.
+        self.drops_block = config.adaptation == "full"
+        self.merging = tome.merging(config, size.layers)[block]
+        self.merges_alike = config.compression.matching == "clip" or (
+            config.compression.matching == "auto" and bool(temporal_modules(config))
+        )
+
+    def __call__(
+        self, block: Block, x: Tokens, sizes: Sizes | None, frames: int, key: Key | None
+    ) -> tuple[Float[Array, "BT M D"], Float[Array, "BT M"] | None]:
+        """Videos of `frames` frames through `block`; `key` is given in training.
+
+        `sizes` is None as long as every token stands for one patch.
+        """
+        keys = [fold_in(key, i) for i in range(8)]
+        branch_rate = self.drop_rate if self.drops_block else 0.0
+        if self.before_attn is not None:
+            x = self.before_attn(x, frames)
+        if self.temporal_out is not None:
+            x = x + drop_path(
+                self._over_time(block, self.temporal_out, x, frames), frames, self.drop_rate, keys[0]
+            )
+
+        q, k, v = self._project(block, _through(self.attn_in, block.ln_1(x), keys[1]))
+        metric = k
+        if self.shifts:
+            k, v = (self._shift(part, frames) for part in (k, v))
+        attended = _through(self.attn_out, self._attend(block, q, k, v, sizes), keys[2])
+        x = x + drop_path(attended, frames, branch_rate, keys[3])
+
+        if self.merging:
+            x, sizes = tome.merge(x, sizes, metric, self.merging, frames if self.merges_alike else 1)
+        if self.before_mlp is not None:
+            x = self.before_mlp(x, frames)
+        y = block.ln_2(x)
+        hidden = _through(self.mlp_out, self._mlp(block, _through(self.mlp_in, y, keys[4])), keys[5])
+        x = x + drop_path(hidden, frames, branch_rate, keys[7])
+        if self.mlp_beside is not None:
+            x = x + drop_path(self.beside_scale * self.mlp_beside(y), frames, self.drop_rate, keys[6])
+        return x, sizes
+
+    def _over_time(self, block: Block, out: Adapter, x: Tokens, frames: int) -> Tokens:
+        """The block's own attention, along the frames at each position, and the adapter behind it."""
+        y = rearrange(block.ln_1(x), "(b t) n d -> (b n) t d", t=frames)
+        y = self._attend(block, *self._project(block, _through(self.temporal_in, y, None)), None)
+        return rearrange(out(y), "(b n) t d -> (b t) n d", n=x.shape[1])
+
+    def _project(self, block: Block, x: Tokens) -> tuple[Array, Array, Array]:
+        """Queries, keys and values, `[B, N, A, Dh]` each."""
+        projected = block.attn.project(x)
+        updates = (self.lora_query, self.lora_key, self.lora_value)
+        return tuple(
+            part if update is None else part + update(x).reshape(part.shape)
+            for part, update in zip(projected, updates, strict=True)
+        )  # type: ignore[return-value]
+
+    def _attend(self, block: Block, q: Array, k: Array, v: Array, sizes: Sizes | None) -> Tokens:
+        """Attention to tokens in proportion to the patches they stand for (ToMe), and the output matrix."""
+        bias = None if sizes is None else jnp.log(sizes).astype(q.dtype)[:, None, None, :]
+        mixed = jax.nn.dot_product_attention(q, k, v, bias=bias)
+        out = block.attn.out(mixed)
+        return out if self.lora_out is None else out + self.lora_out(rearrange(mixed, "b n a h -> b n (a h)"))
+
+    def _mlp(self, block: Block, x: Tokens) -> Tokens:
+        hidden = block.mlp.fc(x)
+        if self.lora_fc is not None:
+            hidden = hidden + self.lora_fc(x)
+        hidden = block.mlp.activation(hidden)
+        out = block.mlp.proj(hidden)
+        return out if self.lora_proj is None else out + self.lora_proj(hidden)
+
+    def _shift(self, x: Float[Array, "BT N A Dh"], frames: int) -> Float[Array, "BT N A Dh"]:
+        by_video = rearrange(x, "(b t) n a h -> b t n a h", t=frames)
+        return rearrange(shift_heads(by_video, self.shifts), "b t n a h -> (b t) n a h")
+
+    def tokens_after(self, tokens: int) -> int:
+        """How many of a frame's tokens leave the block."""
+        return tokens - tome.merged(tokens, self.merging)
+
+    def macs(self, block: Block, tokens: int, frames: int, *, folded: bool) -> int:
+        """Multiply-accumulates of `block` with all this, for one of `frames` frames with `tokens` tokens.
+
+        With `folded`, what can be folded into the block's matrices costs nothing.
+        """
+        left = self.tokens_after(tokens)
+        total = block.attention_macs(tokens) + block.mlp_macs(left)
+        if self.merging:
+            total += tome.macs(tokens, block.attn.head_size)
+        if self.temporal_out is not None:
+            total += block.attention_macs(frames) * tokens // frames
+        for place in PLACES:
+            module = getattr(self, place)
+            if module is not None and not (folded and isinstance(module, _FOLDING)):
+                total += module.macs(left if place in _BEHIND_MERGE else tokens)
+        return total
+
+
+PLACES = tuple(BlockAdapters.__annotations__)
+_BEHIND_MERGE = PLACES[PLACES.index("before_mlp") :]
+
+
+def _modules(
+    config: Model, size: BackboneSize, *, dtype: DTypeLike, rngs: nnx.Rngs
+) -> dict[str, Adapter | LinearAdapter | LowRank | TemporalConv]:
+    """The modules of the config's method and temporal module, by place."""
+    width = size.width
+    modules: dict[str, Adapter | LinearAdapter | LowRank | TemporalConv] = {}
+
+    def adapter(skip: bool) -> Adapter:
+        return Adapter(width, int(config.aim.bottleneck * width), skip=skip, dtype=dtype, rngs=rngs)
+
+    def conv() -> TemporalConv:
+        return TemporalConv(width, config.st_adapter.width, dtype=dtype, rngs=rngs)
+
+    temporal = temporal_modules(config)
+    if "attention" in temporal:
+        if config.aim.temporal_adapters == 2:
+            modules["temporal_in"] = adapter(skip=True)
+        modules["temporal_out"] = adapter(skip=False)
+    if "conv" in temporal:
+        modules |= {f"before_{part}": conv() for part in config.st_adapter.before}
+    match config.adaptation:
+        case "aim":
+            modules |= {"attn_out": adapter(skip=True), "mlp_beside": adapter(skip=False)}
+        case "zero_i2v":
+            settings = config.zero_i2v
+            for place in ("attn_in", "attn_out", "mlp_in", "mlp_out"):
+                modules[place] = LinearAdapter(
+                    width,
+                    int(settings.bottleneck * width),
+                    scale=settings.scale,
+                    dropout=settings.dropout,
+                    dtype=dtype,
+                    rngs=rngs,
+                )
+        case "lora":
+            for target in config.lora.targets:
+                modules[f"lora_{target}"] = LowRank(
+                    4 * width if target == "proj" else width,
+                    4 * width if target == "fc" else width,
+                    rank=config.lora.rank,
+                    alpha=config.lora.alpha,
+                    dtype=dtype,
+                    rngs=rngs,
+                )
+    return modules
+
+
+def _through(module: Adapter | LinearAdapter | None, x: Tokens, key: Key | None) -> Tokens:
+    if module is None:
+        return x
+    return module(x, key) if isinstance(module, LinearAdapter) else module(x)

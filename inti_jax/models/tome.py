@@ -1,0 +1,80 @@
+"""Token merging (ToMe, arXiv:2210.09461): in each block the most similar patches of a frame become one.
+
+By bipartite soft matching: tokens alternate between two sets, each of the first proposes its most similar
+partner in the second, and the `r` best proposals are merged, weighted by the patches that tokens stand for.
+The class token, which is in the first set, proposes to none. The patch grid does not survive.
+"""
+
+import jax.numpy as jnp
+from einops import rearrange, reduce, repeat
+from jaxtyping import Array, Float, Int
+
+from inti_jax.config import Model
+
+
+def merging(config: Model, layers: int) -> tuple[int, ...]:
+    """For each block, how many patches it is asked to merge away."""
+    compression = config.compression
+    if compression.kind != "tome":
+        return (0,) * layers
+    blocks = compression.after or tuple(range(1, layers + 1))
+    r = compression.r if isinstance(compression.r, tuple) else (compression.r,) * len(blocks)
+    by_block = dict(zip(blocks, r, strict=True))
+    return tuple(by_block.get(block, 0) for block in range(1, layers + 1))
+
+
+def merged(tokens: int, r: int) -> int:
+    """How many of `tokens` vanish when `r` are asked for: at most half of the patches."""
+    return min(r, (tokens - 1) // 2)
+
+
+def macs(tokens: int, head_size: int) -> int:
+    """Multiply-accumulates of one frame's similarities."""
+    return (tokens + 1) // 2 * (tokens // 2) * head_size
+
+
+def match(
+    keys: Float[Array, "BT N A Dh"], r: int, frames: int
+) -> tuple[Int[Array, "BT r"], Int[Array, "BT r"], Int[Array, "BT left"]]:
+    """Which tokens merge: sources and their destinations, and the first set's tokens that stay, in order.
+
+    Sources and what stays count in the first set (even tokens), destinations in the second. With `frames`
+    above 1 the similarities are averaged over each clip's frames, which then all merge alike.
+    """
+    metric = reduce(keys.astype(jnp.float32), "b n a h -> b n h", "mean")
+    metric = metric / jnp.linalg.norm(metric, axis=-1, keepdims=True)
+    scores = jnp.einsum("bnh,bmh->bnm", metric[:, 0::2], metric[:, 1::2])
+    if frames > 1:
+        alike = reduce(scores, "(b t) n m -> b n m", "mean", t=frames)
+        scores = repeat(alike, "b n m -> (b t) n m", t=frames)
+    scores = scores.at[:, 0].set(-jnp.inf)
+    best, partner = scores.max(axis=-1), scores.argmax(axis=-1)
+    order = jnp.argsort(best, axis=-1, descending=True)
+    sources = order[:, :r]
+    return sources, jnp.take_along_axis(partner, sources, axis=-1), jnp.sort(order[:, r:], axis=-1)
+
+
+def merge(
+    x: Float[Array, "BT N D"],
+    sizes: Float[Array, "BT N"] | None,
+    keys: Float[Array, "BT N A Dh"],
+    r: int,
+    frames: int,
+) -> tuple[Float[Array, "BT M D"], Float[Array, "BT M"]]:
+    """The tokens after merging, and how many patches each stands for; see `match`.
+
+    First what stays of the first set, class token first, then the second set.
+    """
+    r = merged(x.shape[1], r)
+    sources, destinations, stay = match(keys, r, frames)
+    ones = jnp.ones(x.shape[:2], jnp.float32) if sizes is None else sizes
+    rows = jnp.arange(x.shape[0])[:, None]
+
+    def pool(values: Float[Array, "BT N C"]) -> Float[Array, "BT M C"]:
+        first, second = values[:, 0::2], values[:, 1::2]
+        summed = second.at[rows, destinations].add(first[rows, sources])
+        return jnp.concatenate([first[rows, stay], summed], axis=1)
+
+    weights = rearrange(ones, "b n -> b n 1")
+    total = pool(weights)
+    return (pool(x * weights.astype(x.dtype)) / total.astype(x.dtype)), total[..., 0]
