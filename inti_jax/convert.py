@@ -3,6 +3,7 @@
 import argparse
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from inti_jax.errors import UsageError, UserError, run_command
 
 if TYPE_CHECKING:
     from inti_jax.pretrained.file import Description
+    from inti_jax.pretrained.lazy import LazyArray
 
 # Of a stage's norm. Two float32 implementations of CLIP differ by a hundredth of it, and a wrong
 # activation, epsilon or layout by far more.
@@ -22,6 +24,7 @@ _EXAMPLES = """examples:
   python -m inti_jax.convert --verify b16.safetensors --against clip-vit-base-patch16/
   python -m inti_jax.convert b16.safetensors --to huggingface --out my-clip/
   python -m inti_jax.convert runs/mine --to openai --out tower.safetensors
+  python -m inti_jax.convert runs/mine --out tower.safetensors        # to start another run from
 """
 
 
@@ -33,7 +36,13 @@ def main() -> None:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("source", nargs="?", type=Path, metavar="SRC", help="what to convert")
+    parser.add_argument(
+        "source",
+        nargs="?",
+        type=Path,
+        metavar="SRC",
+        help="what to convert; or a run's directory: the image tower that it trained",
+    )
     parser.add_argument(
         "--out", type=Path, metavar="F", help="the file to write; with --to huggingface, a directory"
     )
@@ -91,10 +100,14 @@ def main() -> None:
 def _convert(arguments: argparse.Namespace) -> None:
     # Imported late, here and below: --help and a wrong argument should not wait for JAX.
     from inti_jax.pretrained import architecture, clip, file, sources
+    from inti_jax.run import is_run
 
     start = time.monotonic()
     if arguments.out.suffix != ".safetensors" or arguments.out.is_dir():
         raise UsageError(f"--out {arguments.out}: the file's name should end in .safetensors")
+    if is_run(arguments.source):
+        _convert_run(arguments, start)
+        return
     source = sources.read(arguments.source)
     if arguments.out.exists() and arguments.out.samefile(arguments.source):
         raise UsageError(f"--out {arguments.out} is SRC itself")
@@ -113,10 +126,19 @@ def _convert(arguments: argparse.Namespace) -> None:
     print(f"source      {arguments.source}: {matched.naming.name} naming, {mapped} keys mapped")
     print(f"dropped     {', '.join(sorted((*matched.dropped, *source.beside))) or 'nothing'}")
     _print_description(description)
-    print(f"parameters  {_counts({name: array.shape for name, array in arrays.items()})}")
-    print(f"hash        {digest}")
-    print(f"wrote       {arguments.out} ({arguments.out.stat().st_size / 1e6:.1f} MB) ", end="")
-    print(f"in {time.monotonic() - start:.1f} s")
+    _print_written(arguments.out, arrays, digest, start)
+
+
+def _convert_run(arguments: argparse.Namespace, start: float) -> None:
+    from inti_jax.pretrained import export, file
+
+    if arguments.activation or arguments.head_size or arguments.vocab:
+        raise UsageError(f"{arguments.source} is a run: it takes --out alone, since the run says the rest")
+    arrays, description, left = export.read_run(arguments.source)
+    digest = file.write(arguments.out, arrays, description)
+    print(f"left out    {', '.join(left)}")
+    _print_description(description)
+    _print_written(arguments.out, arrays, digest, start)
 
 
 def _give_back(source: Path, out: Path, naming: str) -> None:
@@ -147,6 +169,12 @@ def _verify(path: Path, against: Path) -> None:
     wrong = [found.stage for found in differences if not found.relative <= _TOLERANCE]
     if wrong:
         raise UserError(f"{path} differs from {against}, first at the stage: {wrong[0]}")
+
+
+def _print_written(out: Path, arrays: "Mapping[str, LazyArray]", digest: str, start: float) -> None:
+    print(f"parameters  {_counts({name: array.shape for name, array in arrays.items()})}")
+    print(f"hash        {digest}")
+    print(f"wrote       {out} ({out.stat().st_size / 1e6:.1f} MB) in {time.monotonic() - start:.1f} s")
 
 
 def _print_description(description: "Description") -> None:

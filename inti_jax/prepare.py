@@ -4,17 +4,20 @@ import argparse
 import difflib
 import signal
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from inti_jax.data import dataset, manifest
 from inti_jax.errors import UserError, run_command
 
-NAMES = ("motion_digits", "folder")
+EMBEDDED = ("motion_digits", "still_digits")
+NAMES = (*EMBEDDED, "folder")
 
 _EXAMPLES = """\
 datasets:
   motion_digits   rendered, needs no source: 4,000 + 1,000 clips of moving digits in 10 classes
                   that only the order of frames tells apart
+  still_digits    rendered, needs no source: 8,000 + 1,000 single frames of digits in 40 classes,
+                  to train an image model to start from
   folder          your own videos: --source is a directory with a folder per class (or `train`
                   and `val` with class folders in each), or a CSV file with the columns path,
                   label and perhaps split
@@ -31,7 +34,7 @@ def main() -> None:
     args = _parse()
     # So that an interrupted build clears its temporary files, as it does after Ctrl-C.
     signal.signal(signal.SIGTERM, _interrupt)
-    directory = _prepare_folder(args) if args.dataset == "folder" else _prepare_motion_digits(args)
+    directory = _prepare_folder(args) if args.dataset == "folder" else _prepare_embedded(args)
     _print_summary(manifest.read(directory), directory)
 
 
@@ -43,7 +46,7 @@ def _parse() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("dataset", metavar="NAME", help=" or ".join(NAMES))
+    parser.add_argument("dataset", metavar="NAME", help=", ".join(NAMES))
     parser.add_argument("--data_dir", type=Path, required=True, help="where datasets are kept")
     parser.add_argument("--source", type=Path, help="directory or CSV file of videos (folder)")
     parser.add_argument("--name", help='the dataset\'s name in data_dir (folder; default "folder")')
@@ -79,12 +82,16 @@ def _parse() -> argparse.Namespace:
 # The builders are slow to import, so not before the arguments are found to be good.
 
 
-def _prepare_motion_digits(args: argparse.Namespace) -> Path:
+def _prepare_embedded(args: argparse.Namespace) -> Path:
     if directory := dataset.find_dataset(args.dataset, args.data_dir):
         return _prepared_already(directory)
-    from inti_jax.data.builders.motion_digits import MotionDigits
+    from inti_jax.data.builders import motion_digits, still_digits
 
-    return MotionDigits(data_dir=args.data_dir).build()
+    builders: dict[str, Any] = {
+        "motion_digits": motion_digits.MotionDigits,
+        "still_digits": still_digits.StillDigits,
+    }
+    return builders[args.dataset](data_dir=args.data_dir).build()
 
 
 def _prepare_folder(args: argparse.Namespace) -> Path:

@@ -88,6 +88,11 @@ class RunRecord:
                 )
 
 
+def is_run(path: Path) -> bool:
+    """Whether `path` is a run's directory with checkpoints."""
+    return config_path(path).is_file() and checkpoint_dir(path).is_dir()
+
+
 def config_path(workdir: Path) -> Path:
     return workdir / "config.json"
 

@@ -147,7 +147,7 @@ def open_dataset(name: str, data_dir: str | Path, split: str) -> VideoDataset:
     """
     directory = find_dataset(name, data_dir)
     if directory is None:
-        what = name if name == "motion_digits" else f"folder --source ... --name {name}"
+        what = name if name in ("motion_digits", "still_digits") else f"folder --source ... --name {name}"
         raise UserError(
             f"dataset `{name}` is not in {data_dir}: "
             f"run `python -m inti_jax.prepare {what} --data_dir {data_dir}`; "

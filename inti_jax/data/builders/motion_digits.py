@@ -12,21 +12,19 @@ Whatever is computed from that set of frames is right for at most one of the two
 pair: by where the digit is, its size, or its contrast, on average.
 """
 
-import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, UInt8
-from sklearn.datasets import load_digits
+from jaxtyping import UInt8
 
+from inti_jax.data.builders.digits import SIZE, draw, glyphs
 from inti_jax.data.builders.video import Clip, VideoBuilder
 from inti_jax.data.encode import encode
 
 FRAMES = 19
 FPS = 12
-SIZE = 64  # pixels a side
 PAIRS = (
     ("right", "left"),
     ("down", "up"),
@@ -39,7 +37,6 @@ LABELS = tuple(label for pair in PAIRS for label in pair)
 MOVEMENTS = {"train": 2000, "val": 500}
 
 _SPLITS = ("train", "val")
-_VAL_DIGITS = 360  # the last of the 1,797
 _VIDEO_BYTES = 14_000  # about
 
 
@@ -72,20 +69,8 @@ def render(split: str, number: int) -> UInt8[np.ndarray, "T H W 3"]:
     """
     rng = np.random.default_rng((_SPLITS.index(split), number))
     x, y, size, contrast = _trajectory(PAIRS[number % len(PAIRS)][0], rng)
-    digits = _digits(split)
-    glyph = digits[rng.integers(len(digits))]
-    # Each axis is interpolated on its own.
-    rows, columns = _weights(y, size), _weights(x, size)
-    opacity = rows @ glyph @ columns.transpose(0, 2, 1)
-    opacity = np.clip(opacity * 1.6 - 0.3, 0, 1) * contrast[:, None, None]  # steeper: crisper edges
-
-    dark, bright = rng.uniform(15, 90, 3), rng.uniform(165, 240, 3)
-    ground, ink = (dark, bright) if rng.random() < 0.5 else (bright, dark)
-    ground = np.clip(ground + _texture(rng), 0, 255)
-    # In place and in float32: this is most of the rendering's time.
-    frames = opacity[..., None].astype(np.float32) * (ink - ground).astype(np.float32)
-    frames += (ground + 0.5).astype(np.float32)
-    return frames.astype(np.uint8)
+    available = glyphs(split)
+    return draw(available[rng.integers(len(available))], x, y, size, contrast, rng=rng)
 
 
 def _movements(split: str, count: int) -> list[Movement]:
@@ -120,24 +105,3 @@ def _trajectory(label: str, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
     elif label == "brighten":
         contrast = rng.uniform(0.06, 0.14) + share * rng.uniform(0.72, 0.86)
     return x, y, size, contrast
-
-
-def _weights(center: Float[np.ndarray, " T"], size: Float[np.ndarray, " T"]) -> Float[np.ndarray, "T S 8"]:
-    """Bilinear weights of the glyph's 8 cells in each of the S pixels along one axis."""
-    pixels = np.arange(SIZE) + 0.5
-    cells = (pixels[None, :] - center[:, None]) * (8 / size[:, None]) + 3.5
-    return np.maximum(0, 1 - np.abs(cells[..., None] - np.arange(8)))
-
-
-def _texture(rng: np.random.Generator) -> Float[np.ndarray, "S S 3"]:
-    """Soft blotches and a little grain, to add to the ground's colour."""
-    blotches = rng.uniform(-14, 14, (8, 8, 3))
-    weights = _weights(np.array([SIZE / 2]), np.array([float(SIZE) * 8 / 7]))[0]
-    soft = weights @ blotches.transpose(2, 0, 1) @ weights.T  # [3, S, S]
-    return soft.transpose(1, 2, 0) + rng.normal(0, 2, (SIZE, SIZE, 1))
-
-
-@functools.cache
-def _digits(split: str) -> Float[np.ndarray, "n 8 8"]:
-    images = load_digits().images / 16
-    return images[-_VAL_DIGITS:] if split == "val" else images[:-_VAL_DIGITS]

@@ -1,0 +1,249 @@
+"""The ablation on the embedded dataset: `python -m inti_jax.ablate --data_dir data --out DIR`.
+
+Adaptation methods and compressors crossed, several seeds, from one tiny image model that is trained on single
+frames first. Runs that are evaluated already are not run again, so a table can be made in parts and resumed.
+"""
+
+import argparse
+import dataclasses
+import io
+import json
+import logging
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from inti_jax import cli
+from inti_jax.errors import UsageError, run_command
+
+log = logging.getLogger("inti_jax")
+
+# The rows and columns of the table, as arguments of configs/ablation.py.
+METHODS = {
+    "full": "method=full",
+    "linear+temporal": "method=linear,temporal=attention",
+    "st_adapter": "method=st_adapter",
+    "zero_i2v": "method=zero_i2v",
+    "aim": "method=aim",
+    "lora": "method=lora",
+}
+COMPRESSIONS = {
+    "none": "compression=none",
+    "drop": "compression=drop",
+    "mean": "compression=mean",
+    "static": "compression=static",
+    "inti(point)": "compression=inti,scales=point",
+    "inti(local)": "compression=inti,scales=local",
+    "inti(global)": "compression=inti,scales=global",
+    "inti": "compression=inti",
+    "tome": "compression=tome",
+}
+_CONFIGS = Path(__file__).parent.parent / "configs"
+_BEGIN, _END = "<!-- ablation: written by inti_jax.ablate -->", "<!-- ablation: end -->"
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One method with one compressor. `top1` has a share for each seed that ran."""
+
+    method: str
+    compression: str
+    gmacs: float  # per view, at inference
+    trained: int  # parameters
+    top1: dict[int, float]
+
+    @property
+    def mean(self) -> float:
+        return statistics.mean(self.top1.values())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m inti_jax.ablate",
+        description="Trains adaptation methods x compressors x seeds on motion_digits and tabulates them. "
+        "Started again with the same --out it goes on.",
+        epilog="example: python -m inti_jax.ablate --data_dir data --out runs/ablation --methods full,lora "
+        "--compressions none,inti --seeds 0",
+    )
+    parser.add_argument("--data_dir", required=True, type=Path, help="where datasets are, or are prepared")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="for the runs and the table")
+    parser.add_argument("--methods", default=",".join(METHODS), help=f"default: {','.join(METHODS)}")
+    parser.add_argument(
+        "--compressions", default=",".join(COMPRESSIONS), help=f"default: {','.join(COMPRESSIONS)}"
+    )
+    parser.add_argument("--seeds", default="0,1,2", help="default: 0,1,2")
+    parser.add_argument("--steps", type=int, default=400, help="of each run (default 400)")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        metavar="FILE",
+        help="a Markdown file whose ablation section is replaced; the plot is put beside it",
+    )
+    arguments = parser.parse_args()
+    methods = _chosen("methods", arguments.methods, METHODS)
+    compressions = _chosen("compressions", arguments.compressions, COMPRESSIONS)
+    seeds = _seeds(arguments.seeds)
+    if arguments.steps < 1:
+        raise UsageError(f"--steps is {arguments.steps}: it should be at least 1")
+    cli.setup_logging()
+
+    backbone = prepare(arguments.data_dir, arguments.out)
+    # Seeds in the outer loop: a table that is stopped early has all its cells.
+    wanted = [(m, c, seed) for seed in seeds for c in compressions for m in methods]
+    for number, (method, compression, seed) in enumerate(wanted, start=1):
+        log.info("run %d of %d: %s, %s, seed %d", number, len(wanted), method, compression, seed)
+        overrides = {"model.pretrained": backbone, "data.data_dir": arguments.data_dir}
+        spec = f"{METHODS[method]},{COMPRESSIONS[compression]},seed={seed},steps={arguments.steps}"
+        _train("ablation", spec, arguments.out / _run_name(method, compression, seed), overrides)
+    cells = collect(arguments.out)
+    write(cells, arguments.out, arguments.results)
+    print(table(cells))
+
+
+def prepare(data_dir: Path, out: Path) -> Path:
+    """Both datasets, and the image model to start from, where they are not there yet; gives its file."""
+    from inti_jax.data import dataset
+    from inti_jax.data.builders import motion_digits, still_digits
+    from inti_jax.pretrained import export, file
+
+    for builder in (motion_digits.MotionDigits, still_digits.StillDigits):
+        if dataset.find_dataset(builder.name, data_dir) is None:
+            log.info("preparing %s in %s", builder.name, data_dir)
+            builder(data_dir=data_dir).build()
+    backbone = out / "stills.safetensors"
+    if not backbone.exists():
+        _train("still_digits", "", out / "stills", {"data.data_dir": data_dir})
+        arrays, description, _ = export.read_run(out / "stills")
+        file.write(backbone, arrays, description)
+    return backbone
+
+
+def _train(name: str, spec: str, workdir: Path, overrides: dict[str, Path]) -> None:
+    from inti_jax import evaluate, train
+
+    settings = cli.load_config(
+        f"{_CONFIGS / name}.py:{spec}", [f"--config.{key}={value}" for key, value in overrides.items()]
+    )
+    if evaluate.was_evaluated(workdir, settings.train.steps):
+        log.info("%s is there already", workdir)
+    else:
+        train.train(settings, workdir)
+
+
+def collect(out: Path) -> list[Cell]:
+    """The cells of all finished runs in `out`, in the order of the table."""
+    from inti_jax import state
+    from inti_jax.run import RunRecord
+    from inti_jax.writers import read_metrics
+
+    cells = []
+    for method in METHODS:
+        for compression in COMPRESSIONS:
+            top1, record = {}, None
+            for workdir in sorted(out.glob(_run_name(method, compression, "*"))):
+                found = [entry["top1"] for entry in read_metrics(workdir) if entry["split"] == "val"]
+                if found:
+                    record = RunRecord.read(workdir)
+                    top1[record.config.train.seed] = found[-1]
+            if record is not None:
+                model = state.abstract_model(record)
+                shapes = state.parameter_shapes(model)
+                adaptation = record.config.model.adaptation
+                trained = sum(s.size for path, s in shapes.items() if state.trains(adaptation, path))
+                gmacs = model.macs(record.config.data.num_frames, folded=True) / 1e9
+                cells.append(Cell(method, compression, gmacs, trained, dict(sorted(top1.items()))))
+    return cells
+
+
+def table(cells: Sequence[Cell]) -> str:
+    """Markdown: a row for each cell, top-1 in per cent as the mean over seeds and their range."""
+    lines = [
+        "| method | compression | GMACs per view | trained parameters | seeds | top-1 | lowest to highest |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for cell in cells:
+        low, high = (f"{100 * edge(cell.top1.values()):.1f}" for edge in (min, max))
+        spread = f"{low} to {high}" if len(cell.top1) > 1 else ""
+        lines.append(
+            f"| {cell.method} | {cell.compression} | {cell.gmacs:.4f} | {cell.trained:,} | {len(cell.top1)} "
+            f"| {100 * cell.mean:.1f} | {spread} |"
+        )
+    return "\n".join(lines)
+
+
+def write(cells: Sequence[Cell], out: Path, results: Path | None) -> None:
+    """Writes ablation.json, ablation.md and pareto.png to `out`, and the latter two into `results` as well.
+
+    Raises UsageError where `results` has no ablation section to replace.
+    """
+    picture = pareto(cells)
+    (out / "ablation.json").write_text(json.dumps([dataclasses.asdict(c) for c in cells], indent=2) + "\n")
+    (out / "ablation.md").write_text(table(cells) + "\n")
+    (out / "pareto.png").write_bytes(picture)
+    if results is not None:
+        text = results.read_text()
+        before, begin, rest = text.partition(_BEGIN)
+        _, end, after = rest.partition(_END)
+        if not begin or not end:
+            raise UsageError(f"--results {results}: it has no lines {_BEGIN} and {_END} to write between")
+        (results.parent / "ablation.png").write_bytes(picture)
+        section = f"{table(cells)}\n\n![top-1 against GMACs per view](ablation.png)"
+        results.write_text(f"{before}{begin}\n\n{section}\n\n{end}{after}")
+
+
+def pareto(cells: Sequence[Cell]) -> bytes:
+    """A plot of top-1 against GMACs per view: a colour for each compressor, a marker for each method."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    markers = dict(zip(METHODS, "osD^vP", strict=True))
+    colours = {name: f"C{i}" for i, name in enumerate(COMPRESSIONS)}
+    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    for cell in cells:
+        values = [100 * value for value in cell.top1.values()]
+        spread = [[100 * cell.mean - min(values)], [max(values) - 100 * cell.mean]]
+        axes.errorbar(
+            cell.gmacs,
+            100 * cell.mean,
+            yerr=spread,
+            color=colours[cell.compression],
+            marker=markers[cell.method],
+            capsize=3,
+        )
+    for name in dict.fromkeys(cell.method for cell in cells):
+        axes.plot([], [], color="grey", marker=markers[name], linestyle="", label=name)
+    for name in dict.fromkeys(cell.compression for cell in cells):
+        axes.plot([], [], color=colours[name], marker="s", linestyle="", label=name)
+    axes.axhline(50, color="grey", linewidth=0.8, linestyle="--")
+    axes.set_xlabel("GMACs per view")
+    axes.set_ylabel("top-1 (%); dashed: the ceiling without order")
+    axes.legend(frameon=False, fontsize=8, bbox_to_anchor=(1, 1), loc="upper left")
+    axes.spines[["top", "right"]].set_visible(False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    pyplot.close(figure)
+    return buffer.getvalue()
+
+
+def _run_name(method: str, compression: str, seed: int | str) -> str:
+    return f"{method}-{compression}-{seed}"
+
+
+def _chosen(option: str, text: str, valid: Iterable[str]) -> list[str]:
+    names = list(dict.fromkeys(text.split(",")))
+    if unknown := [name for name in names if name not in valid]:
+        raise UsageError(f"--{option}: `{unknown[0]}` is none of {', '.join(valid)}")
+    return names
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        return [int(seed) for seed in dict.fromkeys(text.split(","))]
+    except ValueError:
+        raise UsageError(f"--seeds {text}: write whole numbers, with commas between") from None
+
+
+if __name__ == "__main__":
+    run_command(main)
