@@ -141,6 +141,41 @@ class Model:
 
 @pydantic.with_config(_STRICT)
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class RandAugment:
+    """Operations by chance on whole frames, before the crop: `rand-m7-n4` is ops=4, magnitude=7."""
+
+    ops: NonNegative = 0  # drawn for a clip; 0: off
+    magnitude: Annotated[float, Field(ge=0, le=10)] = 7.0
+    std: Annotated[float, Field(ge=0)] = 0.0  # of the magnitude, which is drawn for each operation
+    probability: Fraction = 0.5  # with which an operation that was drawn is applied
+
+
+@pydantic.with_config(_STRICT)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Jitter:
+    """Colour jitter. A strength s is a factor in 1 - s to 1 + s; that of `hue` a turn of -s to s circles."""
+
+    probability: Fraction = 1.0  # that a clip is jittered at all
+    brightness: Annotated[float, Field(ge=0)] = 0.0
+    contrast: Annotated[float, Field(ge=0)] = 0.0
+    saturation: Annotated[float, Field(ge=0)] = 0.0
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+
+
+@pydantic.with_config(_STRICT)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Erase:
+    """Random erasing of one box, the same in all frames of a clip."""
+
+    probability: Fraction = 0.0
+    # The box: share of the area, and width / height.
+    scale: tuple[Fraction, Fraction] = (0.02, 1 / 3)
+    ratio: tuple[float, float] = (0.3, 1 / 0.3)
+    fill: Literal["noise", "mean"] = "noise"  # `mean` is CLIP's mean colour
+
+
+@pydantic.with_config(_STRICT)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Data:
     name: str = ""
     data_dir: str = ""
@@ -148,10 +183,16 @@ class Data:
     sampling: Literal["dense", "uniform"] = "dense"
     stride: Positive = 1  # source frames between two frames of a `dense` clip
     resolution: Positive = 224
-    # Random-resized crop in training: share of the area, and width / height.
+    # From here to `erase`: what is done to training clips, the same to all frames of one.
+    crop: Literal["random_resized", "multi_scale"] = "random_resized"
+    # Read by `random_resized` only: share of the area, and width / height.
     crop_scale: tuple[Fraction, Fraction] = (0.5, 1.0)
     crop_ratio: tuple[float, float] = (0.75, 4 / 3)
-    flip: bool = False  # mirror half of the training clips left to right
+    flip: bool = False  # mirror half left to right; labels that name a side change with them
+    rand_augment: RandAugment = RandAugment()
+    jitter: Jitter = Jitter()
+    grayscale: Fraction = 0.0  # probability
+    erase: Erase = Erase()
     max_bad_share: Fraction = 0.01  # of the training clips so far, or of an epoch, that may fail to decode
     workers: NonNegative = 0  # decoding processes; 0 decodes in threads
     threads: Positive = 2  # decoding threads, in each process

@@ -118,8 +118,13 @@ def _data(settings: config.Config) -> Iterator[str]:
             f"`data.resolution` is {data.resolution}: it should be a multiple of {backbone.patch}, the patch "
             f"of {settings.model.backbone}"
         )
-    for key in ("crop_scale", "crop_ratio"):
-        low, high = getattr(data, key)
+    ranges = {
+        "crop_scale": data.crop_scale,
+        "crop_ratio": data.crop_ratio,
+        "erase.scale": data.erase.scale,
+        "erase.ratio": data.erase.ratio,
+    }
+    for key, (low, high) in ranges.items():
         if not 0 < low <= high:
             yield f"`data.{key}` is {(low, high)}: it should be (low, high) with 0 < low <= high"
 

@@ -18,7 +18,7 @@ from jaxtyping import Array
 from inti_jax import evaluate, initial, losses, optim, report, run, sharding, state
 from inti_jax.checkpoint import Checkpoints, latest_step
 from inti_jax.config import Config, ConfigError
-from inti_jax.data import pipeline, sampling
+from inti_jax.data import mirror, pipeline, sampling
 from inti_jax.data.dataset import VideoDataset, open_dataset
 from inti_jax.data.device import DevicePrefetch
 from inti_jax.errors import UserError
@@ -133,6 +133,8 @@ def train(config: Config, workdir: Path) -> None:
     sharding.check_batch(config.eval.batch, "eval.batch", mesh)
     dataset = open_dataset(config.data.name, config.data.data_dir, "train")
     validation = open_dataset(config.data.name, config.data.data_dir, "val")
+    if config.data.flip:
+        mirror.mirrored_labels(dataset.labels)  # refuses them before anything is written
     steps = config.train.steps or round(config.train.epochs * len(dataset) / config.train.global_batch)
     if steps < 1:
         raise ConfigError(

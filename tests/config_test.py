@@ -11,7 +11,7 @@ from tests.configs import INTI, tiny
 
 
 def test_every_field_survives_json():
-    settings = tiny(**INTI, data__crop_scale=(0.3, 0.9))
+    settings = tiny(**INTI, data__crop_scale=(0.3, 0.9), data__erase__scale=(0.1, 0.2), data__jitter__hue=0.1)
     assert config.from_dict(json.loads(json.dumps(dataclasses.asdict(settings)))) == settings
 
 
@@ -40,6 +40,13 @@ def test_every_field_survives_json():
         (INTI | {"model__compression__scales": ("point", "point")}, "each once"),
         ({"data__resolution": 36}, "a multiple of 8, the patch of tiny"),
         ({"data__crop_scale": (0.9, 0.1)}, "low <= high"),
+        ({"data__crop": "centre"}, "`data.crop` is 'centre': it should be 'random_resized' or 'multi_scale'"),
+        ({"data__rand_augment__magnitude": 11.0}, "it should be less than or equal to 10"),
+        ({"data__jitter__hue": 0.6}, "it should be less than or equal to 0.5"),
+        ({"data__jitter__brightnes": 0.4}, "`data.jitter.brightnes`; did you mean `brightness`"),
+        ({"data__grayscale": -0.1}, "it should be greater than or equal to 0"),
+        ({"data__erase__scale": (0.4, 0.2)}, "`data.erase.scale` is (0.4, 0.2): it should be (low, high)"),
+        ({"data__erase__ratio": (0.0, 0.2)}, "`data.erase.ratio` is (0.0, 0.2): it should be (low, high)"),
         ({"data__name": ""}, "`data.name` is empty"),
         ({"model__pretrained": ""}, 'say "random"'),
         ({"model__adaptation": "linear"}, "does not train needs converted weights"),

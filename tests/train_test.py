@@ -18,6 +18,7 @@ from inti_jax import initial, losses, optim, run, sharding, state, train
 from inti_jax.checkpoint import latest_step
 from inti_jax.config import ConfigError, Mesh
 from inti_jax.data import decode
+from inti_jax.data.dataset import open_dataset
 from inti_jax.errors import UserError
 from inti_jax.writers import read_metrics
 from tests.configs import INTI, record, tiny
@@ -183,6 +184,18 @@ def test_too_many_clips_that_do_not_decode_end_the_run(motion_data, tmp_path, mo
 def test_a_mistake_in_the_weights_leaves_no_workdir(motion_data, tmp_path):
     with pytest.raises(UserError, match=r"absent\.safetensors"):
         train.train(tiny(motion_data, model__pretrained="absent.safetensors"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_labels_that_cannot_be_mirrored_leave_no_workdir(motion_data, tmp_path, monkeypatch):
+    def with_other_labels(*arguments):
+        dataset = open_dataset(*arguments)
+        dataset.labels = ("move left", *dataset.labels[1:])
+        return dataset
+
+    monkeypatch.setattr(train, "open_dataset", with_other_labels)
+    with pytest.raises(UserError, match=r"`data\.flip` cannot mirror label `move left`"):
+        train.train(tiny(motion_data, data__flip=True), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

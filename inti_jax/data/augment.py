@@ -1,34 +1,63 @@
-"""Crop, resize and flip whole clips of uint8 frames: every frame of a clip is treated alike."""
+"""What is done to a clip's uint8 frames on their way to the model: every frame of a clip is treated alike."""
 
-import math
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
-_CROP_TRIES = 10
+from inti_jax import config
+from inti_jax.data import colour
+from inti_jax.data.crops import multi_scale_box, random_resized_box, resize_box
+from inti_jax.data.rand_augment import rand_augment
 
 
-def train_clip(
-    frames: UInt8[np.ndarray, "T H W 3"],
-    rng: np.random.Generator,
-    *,
-    resolution: int,
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
-    flip: bool,
-) -> UInt8[np.ndarray, "T {resolution} {resolution} 3"]:
-    """A random box of the frames, resized to a square; mirrored left to right half of the time if `flip`.
+class TrainClip(NamedTuple):
+    """An augmented clip, and whether it is mirrored: then its label is its mirror image's."""
 
-    `scale` is the range of the box's share of the frame's area, `ratio` that of its width / height
-    (Inception's crop, arXiv:1409.4842).
+    frames: UInt8[np.ndarray, "T R R 3"]
+    mirrored: bool
+
+
+def train_clip(frames: UInt8[np.ndarray, "T H W 3"], rng: np.random.Generator, cfg: config.Data) -> TrainClip:
+    """A random box of the frames as a square of `cfg.resolution`, and what else `cfg` asks for.
+
+    In the published recipes' order: RandAugment of whole frames, crop, flip, colour jitter, grey, erasing.
     """
+    # Box and flip draw from `rng`, all else from children of it: what is turned on leaves the rest as it is.
+    ops_rng, jitter_rng, grey_rng, erase_rng = rng.spawn(4)
+    frames = rand_augment(frames, ops_rng, cfg.rand_augment)
     _, height, width, _ = frames.shape
-    top, left, box_height, box_width = _random_box(rng, height, width, scale, ratio)
-    clip = _resize_box(frames, top, left, box_height, box_width, resolution)
-    # The draw is unconditional, so that turning `flip` on leaves the crops as they were.
-    mirrored = rng.random() < 0.5
-    return np.ascontiguousarray(clip[:, :, ::-1]) if flip and mirrored else clip
+    if cfg.crop == "multi_scale":
+        box = multi_scale_box(rng, height, width)
+    else:
+        box = random_resized_box(rng, height, width, cfg.crop_scale, cfg.crop_ratio)
+    clip = resize_box(frames, box, cfg.resolution)
+    # The draw is unconditional, so that a run without flips sees the same crops.
+    mirrored = bool(rng.random() < 0.5) and cfg.flip
+    if mirrored:
+        clip = np.ascontiguousarray(clip[:, :, ::-1])
+    clip = colour.jitter(clip, jitter_rng, cfg.jitter)
+    if grey_rng.random() < cfg.grayscale:
+        clip = colour.grayscale(clip)
+    return TrainClip(erase(clip, erase_rng, cfg.erase), mirrored)
+
+
+def erase(
+    frames: UInt8[np.ndarray, "T H W 3"], rng: np.random.Generator, cfg: config.Erase
+) -> UInt8[np.ndarray, "T H W 3"]:
+    """With `cfg.probability`, one box of all frames is filled: random erasing (arXiv:1708.04896).
+
+    The box's share of the area and its width / height are drawn as a random-resized crop's. `noise` is
+    uniform in 0..255 for each pixel and channel, the same in all frames.
+    """
+    if rng.random() >= cfg.probability:
+        return frames
+    _, height, width, _ = frames.shape
+    top, left, box_height, box_width = random_resized_box(rng, height, width, cfg.scale, cfg.ratio)
+    noise = rng.integers(256, size=(box_height, box_width, 3), dtype=np.uint8)
+    frames = frames.copy()
+    frames[:, top : top + box_height, left : left + box_width] = noise if cfg.fill == "noise" else colour.FILL
+    return frames
 
 
 def test_views(
@@ -41,42 +70,5 @@ def test_views(
     _, height, width, _ = frames.shape
     side = min(height, width)
     shares = (0.5,) if crops == 1 else tuple(crop / (crops - 1) for crop in range(crops))
-    boxes = [(int((height - side) * share), int((width - side) * share)) for share in shares]
-    return np.stack([_resize_box(frames, top, left, side, side, resolution) for top, left in boxes])
-
-
-def _random_box(
-    rng: np.random.Generator,
-    height: int,
-    width: int,
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
-) -> tuple[int, int, int, int]:
-    """Top, left, height and width of a box inside the frame."""
-    for _ in range(_CROP_TRIES):
-        area = height * width * rng.uniform(*scale)
-        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
-        box_height = round(math.sqrt(area / aspect))
-        box_width = round(math.sqrt(area * aspect))
-        if 0 < box_height <= height and 0 < box_width <= width:
-            top = int(rng.integers(height - box_height + 1))
-            left = int(rng.integers(width - box_width + 1))
-            return top, left, box_height, box_width
-    # The frame is too long or too wide for the asked ratios: the largest central box that has one of them.
-    box_width = max(1, min(width, round(height * ratio[1])))
-    box_height = max(1, min(height, round(width / ratio[0])))
-    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
-
-
-def _resize_box(
-    frames: UInt8[np.ndarray, "T H W 3"], top: int, left: int, height: int, width: int, resolution: int
-) -> UInt8[np.ndarray, "T {resolution} {resolution} 3"]:
-    if height == width == resolution:  # nothing to resample, nothing to lose
-        return np.ascontiguousarray(frames[:, top : top + height, left : left + width])
-    out = np.empty((len(frames), resolution, resolution, 3), np.uint8)
-    for index, frame in enumerate(frames):
-        # Pillow widens the filter when it shrinks, so fine detail does not alias.
-        image = Image.fromarray(frame)
-        box = (left, top, left + width, top + height)
-        out[index] = np.asarray(image.resize((resolution, resolution), Image.Resampling.BICUBIC, box))
-    return out
+    boxes = [(int((height - side) * share), int((width - side) * share), side, side) for share in shares]
+    return np.stack([resize_box(frames, box, resolution) for box in boxes])

@@ -47,6 +47,13 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Example: ...
 
 
+@runtime_checkable
+class LabelledSource(Source, Protocol):
+    """Videos whose `label` is an index into `labels`."""
+
+    labels: tuple[str, ...]
+
+
 class VideoDataset:
     """One split of a prepared dataset, by index.
 

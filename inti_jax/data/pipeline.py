@@ -15,16 +15,16 @@ from absl import flags
 from jaxtyping import Bool, Int32, Int64, UInt8
 
 from inti_jax import config
-from inti_jax.data import augment, decode, sampling
-from inti_jax.data.dataset import Example, Source
+from inti_jax.data import augment, decode, mirror, sampling
+from inti_jax.data.dataset import Example, LabelledSource, Source
 from inti_jax.errors import UserError
 
 
 class TrainBatch(TypedDict):
     """This host's part of one step's batch.
 
-    A row whose video did not decode is zeros, its `mask` False; where not even its record could be read, its
-    label is -1.
+    The label of a mirrored clip is its mirror image's, see `mirror.mirrored_labels`. A row whose video did
+    not decode is zeros, its `mask` False; where not even its record could be read, its label is -1.
     """
 
     video: UInt8[np.ndarray, "b T R R 3"]
@@ -143,7 +143,7 @@ class TrainBatches(Iterator[TrainBatch]):
 
 
 def train_batches(
-    dataset: Source,
+    dataset: LabelledSource,
     cfg: config.Data,
     *,
     seed: int,
@@ -154,7 +154,8 @@ def train_batches(
 ) -> TrainBatches:
     """Training batches of one host, of steps 0 to `num_steps` - 1.
 
-    Raises UserError if `global_batch` is not divisible by `process_count`.
+    Raises UserError if `global_batch` is not divisible by `process_count`, or if `cfg.flip` is set and the
+    labels cannot be mirrored.
     """
     order = TrainOrder(
         len(dataset),
@@ -164,7 +165,8 @@ def train_batches(
         process_index=process_index,
         process_count=process_count,
     )
-    load = functools.partial(_load_train, dataset, cfg, seed)
+    mirrored = mirror.mirrored_labels(dataset.labels) if cfg.flip else ()
+    load = functools.partial(_load_train, dataset, cfg, seed, mirrored)
     return TrainBatches(order, load, cfg, _host_share(global_batch, process_count))
 
 
@@ -219,7 +221,10 @@ def load_views(example: Example, cfg: config.Data, eval_cfg: config.Eval) -> UIn
     return np.moveaxis(crops.reshape(shape), 0, 1).reshape(-1, *shape[2:])
 
 
-def _load_train(dataset: Source, cfg: config.Data, seed: int, element: tuple[int, int]) -> dict[str, Any]:
+def _load_train(
+    dataset: Source, cfg: config.Data, seed: int, mirrored: tuple[int, ...], element: tuple[int, int]
+) -> dict[str, Any]:
+    """Row `element`, an (epoch, index); `mirrored` gives the label of a mirrored clip."""
     epoch, index = element
     row = {
         "video": np.zeros((cfg.num_frames, cfg.resolution, cfg.resolution, 3), np.uint8),
@@ -234,14 +239,10 @@ def _load_train(dataset: Source, cfg: config.Data, seed: int, element: tuple[int
         indices = sampling.clip_indices(
             example.frames, num_frames=cfg.num_frames, sampling=cfg.sampling, stride=cfg.stride, rng=rng
         )
-        row["video"] = augment.train_clip(
-            example.frames_at(indices),
-            rng,
-            resolution=cfg.resolution,
-            scale=cfg.crop_scale,
-            ratio=cfg.crop_ratio,
-            flip=cfg.flip,
-        )
+        clip = augment.train_clip(example.frames_at(indices), rng, cfg)
+        row["video"] = clip.frames
+        if clip.mirrored:
+            row["label"] = np.int32(mirrored[example.label])
         row["mask"] = np.bool_(True)
     except decode.DecodeError:
         pass  # masked, not replaced: it shifts no other video

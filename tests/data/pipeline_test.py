@@ -21,6 +21,8 @@ CFG = config.Data(name="x", data_dir="x", num_frames=4, stride=2, resolution=24,
 class Videos:
     """Seven videos in memory, all different, one of them damaged."""
 
+    labels = ("push", "pull", "turn")
+
     def __init__(self):
         self._videos = [clips.encode(clips.moving_square(14 + i, 32, 40 + 2 * i)) for i in range(7)]
         self._videos[BAD] = self._videos[BAD][:300]
@@ -30,6 +32,10 @@ class Videos:
 
     def __getitem__(self, index):
         return Example(f"v{index}", index % 3, self._videos[index], 14 + index, 25.0, 32, 40 + 2 * index)
+
+
+class Sided(Videos):
+    labels = ("push", "turn left", "turn right")
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +134,33 @@ def test_epochs_augment_differently(videos):
         for index, video in zip(batch["index"], batch["video"], strict=True):
             rows.setdefault(int(index), []).append(video)
     assert any(not np.array_equal(first, second) for first, second, *_ in rows.values())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_mirrored_clip_has_the_label_of_its_mirror_image(workers):
+    cfg = dataclasses.replace(CFG, workers=workers)
+    batches = _collect(Sided(), cfg, num_steps=20)
+    plain = _collect(Sided(), dataclasses.replace(cfg, flip=False), num_steps=20)
+    mirrored = 0
+    for batch, reference in zip(batches, plain, strict=True):
+        np.testing.assert_array_equal(reference["label"], reference["index"] % 3)
+        for row in np.flatnonzero(batch["mask"]):
+            video, label = batch["video"][row], batch["label"][row]
+            if np.array_equal(video, reference["video"][row]):
+                assert label == reference["label"][row]
+            else:
+                np.testing.assert_array_equal(video[:, :, ::-1], reference["video"][row])
+                assert label == (0, 2, 1)[reference["label"][row]]
+                mirrored += 1
+    assert 20 < mirrored < 50
+
+
+def test_labels_that_cannot_be_mirrored_are_refused_with_flips_alone():
+    sided = Sided()
+    sided.labels = ("push", "turn left", "turn")
+    with pytest.raises(UserError, match="label `turn left`"):
+        _collect(sided)
+    assert len(_collect(sided, dataclasses.replace(CFG, flip=False))) == 5
 
 
 def test_a_video_that_does_not_decode_is_masked(videos):

@@ -1,0 +1,49 @@
+"""Which label a mirrored video has, from the labels' texts: left and right trade places."""
+
+import re
+from collections.abc import Sequence
+
+from inti_jax.errors import UserError
+
+_ENDINGS = ("", "ward", "wards", "most", "hand", "handed", "side")
+_PAIRS = (
+    *((f"left{ending}", f"right{ending}") for ending in _ENDINGS),
+    ("clockwise", "counterclockwise"),
+    ("cw", "ccw"),
+)
+_MIRRORED = dict(_PAIRS) | {right: left for left, right in _PAIRS}
+_SIDE = re.compile(rf"\b(?:{'|'.join(_MIRRORED)})\b")
+# Where neither word is a side: "pulling it right out", "something left over".
+_NO_SIDE = re.compile(
+    r"\b(?:right (?:out(?! of)|away|now|next to|angles?|side up)|left (?:over|behind|alone))\b"
+)
+
+
+def mirrored_labels(labels: Sequence[str]) -> tuple[int, ...]:
+    """For each label the index of the one its videos have when they are mirrored left to right.
+
+    A label that names no side is its own. Spelling is free: `push_left`, `PushLeft`, `anti-clockwise`.
+    Raises UserError for a label that names a side and has no partner, or several.
+    """
+    texts = [_words(label) for label in labels]
+    index = {text: number for number, text in enumerate(texts)}
+    partners: list[int] = []
+    for number, text in enumerate(texts):
+        mirrored = _SIDE.sub(lambda match: _MIRRORED[match[0]], text)
+        if mirrored in index and index[text] == number:
+            partners.append(index[mirrored])
+        elif not _SIDE.search(_NO_SIDE.sub("", text)):
+            partners.append(number)
+        else:
+            raise UserError(
+                f"`data.flip` cannot mirror label `{labels[number]}`, which names a side: "
+                f"not exactly one other label says `{mirrored}`; set `data.flip=False`"
+            )
+    return tuple(partners)
+
+
+def _words(label: str) -> str:
+    """Its words in lower case, with single spaces."""
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", label)
+    words = " ".join(re.findall(r"[^\W\d_]+|\d+", spaced.lower()))
+    return re.sub(r"\b(?:counter|anti) ?clockwise\b", "counterclockwise", words)
