@@ -8,12 +8,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
-from inti_jax import evaluate, sharding, state
+from inti_jax import sharding, state, trained
 from inti_jax.config import Config, Mesh
 from inti_jax.data import augment
 from inti_jax.errors import UserError
 from inti_jax.models.video import VideoModel
-from inti_jax.run import RunRecord
 from inti_jax.state import Params
 
 
@@ -42,7 +41,8 @@ class VideoClassifier:
         return self._apply(self._features, video)
 
     def _apply(self, function: Any, video: np.ndarray) -> Float[np.ndarray, "..."]:
-        halvings = 2 ** len(self.config.model.compression.after)
+        compression = self.config.model.compression
+        halvings = 1 if compression.kind == "tome" else 2 ** len(compression.after)
         if video.dtype != np.uint8 or video.ndim not in (4, 5) or video.shape[-1] != 3:
             raise UserError(
                 f"a video is uint8 [T, H, W, 3] or [B, T, H, W, 3], not {video.dtype} {list(video.shape)}"
@@ -56,11 +56,14 @@ class VideoClassifier:
         return result[0] if video.ndim == 4 else result
 
 
-def load(workdir: str | Path) -> VideoClassifier:
-    """The classifier that a run trained. Raises UserError where `workdir` holds no finished checkpoint."""
-    workdir = Path(workdir)
-    record = RunRecord.read(workdir)
+def load(path: str | Path, *, pretrained: str | Path | None = None) -> VideoClassifier:
+    """The classifier that a run trained: its directory, or a file that `convert --to trained` wrote.
+
+    Such a file goes on the converted CLIP `pretrained`, by default the one that the run named. What can be
+    folded into the backbone is. Raises UserError where `path` holds no finished checkpoint, or the two do not
+    belong together.
+    """
     mesh = sharding.make_mesh(Mesh(), jax.local_devices()[:1])
-    params, _ = evaluate.load_params(record, workdir, mesh)
-    graphdef = nnx.graphdef(state.abstract_model(record))
-    return VideoClassifier(graphdef, params, record.config, record.dataset.labels)
+    found = trained.load(Path(path), mesh, pretrained=None if pretrained is None else Path(pretrained))
+    graphdef, params = found.for_inference()
+    return VideoClassifier(graphdef, params, found.record.config, found.record.dataset.labels)

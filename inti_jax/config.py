@@ -123,6 +123,9 @@ class Model:
     backbone: Literal["clip_vit_b32", "clip_vit_b16", "clip_vit_l14", "clip_vit_l14_336", "tiny"] = "tiny"
     # A file that `convert` wrote. "random" starts from scratch, which has to be said explicitly.
     pretrained: str = ""
+    # A file that `convert RUN --to trained` wrote, of this very model on these weights and labels: what
+    # trains starts from there.
+    start_from: str = ""
     # What trains (see state.py), and what it adds to the blocks (see models/adaptation.py).
     adaptation: Literal["full", "linear", "aim", "st_adapter", "zero_i2v", "lora"] = "full"
     aim: Aim = Aim()
@@ -330,7 +333,9 @@ def from_dict(values: dict[str, Any]) -> Config:
 
 def _first_problem(error: pydantic.ValidationError) -> str:
     problem = error.errors()[0]
-    key = ".".join(str(part) for part in problem["loc"])
+    # Of a value that may have either of two types, the path names the type as well, which is no identifier.
+    parts = [part for part in problem["loc"] if isinstance(part, int) or part.isidentifier()]
+    key = ".".join(map(str, parts))
     if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return _unknown_key(key, _keys_beside(key))
     reason = re.sub(r"^Input should be", "it should be", problem["msg"])

@@ -25,6 +25,7 @@ _EXAMPLES = """examples:
   python -m inti_jax.convert b16.safetensors --to huggingface --out my-clip/
   python -m inti_jax.convert runs/mine --to openai --out tower.safetensors
   python -m inti_jax.convert runs/mine --out tower.safetensors        # to start another run from
+  python -m inti_jax.convert runs/mine --to trained --out mine.safetensors
 """
 
 
@@ -48,9 +49,10 @@ def main() -> None:
     )
     parser.add_argument(
         "--to",
-        choices=("openai", "huggingface"),
+        choices=("openai", "huggingface", "trained"),
         help="give SRC back under these names: a file of ours, or from a run's directory the image tower, "
-        "with its projection where the classifier started from class names",
+        "with its projection where the classifier started from class names; `trained`: of a run what it "
+        "trained alone, to use with the CLIP that it started from",
     )
     parser.add_argument(
         "--activation",
@@ -146,6 +148,9 @@ def _give_back(source: Path, out: Path, naming: str) -> None:
     from inti_jax.pretrained.file import ClipFile
 
     start = time.monotonic()
+    if naming == "trained":
+        _give_trained(source, out, start)
+        return
     if source.is_dir():
         arrays, description, left = export.read_run(source)
         print(f"left out    {', '.join(left)}")
@@ -156,6 +161,23 @@ def _give_back(source: Path, out: Path, naming: str) -> None:
         written = export.export(file, description, naming, out)
     _print_description(description)
     print(f"wrote       {out}: {naming} naming, {written} keys, in {time.monotonic() - start:.1f} s")
+
+
+def _give_trained(source: Path, out: Path, start: float) -> None:
+    import jax
+
+    from inti_jax import sharding, trained
+    from inti_jax.config import Mesh
+    from inti_jax.pretrained import trained_file
+
+    if out.suffix != ".safetensors":
+        raise UsageError(f"--out {out}: the file's name should end in .safetensors")
+    found = trained.load(source, sharding.make_mesh(Mesh(), jax.local_devices()[:1]))
+    digest = trained_file.write(out, found.record, found.params)
+    print(f"of          {found.record.config.model.adaptation}, {len(found.record.dataset.labels)} labels")
+    print(f"goes on     {found.record.backbone.sha256 or 'nothing: it started from random weights'}")
+    print(f"hash        {digest}")
+    print(f"wrote       {out} ({out.stat().st_size / 1e6:.1f} MB) in {time.monotonic() - start:.1f} s")
 
 
 def _verify(path: Path, against: Path) -> None:

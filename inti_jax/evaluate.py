@@ -15,8 +15,8 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
-from inti_jax import config, initial, metrics, run, sharding, state
-from inti_jax.checkpoint import Checkpoints, latest_step
+from inti_jax import config, initial, metrics, run, sharding, state, trained
+from inti_jax.checkpoint import latest_step
 from inti_jax.config import Config
 from inti_jax.data import pipeline
 from inti_jax.data.dataset import Source, open_dataset
@@ -142,19 +142,20 @@ def evaluate(
 def evaluate_run(settings: Config, workdir: Path) -> None:
     """Evaluates the newest checkpoint of `workdir` under `settings`, and adds the record to its metrics.
 
-    Where there is no checkpoint, and the classifier starts from class names, that is zero-shot
-    classification by the pretrained weights: step 0.
+    Where there is no checkpoint, that is what the run would start from, as step 0: zero-shot classification
+    by the pretrained weights, or what another run trained (`model.start_from`).
     """
     mesh = sharding.make_mesh(settings.mesh)
-    zero_shot = settings.model.head.init == "text" and latest_step(workdir) is None
-    earlier = None if zero_shot else run.RunRecord.read(workdir)
+    step = latest_step(workdir)
+    untrained = step is None and (settings.model.head.init == "text" or bool(settings.model.start_from))
+    earlier = None if untrained else run.RunRecord.read(workdir)
     dataset = open_dataset(settings.data.name, settings.data.data_dir, "val")
     if earlier is None:
         record = run.RunRecord(settings, run.Dataset.of(dataset), initial.find_backbone(settings.model))
         transform = optax.identity()
         target = state.abstract_state(record, transform, mesh)
         start = initial.initial_state(record, transform, target)
-        params, step = {**start.trainable, **start.frozen}, 0
+        found = trained.Trained(record, {**start.trainable, **start.frozen})
         if jax.process_index() == 0:
             record.write(workdir)
     else:
@@ -165,24 +166,16 @@ def evaluate_run(settings: Config, workdir: Path) -> None:
                 f"the labels of {settings.data.name} in {settings.data.data_dir} are not those that "
                 f"{workdir} was trained with: prepare the dataset again with --labels in the run's order"
             )
-        params, step = load_params(record, workdir, mesh)
-    graphdef = nnx.graphdef(state.abstract_model(record))
+        found = trained.load_run(record, workdir, mesh)
+    graphdef, params = found.for_inference()
     figures = evaluate(make_forward(graphdef, mesh), params, dataset, settings.data, settings.eval, mesh)
     with contextlib.closing(MetricsWriter(workdir)) as writer:
-        writer.write(step, "val", figures)
-    log.info("step %d: %s", step, summary(figures))
+        writer.write(step or 0, "val", figures)
+    log.info("step %d: %s", step or 0, summary(figures))
 
 
 def was_evaluated(workdir: Path, step: int) -> bool:
     return any(record["split"] == "val" and record["step"] == step for record in read_metrics(workdir))
-
-
-def load_params(record: run.RunRecord, workdir: Path, mesh: jax.sharding.Mesh) -> tuple[Params, int]:
-    """The parameters of the newest checkpoint in `workdir`, and its step."""
-    target = state.abstract_state(record, optax.identity(), mesh)
-    with Checkpoints.reading(workdir) as checkpoints:
-        params = checkpoints.restore_params({**target.trainable, **target.frozen})
-        return params, latest_step(workdir) or 0
 
 
 def summary(figures: dict[str, float | int]) -> str:

@@ -1,4 +1,4 @@
-"""How a run starts: from random weights, or from converted ones."""
+"""How a run starts: from random weights, from converted ones, or from what another run trained."""
 
 import dataclasses
 import logging
@@ -14,7 +14,7 @@ from inti_jax import config, state
 from inti_jax.config import ConfigError
 from inti_jax.errors import UserError
 from inti_jax.models.backbone import BACKBONES, Backbone, BackboneSize
-from inti_jax.pretrained import loading, text_head
+from inti_jax.pretrained import loading, text_head, trained_file
 from inti_jax.pretrained.api import TextEncoder
 from inti_jax.pretrained.file import ClipFile
 from inti_jax.run import RunRecord
@@ -70,6 +70,8 @@ def initial_state(
     """
     shapes = {**target.trainable, **target.frozen}
     loaded = {} if record.config.model.pretrained == "random" else _pretrained(record, shapes)
+    if record.config.model.start_from:
+        loaded |= _trained(record, target.trainable)
     random = {path: shape for path, shape in shapes.items() if path not in loaded}
     if stuck := [path for path in random if path in target.frozen]:
         raise UserError(f"{record.config.model.pretrained} does not fill {stuck[0]}, which does not train")
@@ -106,6 +108,15 @@ def _pretrained(record: RunRecord, shapes: Mapping[str, jax.ShapeDtypeStruct]) -
     if classes is not None:
         log.info("the classifier starts from the names of %d classes", len(classes))
     return params
+
+
+def _trained(record: RunRecord, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> Params:
+    path = Path(record.config.model.start_from)
+    theirs = trained_file.read_record(path)
+    trained_file.check_fits(path, theirs, record)
+    arrays = trained_file.read(path, theirs)
+    log.info("%s: what trains starts from there", path)
+    return {name: jax.device_put(arrays[name], shape.sharding) for name, shape in shapes.items()}
 
 
 def _describe(image: BackboneSize) -> str:

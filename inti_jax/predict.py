@@ -22,7 +22,19 @@ def main() -> None:
         "evaluation.",
     )
     parser.add_argument("videos", nargs="+", type=Path, metavar="VIDEO", help="video files")
-    parser.add_argument("--checkpoint", required=True, type=Path, metavar="DIR", help="the run's directory")
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="the run's directory, or a file that `convert --to trained` wrote",
+    )
+    parser.add_argument(
+        "--pretrained",
+        type=Path,
+        metavar="F",
+        help="the converted CLIP that such a file goes on (default: where the run found it)",
+    )
     parser.add_argument("--topk", type=int, default=5, metavar="K", help="labels a video (default 5)")
     parser.add_argument("--json", action="store_true", help="print JSON: a list with an entry for each video")
     arguments = parser.parse_args()
@@ -30,7 +42,7 @@ def main() -> None:
         raise UsageError(f"--topk is {arguments.topk}: it should be at least 1")
     cli.setup_logging()
 
-    results = predict_files(arguments.checkpoint, arguments.videos, arguments.topk)
+    results = predict_files(arguments.checkpoint, arguments.videos, arguments.topk, arguments.pretrained)
     failed = [result for result in results if "error" in result]
     if arguments.json:
         print(json.dumps(results, indent=2))
@@ -47,30 +59,29 @@ def main() -> None:
         raise UserError(f"{len(failed)} of {len(results)} videos could not be labelled")
 
 
-def predict_files(workdir: Path, paths: list[Path], topk: int) -> list[dict[str, Any]]:
+def predict_files(
+    checkpoint: Path, paths: list[Path], topk: int, pretrained: Path | None = None
+) -> list[dict[str, Any]]:
     """For each path `{video, predictions: [{label, probability}]}`, best first, or `{video, error}`."""
     # Imported late: --help and a wrong argument should not wait for JAX.
     import jax
     import numpy as np
-    from flax import nnx
 
-    from inti_jax import evaluate, sharding, state
+    from inti_jax import evaluate, sharding, trained
     from inti_jax.config import Mesh
     from inti_jax.data import pipeline, sampling
     from inti_jax.data.dataset import FileDataset
     from inti_jax.data.decode import DecodeError
-    from inti_jax.run import RunRecord
 
-    record = RunRecord.read(workdir)
-    labels = record.dataset.labels
     mesh = sharding.make_mesh(Mesh(), jax.local_devices()[:1])
-    params, _ = evaluate.load_params(record, workdir, mesh)
-    graphdef = nnx.graphdef(state.abstract_model(record))
+    found = trained.load(checkpoint, mesh, pretrained=pretrained)
+    record, labels = found.record, found.record.dataset.labels
+    graphdef, params = found.for_inference()
     settings = dataclasses.replace(record.config.eval, batch=min(record.config.eval.batch, len(paths)))
     # In threads, not processes: `source.found` is filled in this one.
     data = dataclasses.replace(record.config.data, workers=0)
     source = FileDataset(paths, functools.partial(pipeline.view_indices, cfg=data, eval_cfg=settings))
-    found = evaluate.predict(evaluate.make_forward(graphdef, mesh), params, source, data, settings, mesh)
+    rows = evaluate.predict(evaluate.make_forward(graphdef, mesh), params, source, data, settings, mesh)
     results: list[dict[str, Any]] = [{"video": str(path)} for path in paths]
     needed = sampling.span(data.num_frames, data.sampling, data.stride)
     for index, file in sorted(source.found.items()):
@@ -83,7 +94,7 @@ def predict_files(workdir: Path, paths: list[Path], topk: int) -> list[dict[str,
                 file.frames,
                 needed,
             )
-    for index, probabilities in zip(found.index, found.probabilities, strict=True):
+    for index, probabilities in zip(rows.index, rows.probabilities, strict=True):
         best = np.argsort(-probabilities, kind="stable")[:topk]
         results[index]["predictions"] = [
             {"label": labels[k], "probability": float(probabilities[k])} for k in best

@@ -15,6 +15,7 @@ from inti_jax.models.backbone import Backbone
 # What may differ when a run goes on: where things are and how fast, not what is computed.
 _FREE = (
     "model.pretrained",  # the backbone's hash is compared instead
+    "model.start_from",
     "data.data_dir",
     "data.workers",
     "data.threads",
@@ -55,19 +56,25 @@ class RunRecord:
         """Writes config.json in one step, making `workdir`; for the first host."""
         workdir.mkdir(parents=True, exist_ok=True)
         path = config_path(workdir)
-        values = dataclasses.asdict(self.config) | {
-            "dataset": dataclasses.asdict(self.dataset),
-            "backbone": dataclasses.asdict(self.backbone),
-        }
         partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(values, indent=2) + "\n")
+        partial.write_text(json.dumps(self.to_json(), indent=2) + "\n")
         partial.replace(path)
 
     @staticmethod
     def read(workdir: Path) -> "RunRecord":
         """Raises ConfigError where `workdir` is not a run's directory."""
         path = config_path(workdir)
-        values = config.read_json(path)
+        return RunRecord.from_json(config.read_json(path), path)
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self.config) | {
+            "dataset": dataclasses.asdict(self.dataset),
+            "backbone": dataclasses.asdict(self.backbone),
+        }
+
+    @staticmethod
+    def from_json(values: Any, path: Path) -> "RunRecord":
+        """Raises ConfigError, naming `path`, where `values` are no record."""
         try:
             dataset = pydantic.TypeAdapter(Dataset).validate_python(values.pop("dataset"))
             backbone = pydantic.TypeAdapter(Backbone).validate_python(values.pop("backbone"))

@@ -56,21 +56,22 @@ def trains(adaptation: str, path: str) -> bool:
     return matches[0]
 
 
-def build_model(record: RunRecord, rngs: nnx.Rngs) -> VideoModel:
+def build_model(record: RunRecord, rngs: nnx.Rngs, *, folded: bool = False) -> VideoModel:
     return VideoModel(
         record.config.model,
         len(record.dataset.labels),
         resolution=record.config.data.resolution,
         num_frames=record.config.data.num_frames,
         backbone=record.backbone,
+        folded=folded,
         dtype=jnp.dtype(record.config.train.dtype),
         rngs=rngs,
     )
 
 
-def abstract_model(record: RunRecord) -> VideoModel:
+def abstract_model(record: RunRecord, *, folded: bool = False) -> VideoModel:
     """The model without its weights: shapes alone, for counting and planning."""
-    return nnx.eval_shape(lambda: build_model(record, nnx.Rngs(0)))
+    return nnx.eval_shape(lambda: build_model(record, nnx.Rngs(0), folded=folded))
 
 
 def flatten(state: nnx.State) -> dict[str, Any]:

@@ -55,9 +55,20 @@ class BlockAdapters(nnx.Module):
     mlp_out: LinearAdapter | None
     mlp_beside: Adapter | None
 
-    def __init__(self, config: Model, size: BackboneSize, block: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        """`block` counts from 0."""
+    def __init__(
+        self,
+        config: Model,
+        size: BackboneSize,
+        block: int,
+        *,
+        folded: bool = False,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        """`block` counts from 0. With `folded`, without what fold.fold takes up into the tower."""
         modules = _modules(config, size, dtype=dtype, rngs=rngs)
+        if folded:
+            modules = {place: module for place, module in modules.items() if not isinstance(module, _FOLDING)}
         for place in PLACES:
             setattr(self, place, modules.get(place))
         self.shifts = config.zero_i2v.shifts if "shift" in temporal_modules(config) else ()

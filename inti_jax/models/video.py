@@ -62,12 +62,14 @@ class VideoModel(nnx.Module):
         resolution: int | None = None,
         num_frames: int = 8,
         backbone: Backbone | None = None,
+        folded: bool = False,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         """`resolution`, in pixels a side, defaults to the backbone's own; `backbone` to OpenAI's facts.
 
-        `num_frames` is the T that a temporal embedding is made for; it takes others, too.
+        `num_frames` is the T that a temporal embedding is made for; it takes others, too. `folded` is for the
+        parameters that `fold.fold` gives.
         """
         named = BACKBONES[config.backbone]
         size = dataclasses.replace(named, resolution=resolution or named.resolution)
@@ -81,7 +83,10 @@ class VideoModel(nnx.Module):
             ]
         )
         self.adapters = nnx.List(
-            [BlockAdapters(config, size, i, dtype=dtype, rngs=rngs) for i in range(size.layers)]
+            [
+                BlockAdapters(config, size, i, folded=folded, dtype=dtype, rngs=rngs)
+                for i in range(size.layers)
+            ]
         )
         if has_temporal_embedding(config):
             self.temporal = TemporalEmbedding(num_frames, size.width)

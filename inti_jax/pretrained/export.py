@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from inti_jax import evaluate, sharding
+from inti_jax import sharding, trained
 from inti_jax.config import Mesh
 from inti_jax.errors import UsageError, UserError
 from inti_jax.models.backbone import BACKBONES
@@ -18,7 +18,6 @@ from inti_jax.models.tokenizer import END, START
 from inti_jax.pretrained import clip
 from inti_jax.pretrained.file import Description, replacing, write_safetensors
 from inti_jax.pretrained.lazy import LazyArray, held
-from inti_jax.run import RunRecord
 
 
 def export(arrays: Mapping[str, LazyArray], description: Description, naming: str, out: Path) -> int:
@@ -42,12 +41,12 @@ def export(arrays: Mapping[str, LazyArray], description: Description, naming: st
 def read_run(workdir: Path) -> tuple[dict[str, LazyArray], Description, list[str]]:
     """The image tower that a run trained, its description, and the parameters that are left out.
 
+    What can be folded into the tower is.
     The projection of a classifier that started from class names is CLIP's visual projection, and comes along.
     Raises UserError where `workdir` holds no finished checkpoint.
     """
-    record = RunRecord.read(workdir)
-    mesh = sharding.make_mesh(Mesh(), jax.local_devices()[:1])
-    params, _ = evaluate.load_params(record, workdir, mesh)
+    found = trained.load(workdir, sharding.make_mesh(Mesh(), jax.local_devices()[:1]))
+    record, (_, params) = found.record, found.for_inference()
     image = dataclasses.replace(
         BACKBONES[record.config.model.backbone], resolution=record.config.data.resolution
     )

@@ -1,0 +1,111 @@
+"""A small checkpoint: what a run trained and nothing else, pinned to its backbone and its labels.
+
+It is a safetensors file of megabytes whose metadata holds the run's record, and in it the content hash of the
+converted CLIP that the run started from: with that file it is the whole model again.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+import safetensors
+
+from inti_jax import state
+from inti_jax.config import ConfigError
+from inti_jax.errors import UserError
+from inti_jax.pretrained.file import write_safetensors
+from inti_jax.pretrained.lazy import held
+from inti_jax.run import RunRecord
+
+FORMAT, VERSION = "inti_jax.trained", "1"
+
+
+def write(path: Path, record: RunRecord, params: Mapping[str, jax.Array]) -> str:
+    """Writes those of `params` that train, and gives their hash. Nothing is at `path` until all is written."""
+    adaptation = record.config.model.adaptation
+    arrays = {
+        name: held(np.asarray(value, np.float32))
+        for name, value in params.items()
+        if state.trains(adaptation, name)
+    }
+    metadata = {
+        "format": FORMAT,
+        "format_version": VERSION,
+        "record": json.dumps(record.to_json()),
+    }
+    return write_safetensors(path, arrays, lambda digest: {**metadata, "hash": digest})
+
+
+def read_record(path: Path) -> RunRecord:
+    """The run that the file is of. Raises UserError where it is damaged, or no such file."""
+    metadata = _open(path).metadata() or {}
+    if metadata.get("format") != FORMAT or metadata.get("format_version") != VERSION:
+        raise UserError(
+            f"{path} does not hold what a run trained: make it with "
+            "`python -m inti_jax.convert RUN --to trained --out F.safetensors`"
+        )
+    try:
+        return RunRecord.from_json(json.loads(metadata["record"]), path)
+    except (KeyError, ValueError):
+        raise UserError(f"{path} has damaged metadata") from None
+
+
+def read(path: Path, record: RunRecord) -> dict[str, np.ndarray]:
+    """The trained leaves, by path. Raises UserError where they are not those of `record`'s model."""
+    file = _open(path)
+    shapes = state.parameter_shapes(state.abstract_model(record))
+    adaptation = record.config.model.adaptation
+    expected = {name: shape.shape for name, shape in shapes.items() if state.trains(adaptation, name)}
+    try:
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+    found = {name: array.shape for name, array in arrays.items()}
+    if found != expected:
+        differs = sorted(name for name in found.keys() | expected if found.get(name) != expected.get(name))
+        raise UserError(f"{path} does not hold the model that it states: see {', '.join(differs[:3])}")
+    return arrays
+
+
+def check_fits(path: Path, theirs: RunRecord, ours: RunRecord) -> None:
+    """Raises ConfigError where the file of `theirs` cannot start a run of `ours`.
+
+    It has to be the same model, on the same backbone, with the same labels in the same order.
+    """
+    if theirs.backbone != ours.backbone:
+        raise ConfigError(
+            f"{path} belongs to another backbone than {ours.config.model.pretrained}: it was trained on the "
+            f"weights {theirs.backbone.sha256}, and these are {ours.backbone.sha256}"
+        )
+    for index, (label, here) in enumerate(zip(theirs.dataset.labels, ours.dataset.labels, strict=False)):
+        if label != here:
+            raise ConfigError(
+                f"{path} was trained on other labels: class {index} is `{label}` there, and `{here}` in "
+                f"{ours.dataset.name}"
+            )
+    if len(theirs.dataset.labels) != len(ours.dataset.labels):
+        raise ConfigError(
+            f"{path} was trained on {len(theirs.dataset.labels)} labels, and {ours.dataset.name} has "
+            f"{len(ours.dataset.labels)}"
+        )
+    for field in dataclasses.fields(ours.config.model):
+        # Where the weights are, and how the computation is laid out, may differ.
+        if field.name in ("pretrained", "start_from", "frozen_dtype", "remat", "drop_path"):
+            continue
+        there, here = (getattr(record.config.model, field.name) for record in (theirs, ours))
+        if there != here:
+            raise ConfigError(
+                f"{path} is of another model: there `model.{field.name}` is {there}, here it is {here}"
+            )
+
+
+def _open(path: Path) -> safetensors.safe_open:
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file")
+    try:
+        return safetensors.safe_open(path, "numpy")
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(f"{path} is damaged, cut short or no safetensors file: {error}") from None

@@ -1,0 +1,60 @@
+"""A trained model from where it was left: a run's newest checkpoint, or a small file of what it trained."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import optax
+from flax import nnx
+
+from inti_jax import initial, state
+from inti_jax.checkpoint import Checkpoints
+from inti_jax.errors import UserError
+from inti_jax.models.fold import fold
+from inti_jax.models.video import VideoModel
+from inti_jax.pretrained import trained_file
+from inti_jax.run import RunRecord
+from inti_jax.state import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A run's parameters, by path, as they were trained."""
+
+    record: RunRecord
+    params: Params
+
+    def for_inference(self) -> tuple[nnx.GraphDef[VideoModel], Params]:
+        """The model and its parameters, with all folded into the backbone that can be."""
+        model = self.record.config.model
+        graphdef = nnx.graphdef(state.abstract_model(self.record, folded=True))
+        return graphdef, jax.jit(lambda params: fold(model, params))(self.params)
+
+
+def load(path: Path, mesh: jax.sharding.Mesh, *, pretrained: Path | None = None) -> Trained:
+    """What `path` holds, a run's directory or a file that `convert --to trained` wrote.
+
+    The latter goes on the weights of `pretrained`, by default those that the run named. Raises UserError
+    where there is nothing, or where they do not belong together.
+    """
+    if not path.is_file():
+        if pretrained is not None:
+            raise UserError(f"{path} is a run, which has its own weights: it takes no pretrained ones")
+        record = RunRecord.read(path)
+        return load_run(record, path, mesh)
+    record = trained_file.read_record(path)
+    model = dataclasses.replace(record.config.model, start_from=str(path))
+    if pretrained is not None:
+        model = dataclasses.replace(model, pretrained=str(pretrained))
+    record = dataclasses.replace(record, config=dataclasses.replace(record.config, model=model))
+    ours = dataclasses.replace(record, backbone=initial.find_backbone(model))
+    target = state.abstract_state(ours, optax.identity(), mesh)
+    start = initial.initial_state(ours, optax.identity(), target)
+    return Trained(ours, {**start.trainable, **start.frozen})
+
+
+def load_run(record: RunRecord, workdir: Path, mesh: jax.sharding.Mesh) -> Trained:
+    """The newest checkpoint of `workdir`, whose run `record` describes."""
+    target = state.abstract_state(record, optax.identity(), mesh)
+    with Checkpoints.reading(workdir) as checkpoints:
+        return Trained(record, checkpoints.restore_params({**target.trainable, **target.frozen}))
