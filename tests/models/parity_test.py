@@ -24,6 +24,7 @@ SHIFTS = {
     "ablation": ((-1, 1), (1, 1), (-2, 1), (2, 1)),
     "long": ((-1, 2), (1, 2), (-2, 1), (2, 1), (-3, 1)),
 }
+LORA_TARGETS = ("query", "key", "value", "out", "fc", "proj")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Method:
     reference: Callable[..., torch.Tensor]
     arguments: dict[str, Any] = dataclasses.field(default_factory=dict)  # of the reference
     heads: int = 4
+    unused: tuple[str, ...] = ()  # adapters that the reference has and the model does not
 
 
 METHODS = {
@@ -61,14 +63,29 @@ METHODS = {
         )
         for name, shifts in SHIFTS.items()
     },
-    **{
-        f"lora_{'_'.join(targets)}": Method(
-            {"adaptation": "lora", "lora": Lora(rank=4, alpha=6.0, targets=targets)},
-            references.lora,
-            {"alpha": 6.0},
-        )
-        for targets in (("query", "key", "value", "out", "fc", "proj"), ("query", "value"))
-    },
+    "lora": Method(
+        {"adaptation": "lora", "lora": Lora(rank=4, alpha=6.0, targets=LORA_TARGETS)},
+        references.lora,
+        {"alpha": 6.0},
+    ),
+    # The temporal part of a method by itself.
+    "attention": Method(
+        {"temporal": "attention"},
+        references.aim,
+        {"scale": 0.5, "temporal_adapters": 1},
+        unused=("attn_out", "mlp_beside"),
+    ),
+    "conv": Method(
+        {"temporal": "conv", "st_adapter": StAdapter(width=24)},
+        references.st_adapter,
+        {"before": ("mlp",), "pool": references.mean_of_normalized},
+    ),
+    "shift": Method(
+        {"temporal": "shift"},
+        references.zero_i2v,
+        {"scale": 0.5, "shifts": SHIFTS["base"]},
+        unused=("attn_in", "attn_out", "mlp_in", "mlp_out"),
+    ),
 }
 
 
@@ -78,10 +95,15 @@ def test_features_and_gradients(method, blocks, monkeypatch):
     compare(METHODS[method], blocks, monkeypatch)
 
 
-@pytest.mark.parametrize("matching", ["frame", "clip"])
 @pytest.mark.parametrize(
-    ("r", "after", "by_block"),
-    [(3, (), (3, 3, 3)), ((5, 0, 2), (), (5, 0, 2)), (20, (), (8, 4, 2)), (4, (2,), (0, 4, 0))],
+    ("r", "after", "by_block", "matching"),
+    [
+        (3, (), (3, 3, 3), "frame"),
+        (3, (), (3, 3, 3), "clip"),
+        ((5, 0, 2), (), (5, 0, 2), "frame"),
+        (20, (), (8, 4, 2), "frame"),
+        (4, (2,), (0, 4, 0), "clip"),
+    ],
 )
 def test_features_and_gradients_with_merged_tokens(r, after, by_block, matching, monkeypatch):
     """At most half of the patches merge in a block: of 16 patches 8, of 8 then 4, of 4 then 2."""
@@ -145,6 +167,9 @@ def compare(method: Method, blocks: int, monkeypatch: pytest.MonkeyPatch) -> Non
     tensors = {path: torch.from_numpy(value.astype(np.float64)) for path, value in params.items()}
     for name in names:
         tensors[name].requires_grad_()
+    for slot in method.unused:
+        for i in range(blocks):
+            tensors |= references.idle_adapter(f"adapters.{i}.{slot}", size.width)
     mean, std = np.asarray(Backbone().mean), np.asarray(Backbone().std)
     frames = torch.from_numpy((video / 255 - mean) / std)
     expected = method.reference(tensors, frames, **method.arguments)

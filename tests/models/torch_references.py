@@ -4,7 +4,7 @@ A method takes our parameters, a flat `{path: tensor}`, and normalised frames `[
 returns features `[B, D]`. Tokens are `[B, T, N, D]` throughout; token 0 is the class token.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch.nn import functional
@@ -86,6 +86,17 @@ def mean_of_normalized(x: torch.Tensor, params: Params) -> torch.Tensor:
     return layer_norm(x[:, :, 0], params, "tower.ln_post").mean(dim=1)
 
 
+def normalized_mean(x: torch.Tensor, params: Params) -> torch.Tensor:
+    """ST-Adapter's own."""
+    return layer_norm(x[:, :, 0].mean(dim=1), params, "tower.ln_post")
+
+
+def idle_adapter(path: str, width: int) -> Params:
+    """An adapter that adds nothing, for a model that has none there."""
+    zeros = {"down.kernel": (width, 1), "down.bias": (1,), "up.kernel": (1, width), "up.bias": (width,)}
+    return {f"{path}.{name}": torch.zeros(shape, dtype=torch.float64) for name, shape in zeros.items()}
+
+
 # AIM (arXiv:2302.03024).
 
 
@@ -111,8 +122,14 @@ def bottleneck(x: torch.Tensor, added: Params, slot: str) -> torch.Tensor:
 # ST-Adapter (arXiv:2206.13559).
 
 
-def st_adapter(params: Params, frames: torch.Tensor, *, before: Sequence[str]) -> torch.Tensor:
-    """`before` names one or both of `attn` and `mlp`. Pools before it normalises, unlike the others."""
+def st_adapter(
+    params: Params,
+    frames: torch.Tensor,
+    *,
+    before: Sequence[str],
+    pool: Callable[[torch.Tensor, Params], torch.Tensor] = normalized_mean,
+) -> torch.Tensor:
+    """`before` names one or both of `attn` and `mlp`."""
     x = embed(params, frames)
     for block, added in blocks(params):
         if "attn" in before:
@@ -121,7 +138,7 @@ def st_adapter(params: Params, frames: torch.Tensor, *, before: Sequence[str]) -
         if "mlp" in before:
             x = convolve_in_time(x, added, "before_mlp")
         x = x + mlp(layer_norm(x, block, "ln_2"), block)
-    return layer_norm(x[:, :, 0].mean(dim=1), params, "tower.ln_post")
+    return pool(x, params)
 
 
 def convolve_in_time(x: torch.Tensor, added: Params, slot: str) -> torch.Tensor:
