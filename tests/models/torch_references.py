@@ -241,7 +241,7 @@ def merge_tokens(
     x: torch.Tensor, size: torch.Tensor, metric: torch.Tensor, r: int, alike: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The tokens `[B, T, N - r, D]`, each the mean of those that merged in it, and their sizes."""
-    deciding = [clip if alike else frame[None] for clip in metric for frame in clip]
+    deciding = [video if alike else frame[None] for video in metric for frame in video]
     belongs = torch.stack([group_tokens(frames, r) for frames in deciding])
     belongs = belongs.unflatten(0, x.shape[:2]).to(x.dtype)
     merged_size = (belongs @ size[..., None])[..., 0]
