@@ -1,0 +1,197 @@
+"""Our video models against the references: features, and gradients of what trains, with nothing at zero."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+from inti_jax.config import Aim, Compression, Lora, Model, StAdapter, ZeroI2V
+from inti_jax.models import tome
+from inti_jax.models.backbone import BACKBONES, Backbone, BackboneSize
+from inti_jax.models.video import VideoModel
+from inti_jax.state import merge, parameter_shapes, trains
+from tests.models import torch_references as references
+
+BATCH, FRAMES = 2, 4
+SHIFTS = {
+    "base": ((-1, 1), (1, 1)),
+    "ablation": ((-1, 1), (1, 1), (-2, 1), (2, 1)),
+    "long": ((-1, 2), (1, 2), (-2, 1), (2, 1), (-3, 1)),
+}
+LORA_TARGETS = ("query", "key", "value", "out", "fc", "proj")
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    settings: dict[str, Any]  # of the model
+    reference: Callable[..., torch.Tensor]
+    arguments: dict[str, Any] = dataclasses.field(default_factory=dict)  # of the reference
+    heads: int = 4
+    unused: tuple[str, ...] = ()  # adapters that the reference has and the model does not
+
+
+METHODS = {
+    "clip": Method({"adaptation": "full"}, references.clip),
+    **{
+        f"aim_{count}": Method(
+            {"adaptation": "aim", "aim": Aim(scale=0.7, temporal_adapters=count)},
+            references.aim,
+            {"scale": 0.7, "temporal_adapters": count},
+        )
+        for count in (1, 2)
+    },
+    **{
+        f"st_adapter_{'_'.join(before)}": Method(
+            {"adaptation": "st_adapter", "st_adapter": StAdapter(width=24, before=before)},
+            references.st_adapter,
+            {"before": before},
+        )
+        for before in (("mlp",), ("attn", "mlp"))
+    },
+    **{
+        f"zero_i2v_{name}": Method(
+            {"adaptation": "zero_i2v", "zero_i2v": ZeroI2V(scale=0.7, shifts=shifts)},
+            references.zero_i2v,
+            {"scale": 0.7, "shifts": shifts},
+            heads=16,
+        )
+        for name, shifts in SHIFTS.items()
+    },
+    "lora": Method(
+        {"adaptation": "lora", "lora": Lora(rank=4, alpha=6.0, targets=LORA_TARGETS)},
+        references.lora,
+        {"alpha": 6.0},
+    ),
+    # The temporal part of a method by itself.
+    "attention": Method(
+        {"temporal": "attention"},
+        references.aim,
+        {"scale": 0.5, "temporal_adapters": 1},
+        unused=("attn_out", "mlp_beside"),
+    ),
+    "conv": Method(
+        {"temporal": "conv", "st_adapter": StAdapter(width=24)},
+        references.st_adapter,
+        {"before": ("mlp",), "pool": references.mean_of_normalized},
+    ),
+    "shift": Method(
+        {"temporal": "shift"},
+        references.zero_i2v,
+        {"scale": 0.5, "shifts": SHIFTS["base"]},
+        unused=("attn_in", "attn_out", "mlp_in", "mlp_out"),
+    ),
+}
+
+
+@pytest.mark.parametrize("blocks", [1, 3])
+@pytest.mark.parametrize("method", METHODS)
+def test_features_and_gradients(method, blocks, monkeypatch):
+    compare(METHODS[method], blocks, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("r", "after", "by_block", "matching"),
+    [
+        (3, (), (3, 3, 3), "frame"),
+        (3, (), (3, 3, 3), "clip"),
+        ((5, 0, 2), (), (5, 0, 2), "frame"),
+        (20, (), (8, 4, 2), "frame"),
+        (4, (2,), (0, 4, 0), "clip"),
+    ],
+)
+def test_features_and_gradients_with_merged_tokens(r, after, by_block, matching, monkeypatch):
+    """At most half of the patches merge in a block: of 16 patches 8, of 8 then 4, of 4 then 2."""
+    settings = {"compression": Compression(kind="tome", r=r, after=after, matching=matching)}
+    arguments = {"r": by_block, "alike": matching == "clip"}
+    compare(Method(settings, references.tome, arguments), 3, monkeypatch)
+
+
+@pytest.mark.parametrize("tokens", [17, 10, 3])
+@pytest.mark.parametrize("frames", [1, 3])
+def test_the_tokens_that_merge(tokens, frames):
+    """`frames` frames merge alike; ours counts tokens within the even and the odd ones."""
+    keys = np.random.default_rng(0).standard_normal((6, tokens, 4, 8), np.float32)
+    keys[:, 1] = keys[:, 0]  # nothing is as similar as the class token to this one
+    for r in range(1, (tokens - 1) // 2 + 1):
+        sources, destinations, stay = (np.asarray(part) for part in tome.match(jnp.asarray(keys), r, frames))
+        for i in range(len(keys)):
+            clip = torch.from_numpy(keys).unflatten(0, (-1, frames))[i // frames]
+            kept, merged, into = references.match_tokens(clip.mean(dim=-2), r)
+            np.testing.assert_array_equal(2 * stay[i], kept)
+            np.testing.assert_array_equal(2 * sources[i], merged)
+            np.testing.assert_array_equal(2 * destinations[i] + 1, into)
+            assert stay[i, 0] == 0 and 0 not in sources[i]
+
+
+def test_merged_tokens_are_means_by_size():
+    rng = np.random.default_rng(0)
+    x, keys = rng.standard_normal((4, 11, 3), np.float32), rng.standard_normal((4, 11, 2, 8), np.float32)
+    sizes = rng.integers(1, 5, (4, 11)).astype(np.float32)
+    found, found_sizes = tome.merge(*map(jnp.asarray, (x, sizes, keys)), 4, 1)
+    videos = [torch.from_numpy(part)[None] for part in (x, sizes, keys.mean(axis=-2))]
+    expected, expected_sizes = references.merge_tokens(*videos, 4)
+    np.testing.assert_allclose(found, expected[0], atol=1e-6)
+    np.testing.assert_array_equal(found_sizes, expected_sizes[0])
+    np.testing.assert_array_equal(found_sizes.sum(axis=1), sizes.sum(axis=1))
+    # The class token stays as it was.
+    np.testing.assert_allclose(found[:, 0], x[:, 0], atol=1e-6)
+    np.testing.assert_array_equal(found_sizes[:, 0], sizes[:, 0])
+
+
+def compare(method: Method, blocks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the reference in float64: what differs is then our own rounding, or a mistake."""
+    size = BackboneSize(width=64, layers=blocks, heads=method.heads, patch=8, resolution=32)
+    monkeypatch.setitem(BACKBONES, "tiny", size)
+    settings = Model(pretrained="random", **method.settings)
+    model = nnx.eval_shape(lambda: VideoModel(settings, 10, num_frames=FRAMES, rngs=nnx.Rngs(0)))
+    graphdef = nnx.graphdef(model)
+    params = random_parameters({path: leaf.shape for path, leaf in parameter_shapes(model).items()})
+    names = [path for path in params if trains(settings.adaptation, path) and not path.startswith("head.")]
+    rng = np.random.default_rng(1)
+    video = rng.integers(0, 256, (BATCH, FRAMES, 32, 32, 3), np.uint8)
+    weights = rng.standard_normal((BATCH, size.width))
+
+    def weighted(trained, frozen, video):
+        features = merge(graphdef, frozen | trained).features(video)
+        return (features * jnp.asarray(weights, jnp.float32)).sum(), features
+
+    ours = jax.jit(jax.value_and_grad(weighted, has_aux=True))
+    (_, features), gradients = ours({name: params[name] for name in names}, params, video)
+
+    tensors = {path: torch.from_numpy(value.astype(np.float64)) for path, value in params.items()}
+    for name in names:
+        tensors[name].requires_grad_()
+    for slot in method.unused:
+        for i in range(blocks):
+            tensors |= references.idle_adapter(f"adapters.{i}.{slot}", size.width)
+    mean, std = np.asarray(Backbone().mean), np.asarray(Backbone().std)
+    frames = torch.from_numpy((video / 255 - mean) / std)
+    expected = method.reference(tensors, frames, **method.arguments)
+    (expected * torch.from_numpy(weights)).sum().backward()
+
+    expected = expected.detach().numpy()
+    np.testing.assert_allclose(features, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    for name in names:
+        slope = tensors[name].grad
+        slope = np.zeros(tensors[name].shape) if slope is None else slope.numpy()
+        assert np.linalg.norm(gradients[name] - slope) <= 1e-5 * np.linalg.norm(slope), name
+
+
+def random_parameters(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """None of them zero, as many are at their start, where they hide mistakes."""
+    rng = np.random.default_rng(0)
+    params = {}
+    for path, shape in shapes.items():
+        inputs = 1
+        if path.endswith("kernel"):
+            inputs = np.prod(shape[:-1]) if "out" in path or "patch" in path else shape[0]
+        params[path] = rng.standard_normal(shape, np.float32) * np.float32(0.5 / np.sqrt(inputs))
+        if path.endswith("scale"):
+            params[path] += 1
+    return params
