@@ -24,7 +24,7 @@ FORMAT, VERSION = "inti_jax.trained", "1"
 
 
 def write(path: Path, record: RunRecord, params: Mapping[str, jax.Array]) -> str:
-    """Writes those of `params` that train, and gives their hash. Nothing is at `path` until all is written."""
+    """Writes those of `params` that train, and gives their hash. Nothing is at `path` before all is."""
     adaptation = record.config.model.adaptation
     arrays = {
         name: held(np.asarray(value, np.float32))

@@ -11,29 +11,17 @@ from jax.sharding import SingleDeviceSharding
 
 from inti_jax import config, sharding, state
 from inti_jax.errors import UserError
-from inti_jax.models.backbone import BACKBONES, CLIP_MEAN, CLIP_STD, Numerics
-from inti_jax.models.clip import Architecture
+from inti_jax.models.backbone import BACKBONES
 from inti_jax.models.video import VideoModel
 from inti_jax.pretrained.api import load_clip
-from inti_jax.pretrained.file import ClipFile, Description, parameter_shapes, write
-from inti_jax.pretrained.lazy import held
+from inti_jax.pretrained.file import ClipFile
 from inti_jax.pretrained.loading import load
 from inti_jax.pretrained.posemb import resample
 from tests.compiled import call, initialize
+from tests.pretrained.weights import write_tiny
 
 TINY = BACKBONES["tiny"]
 GRID = (TINY.resolution // TINY.patch,) * 2
-
-
-def _write(path, *, image=TINY, embed=None, numerics=Numerics()):  # noqa: B008
-    architecture = Architecture(image, embed, None, numerics)
-    rng = np.random.default_rng(0)
-    arrays = {
-        name: held(0.1 * rng.standard_normal(shape).astype(np.float32))
-        for name, shape in parameter_shapes(architecture).items()
-    }
-    write(path, arrays, Description(architecture, CLIP_MEAN, CLIP_STD))
-    return path
 
 
 @pytest.fixture
@@ -47,7 +35,7 @@ def _one_device(shapes):
 
 
 def test_coverage_names_every_parameter(tmp_path, model):
-    path = _write(tmp_path / "f.safetensors", embed=16)
+    path = write_tiny(tmp_path / "f.safetensors", embed=16)
     shapes = state.parameter_shapes(model)
     params, coverage = load(path, shapes, _one_device(shapes), grid=GRID)
     assert set(coverage.loaded) == params.keys() == {name for name in shapes if name.startswith("tower.")}
@@ -59,7 +47,7 @@ def test_coverage_names_every_parameter(tmp_path, model):
 
 
 def test_each_device_gets_only_its_shard(tmp_path, model, monkeypatch):
-    path = _write(tmp_path / "f.safetensors")
+    path = write_tiny(tmp_path / "f.safetensors")
     mesh = sharding.make_mesh(config.Mesh(data=1, fsdp=4, tensor=1), jax.devices()[:4])
     shapes = state.parameter_shapes(model)
     shardings = sharding.parameter_shardings(shapes, mesh)
@@ -82,7 +70,7 @@ def test_each_device_gets_only_its_shard(tmp_path, model, monkeypatch):
 
 
 def test_frozen_part_in_bfloat16(tmp_path, model):
-    path = _write(tmp_path / "f.safetensors")
+    path = write_tiny(tmp_path / "f.safetensors")
     shapes = {
         name: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16)
         for name, leaf in state.parameter_shapes(model).items()
@@ -95,7 +83,7 @@ def test_frozen_part_in_bfloat16(tmp_path, model):
 
 def test_positions_for_another_resolution(tmp_path, model):
     small = dataclasses.replace(TINY, resolution=16)
-    path = _write(tmp_path / "f.safetensors", image=small)
+    path = write_tiny(tmp_path / "f.safetensors", image=small)
     shapes = state.parameter_shapes(model)
     params, coverage = load(path, shapes, _one_device(shapes), grid=GRID)
     assert coverage.resampled == "2x2 to 4x4"
@@ -105,21 +93,21 @@ def test_positions_for_another_resolution(tmp_path, model):
 
 @pytest.mark.parametrize("change", [{"width": 48, "heads": 3}, {"layers": 5}, {"patch": 4}])
 def test_another_backbone_is_refused(tmp_path, model, change):
-    path = _write(tmp_path / "f.safetensors", image=dataclasses.replace(TINY, **change))
+    path = write_tiny(tmp_path / "f.safetensors", image=dataclasses.replace(TINY, **change))
     shapes = state.parameter_shapes(model)
     with pytest.raises(UserError, match="another backbone"):
         load(path, shapes, _one_device(shapes), grid=GRID)
 
 
 def test_fewer_layers_than_the_model(tmp_path, model):
-    path = _write(tmp_path / "f.safetensors", image=dataclasses.replace(TINY, layers=3))
+    path = write_tiny(tmp_path / "f.safetensors", image=dataclasses.replace(TINY, layers=3))
     shapes = state.parameter_shapes(model)
     with pytest.raises(UserError, match=r"another backbone.*tower\.blocks\.3"):
         load(path, shapes, _one_device(shapes), grid=GRID)
 
 
 def test_equal_frames_give_the_image_feature(tmp_path):
-    path = _write(tmp_path / "f.safetensors")
+    path = write_tiny(tmp_path / "f.safetensors")
     model = initialize(lambda: VideoModel(config.Model(), 5, rngs=nnx.Rngs(0)))
     graphdef, params = nnx.graphdef(model), state.flatten(nnx.state(model, nnx.Param))
     shapes = {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in params.items()}

@@ -14,7 +14,7 @@ import torch
 import transformers
 from flax import nnx
 
-from inti_jax import evaluate, initial, optim, sharding, state, train
+from inti_jax import evaluate, initial, optim, sharding, state, train, trained
 from inti_jax.checkpoint import Checkpoints
 from inti_jax.config import ConfigError, Eval, Mesh
 from inti_jax.data import pipeline
@@ -103,7 +103,7 @@ def test_a_linear_probe_leaves_the_backbone_as_it_was(weights, motion_data, tmp_
     train.train(settings, tmp_path)
     record = RunRecord.read(tmp_path)
     mesh = sharding.make_mesh(Mesh(), jax.devices()[:1])
-    params, _ = evaluate.load_params(record, tmp_path, mesh)
+    params = trained.load_run(record, tmp_path, mesh).params
     file = ClipFile(weights)
     assert record.backbone.sha256 == file.hash and record.backbone.numerics.activation == "gelu"
     for path, value in params.items():
@@ -148,7 +148,7 @@ def test_the_whole_model_trains_on_from_the_weights(
     again = tmp_path / "again.safetensors"
     assert run(out, "--out", again, "--activation", "gelu", "--head_size", "24") == 0
     mesh = sharding.make_mesh(Mesh(), jax.devices()[:1])
-    params, _ = evaluate.load_params(RunRecord.read(tmp_path), tmp_path, mesh)
+    params = trained.load_run(RunRecord.read(tmp_path), tmp_path, mesh).params
     given_back = ClipFile(again)
     params["projection.kernel"] = params.pop("head.projection.kernel")
     assert set(given_back) == {path for path in params if path.startswith(("tower.", "projection."))}

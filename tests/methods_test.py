@@ -1,0 +1,147 @@
+"""Every adaptation method with every compressor: trains what it says, is evaluated, saved and restored."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from inti_jax import initial, optim, sharding, state, train
+from inti_jax.checkpoint import Checkpoints
+from inti_jax.config import Mesh
+from inti_jax.evaluate import make_forward
+from tests.configs import record, tiny
+from tests.pretrained.weights import write_tiny
+
+METHODS = ("full", "linear", "aim", "st_adapter", "zero_i2v", "lora")
+COMPRESSIONS = ("none", "inti", "mean", "static", "drop", "tome")
+# What trains, by the first part of the path and, in the tower, by the module.
+TRAINS = {
+    "full": {"tower", "compressors", "head"},
+    "linear": {"compressors", "head"},
+    "aim": {"adapters", "temporal", "tower.ln_post", "compressors", "head"},
+    "st_adapter": {"adapters", "compressors", "head"},
+    "zero_i2v": {"adapters", "temporal", "tower.ln_post", "compressors", "head"},
+    "lora": {"adapters", "compressors", "head"},
+}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return write_tiny(tmp_path_factory.mktemp("weights") / "clip.safetensors")
+
+
+def make_settings(weights, method, compression, **changes):
+    return tiny(
+        model__pretrained=str(weights),
+        model__adaptation=method,
+        model__st_adapter__width=16,
+        model__compression__kind=compression,
+        model__compression__after=() if compression in ("none", "tome") else (2,),
+        model__compression__r=2,
+        train__global_batch=4,
+        train__warmup_fraction=0.0,
+        **changes,
+    )
+
+
+def start(settings):
+    run = record(settings, backbone=initial.find_backbone(settings.model))
+    mesh = sharding.make_mesh(Mesh(), jax.devices()[:1])
+    transform, schedule = optim.make_optimizer(settings.train, 4)
+    target = state.abstract_state(run, transform, mesh)
+    graphdef = nnx.graphdef(state.abstract_model(run))
+    step = train.compile_step(settings, graphdef, transform, schedule, target, mesh)
+    return step, initial.initial_state(run, transform, target), target, graphdef, mesh
+
+
+def make_batch(mesh, frames):
+    rng = np.random.default_rng(0)
+    rows = {
+        "video": rng.integers(0, 256, (4, frames, 32, 32, 3), np.uint8),
+        "label": rng.integers(0, 10, 4).astype(np.int32),
+        "mask": np.ones(4, bool),
+        "index": np.arange(4, dtype=np.int32),
+    }
+    return sharding.place_batch(rows, mesh)
+
+
+# T goes round, so that each method and each compressor sees every one of them.
+@pytest.mark.parametrize(
+    ("method", "compression", "frames"),
+    [
+        (method, compression, (4, 8, 16)[(i + j) % 3])
+        for i, method in enumerate(METHODS)
+        for j, compression in enumerate(COMPRESSIONS)
+    ],
+)
+def test_it_trains_what_it_says_and_is_evaluated_and_restored(weights, tmp_path, method, compression, frames):
+    settings = make_settings(weights, method, compression, data__num_frames=frames)
+    step, first, target, graphdef, mesh = start(settings)
+    before = jax.device_get({**first.trainable, **first.frozen})
+    batch = make_batch(mesh, frames)
+    current = first
+    for _ in range(2):
+        current, metrics = step(current, batch)
+        assert np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"])
+    after = jax.device_get({**current.trainable, **current.frozen})
+
+    declared = {path for path in before if _module(path) in TRAINS[method] or method == "full"}
+    assert current.trainable.keys() == declared
+    for path in before:
+        if path not in declared:
+            np.testing.assert_array_equal(after[path], before[path], err_msg=path)
+    moved = {path for path in declared if np.abs(after[path] - before[path]).max() > 0}
+    assert {_module(path) for path in moved} >= {_module(path) for path in declared} - {"tower"}
+    # Moments are kept of nothing else.
+    moments = sum(leaf.size for leaf in jax.tree.leaves(current.opt_state))
+    assert moments <= 2 * sum(leaf.size for leaf in current.trainable.values()) + 10
+
+    views = {**batch, "video": batch["video"][:, None], "missing": ~batch["mask"]}
+    probabilities = make_forward(graphdef, mesh)({**current.trainable, **current.frozen}, views)
+    np.testing.assert_allclose(probabilities["probabilities"].sum(-1), 1, atol=1e-5)
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(2, current, {"next_step": 2, "bad": 0})
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        restored, _ = checkpoints.restore(target)
+    jax.tree.map(np.testing.assert_array_equal, restored, current)
+
+
+@pytest.mark.parametrize("temporal", ["attention", "conv", "shift"])
+@pytest.mark.parametrize("method", ["full", "linear", "lora"])
+def test_temporal_modules_go_with_methods_that_have_none(weights, method, temporal):
+    settings = make_settings(weights, method, "inti", model__temporal=temporal, data__num_frames=4)
+    step, first, *_, mesh = start(settings)
+    after, metrics = step(first, make_batch(mesh, 4))
+    assert np.isfinite(metrics["loss"])
+    if temporal != "shift":
+        assert any(path.startswith("adapters.") for path in after.trainable)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"model__drop_path": 0.4},
+        {"model__head__dropout": 0.5},
+        {"model__adaptation": "aim", "model__drop_path": 0.4},
+        {"model__adaptation": "zero_i2v", "model__zero_i2v__dropout": 0.3},
+    ],
+    ids=str,
+)
+def test_dropout_changes_training_by_the_step_and_evaluation_not_at_all(weights, settings):
+    settings = make_settings(weights, settings.pop("model__adaptation", "full"), "none", **settings)
+    _, first, _, graphdef, mesh = start(settings)
+    params = {**first.trainable, **first.frozen}
+    # What starts at zero would hide what is dropped.
+    params = {path: leaf + 0.05 if "adapters" in path else leaf for path, leaf in params.items()}
+    video = make_batch(mesh, 4)["video"]
+    logits = jax.jit(lambda key: state.merge(graphdef, params)(video, key))
+    first_step, again, second_step = (logits(jax.random.key(seed)) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first_step, again)
+    assert np.abs(first_step - second_step).max() > 1e-4
+    assert state.merge(graphdef, params).random
+    plain = jax.jit(lambda: state.merge(graphdef, params)(video))()
+    assert np.abs(plain - first_step).max() > 1e-4
+
+
+def _module(path):
+    return "tower.ln_post" if path.startswith("tower.ln_post.") else path.partition(".")[0]
