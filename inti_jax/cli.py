@@ -2,12 +2,14 @@
 
 import argparse
 import ast
+import contextlib
 import functools
 import logging
 import operator
 import re
 import runpy
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +49,11 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> Config:
             f"--config {path}: " + ("it is a directory" if path.is_dir() else "there is no such file")
         )
     try:
-        get_config = runpy.run_path(str(path)).get("get_config")
-        if get_config is None:
-            raise UsageError(f"--config {path}: it does not define get_config()")
-        values = (get_config(argument) if colon else get_config()).to_dict()
+        with _importable(path.resolve().parent):
+            get_config = runpy.run_path(str(path)).get("get_config")
+            if get_config is None:
+                raise UsageError(f"--config {path}: it does not define get_config()")
+            values = (get_config(argument) if colon else get_config()).to_dict()
     except UserError:
         raise
     except Exception as error:  # anything may be raised by a config file, which is a program
@@ -64,6 +67,16 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> Config:
         *sections, key = match[1].split(".")
         functools.reduce(operator.getitem, sections, values)[key] = _literal(match[2])
     return config.from_dict(values)
+
+
+@contextlib.contextmanager
+def _importable(directory: Path) -> Iterator[None]:
+    """Meanwhile a config file can import its neighbours, from wherever it is called, as a script can."""
+    sys.path.insert(0, str(directory))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(directory))
 
 
 def _literal(text: str) -> Any:

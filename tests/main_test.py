@@ -67,6 +67,16 @@ def test_a_config_file_without_get_config_is_named(tmp_path):
     assert process.returncode == 2 and "does not define get_config()" in process.stderr
 
 
+def test_a_config_file_can_import_its_neighbour(tmp_path):
+    (tmp_path / "neighbour.py").write_text("from inti_jax.config import ConfigError\n")
+    config = tmp_path / "config.py"
+    config.write_text(
+        "import neighbour\n\ndef get_config():\n    raise neighbour.ConfigError('found the neighbour')\n"
+    )
+    process = call("main", "--config", config, "--workdir", tmp_path / "run")
+    assert process.returncode == 2 and process.stderr.splitlines()[-1] == "error: found the neighbour"
+
+
 def test_a_config_file_that_fails_names_its_error(tmp_path):
     config = tmp_path / "broken.py"
     config.write_text("def get_config():\n    return undefined_name\n")

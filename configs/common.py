@@ -1,0 +1,224 @@
+"""What the recipes share: the methods' published settings, the schedules of compression, and the arguments.
+
+A recipe is a dict from config keys to values. `|` adds to it, and what is added wins.
+
+Arguments, each with its default first:
+- method (full, linear, aim, st_adapter, zero_i2v, lora): what trains, by the recipe of the config's file
+- compression (inti, none, mean, static, drop, tome)
+- frames (8): in a clip
+- temporal (none, attention, conv, shift): a module on top of the method. With `full`, `linear` and `lora` and
+  none of these, only `inti` and `static` see the order of frames
+- halvings (1, 2): of the frames; two cost the same and need a multiple of 4 frames
+- seed (0)
+
+The recipes are those of the systems named below, as far as there are keys for them here. What differs in
+general: mixup, cutmix and several samples of one video have no key. Gradients are clipped at norm 1. Warmup
+starts at a rate of 0 and the cosine ends there; theirs partly start at a tenth and end at a hundredth. AdamW
+has betas of 0.9 and 0.999, X-CLIP's 0.9 and 0.98. Weight decay never applies to biases, LayerNorm and
+embeddings; ST-Adapter's and AIM's spare a little less. Pixels are normalised with CLIP's statistics,
+UniFormerV2's and X-CLIP's with others. AIM drops paths by token position, not by video.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from inti_jax import config
+
+Settings = dict[str, Any]
+
+# After which blocks frames are halved, once or twice: 62.6 to 62.8 % of the cost is left.
+AFTER = {
+    "clip_vit_b16": {1: (3,), 2: (5, 8)},
+    "clip_vit_l14": {1: (6,), 2: (10, 16)},
+}
+# Patches that vanish in every block, so that `tome` costs about as much: 62.1 % on B/16, 61.6 % on L/14.
+MERGED = {"clip_vit_b16": 12, "clip_vit_l14": 8}
+
+ARGUMENTS: Settings = {
+    "method": "full",
+    "compression": "inti",
+    "frames": 8,
+    "temporal": "none",
+    "halvings": 1,
+    "seed": 0,
+}
+
+
+def schedule(epochs: float, *, warmup: float, batch: int) -> Settings:
+    """`warmup` is in epochs, `batch` in videos over all devices."""
+    return {"train.epochs": epochs, "train.warmup_fraction": warmup / epochs, "train.global_batch": batch}
+
+
+def dense(frames: int) -> Settings:
+    """Clips of 128 source frames, four to five seconds: 8x16, 16x8 or 32x4 (frames x stride)."""
+    return {"data.sampling": "dense", "data.stride": max(128 // max(frames, 1), 1)}
+
+
+def views(clips: int, crops: int) -> Settings:
+    return {"eval.clips": clips, "eval.crops": crops}
+
+
+UNIFORM: Settings = {"data.sampling": "uniform"}
+CROP: Settings = {"data.crop_scale": (0.08, 1.0)}
+FLIP: Settings = {"data.flip": True}
+# `rand-m7-n4-mstd0.5-inc1`
+RAND_AUGMENT: Settings = {
+    "data.rand_augment.ops": 4,
+    "data.rand_augment.magnitude": 7.0,
+    "data.rand_augment.std": 0.5,
+}
+SMOOTHING: Settings = {"train.label_smoothing": 0.1}
+
+# AIM (github.com/taoyang1122/adapt-image-models, configs/recognition/vit/vitclip_{base,large}_*.py).
+AIM: Settings = {
+    "train.learning_rate": 3e-4,
+    "train.weight_decay": 0.05,
+    "model.drop_path": 0.2,
+    "model.head.dropout": 0.5,
+}
+# AIM and ZeroI2V on L/14: `backbone=dict(lr_mult=0.1)`, and their adapters are in the backbone.
+LARGE: Settings = {"train.tower_rate": 0.1, "train.added_rate": 0.1}
+# AIM on SSv2. Its RandAugment is imgaug's, whose magnitude 7 is of 30 and which applies all it draws; its
+# erasing comes after normalisation, with zeros.
+AIM_SSV2_INPUT: Settings = (
+    UNIFORM
+    | CROP
+    | SMOOTHING
+    | views(1, 3)
+    | {
+        "data.rand_augment.ops": 4,
+        "data.rand_augment.magnitude": 7 / 3,
+        "data.rand_augment.probability": 1.0,
+        "data.erase.probability": 0.25,
+        "data.erase.fill": "mean",
+    }
+)
+
+# ZeroI2V (github.com/MCG-NJU/ZeroI2V, configs/recognition/vit_zero_clip/CLIP-{B,L}_*.py).
+ZERO_I2V: Settings = {"train.learning_rate": 3e-4, "train.weight_decay": 0.05, "model.head.dropout": 0.5}
+# ZeroI2V on SSv2. Its RandAugment comes after crop and flip, ours before; its erasing fills with grey.
+ZERO_I2V_SSV2_INPUT: Settings = (
+    UNIFORM
+    | CROP
+    | FLIP
+    | RAND_AUGMENT
+    | SMOOTHING
+    | views(1, 3)
+    | {"data.erase.probability": 0.25, "data.erase.fill": "mean"}
+)
+
+
+# ST-Adapter (github.com/linziyi96/st-adapter, main.py and scripts/train_*.sh); B/16 alone is published.
+def st_adapter(batch: int) -> Settings:
+    return {
+        "train.learning_rate": 1e-3 * batch / 256,
+        "train.weight_decay": 0.01,
+        "model.head.dropout": 0.5,
+    }
+
+
+# ST-Adapter on Kinetics scales the short side to 1 to 1.15 times 224 and cuts out a square of 224. Here that
+# is exact for a video of 16:9, a square with 1 / 1.15 to 1 of its short side; of one of 4:3 it is the same
+# share of the area, hence 0.75 to 0.87 of the short side.
+SHORT_SIDE_JITTER: Settings = {"data.crop_scale": (0.5625 / 1.15**2, 0.5625), "data.crop_ratio": (1.0, 1.0)}
+
+# UniFormerV2 (github.com/OpenGVLab/UniFormerV2, exp/*/{run.sh,config.yaml}): its schedule and input, without
+# the modules that it adds. Its video pipeline does not read the colour jitter in its config.yaml.
+UNIFORMERV2: Settings = (
+    {"train.weight_decay": 0.05, "model.head.dropout": 0.5} | UNIFORM | CROP | RAND_AUGMENT
+)
+
+# X-CLIP (github.com/microsoft/VideoX, X-CLIP/utils/{config,optimizer}.py and X-CLIP/datasets/build.py): its
+# schedule and input, without the modules that it adds, whose rate is ten times the tower's. Left out are
+# mixup (0.8) and cutmix (1). It classifies by texts; `model.head.init=text` is near to that.
+X_CLIP: Settings = (
+    {
+        "train.learning_rate": 8e-6,
+        "train.weight_decay": 0.001,
+        "train.added_rate": 10.0,
+        "train.head_rate": 10.0,
+        "data.crop": "multi_scale",
+        "data.jitter.probability": 0.8,
+        "data.jitter.brightness": 0.4,
+        "data.jitter.contrast": 0.4,
+        "data.jitter.saturation": 0.2,
+        "data.jitter.hue": 0.1,
+        "data.grayscale": 0.2,
+    }
+    | UNIFORM
+    | FLIP
+    | SMOOTHING
+)
+
+# Our choice: these systems publish none for CLIP on video. LoRA is trained as AIM is, without drop path.
+LORA: Settings = AIM | {"model.drop_path": 0.0}
+LINEAR: Settings = {"train.learning_rate": 1e-3, "train.weight_decay": 0.05}
+
+
+def small_datasets(batch: int) -> dict[str, Settings]:
+    """For UCF101 and HMDB51, of which ZeroI2V alone published a recipe with all of the training videos.
+
+    The other methods have its input and schedule and their own rates: our choice. `full` is X-CLIP's recipe
+    for few examples a class; its rate is that for Kinetics, at a quarter of the batch.
+    """
+    shared = UNIFORM | CROP | FLIP | RAND_AUGMENT | views(1, 3) | schedule(40, warmup=2.5, batch=batch)
+    return {
+        "full": X_CLIP | {"train.learning_rate": 2e-6} | views(1, 3) | schedule(50, warmup=5, batch=64),
+        "linear": shared | LINEAR,
+        "aim": shared | AIM,
+        "st_adapter": shared | st_adapter(batch),
+        "zero_i2v": shared | ZERO_I2V,
+        "lora": shared | LORA,
+    }
+
+
+def arguments(arg: str) -> Settings:
+    """Raises ConfigError for an argument that there is not."""
+    return config.parse_arg(arg, **ARGUMENTS)
+
+
+def build(
+    args: Settings, recipes: Mapping[str, Settings], *, name: str, backbone: str, adapters: Settings
+) -> ml_collections.ConfigDict:
+    """The config for these arguments: the recipe of the method, on the dataset `name`.
+
+    `adapters` are settings of the methods' modules. They hold for all recipes: `temporal` reads them, too.
+    Raises ConfigError for a value of an argument that only the recipes know.
+    """
+    method, compression, halvings = args["method"], args["compression"], args["halvings"]
+    if method not in recipes:
+        raise config.ConfigError(
+            f"config argument `method={method}`: it should be one of {', '.join(recipes)}"
+        )
+    if halvings not in AFTER[backbone]:
+        raise config.ConfigError(f"config argument `halvings={halvings}`: it should be 1 or 2")
+    halves = compression not in ("none", "tome")
+    if halvings != ARGUMENTS["halvings"] and not halves:
+        raise config.ConfigError(
+            f"config argument `halvings={halvings}`: `compression={compression}` does not halve the frames"
+        )
+    result = config.defaults()
+    result.update_from_flattened_dict(
+        {
+            "model.backbone": backbone,
+            "model.pretrained": f"{backbone}.safetensors",
+            "model.adaptation": method,
+            "model.temporal": args["temporal"],
+            "model.compression.kind": compression,
+            "model.compression.after": AFTER[backbone][halvings] if halves else (),
+            "model.compression.r": MERGED[backbone],
+            "data.name": name,
+            "data.data_dir": "data",
+            "data.num_frames": args["frames"],
+            "data.resolution": 224,
+            "train.dtype": "bfloat16",
+            "train.seed": args["seed"],
+            "train.log_every_steps": 50,
+            "checkpoint.every_steps": 1000,
+        }
+        | adapters
+        | recipes[method]
+    )
+    return result
