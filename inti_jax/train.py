@@ -152,6 +152,7 @@ def train(config: Config, workdir: Path) -> None:
     transform, schedule = optim.make_optimizer(config.train, steps)
     target = state.abstract_state(record, transform, mesh)
     _describe(config, model, target, dataset, mesh, steps)
+    _warn_of_sampling(config, dataset)
     _warn_of_short_videos(config, dataset, validation)
 
     with contextlib.ExitStack() as stack:
@@ -312,6 +313,15 @@ class _Monitor:
             f"{1000 * record['step_seconds']:.0f} ms/step  data wait {record['data_wait']:.0%}"
         )
         self.restart_clock(now)
+
+
+def _warn_of_sampling(config: Config, dataset: VideoDataset) -> None:
+    # The other way round it is a choice: of the published recipes for Kinetics some sample uniformly.
+    if dataset.manifest["sampling"] == "uniform" and config.data.sampling == "dense":
+        log.warning(
+            "`data.sampling` is dense, but the labels of %s are of whole videos: set `data.sampling=uniform`",
+            config.data.name,
+        )
 
 
 def _warn_of_short_videos(config: Config, *datasets: VideoDataset) -> None:
