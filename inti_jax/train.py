@@ -15,9 +15,9 @@ from flax import nnx
 from jax.experimental import multihost_utils
 from jaxtyping import Array
 
-from inti_jax import evaluate, initial, losses, optim, report, run, sharding, state
+from inti_jax import evaluate, initial, losses, mixing, optim, report, run, sharding, state
 from inti_jax.checkpoint import Checkpoints, latest_step
-from inti_jax.config import Config, ConfigError
+from inti_jax.config import Config, ConfigError, Mix
 from inti_jax.data import mirror, pipeline, sampling
 from inti_jax.data.dataset import VideoDataset, open_dataset
 from inti_jax.data.device import DevicePrefetch
@@ -49,6 +49,7 @@ def train_step(
     transform: optax.GradientTransformation,
     schedule: optax.Schedule,
     smoothing: float,
+    mix: Mix,
     accumulate: int,
     seed: int,
 ) -> tuple[TrainState, Metrics]:
@@ -59,11 +60,17 @@ def train_step(
     function of `seed`, the step and the part.
     """
     step_key = jax.random.fold_in(jax.random.key(seed), train_state.step)
+    mixes = mix.mixup > 0 or mix.cutmix > 0
 
     def summed_loss(trainable: Params, part: Batch) -> tuple[Array, Array]:
         model = state.merge(graphdef, {**trainable, **train_state.frozen})
-        logits = model(part["video"], jax.random.fold_in(step_key, part["part"]) if model.random else None)
+        model_key, mix_key = jax.random.split(jax.random.fold_in(step_key, part["part"]))
+        mixed = mixing.mix(part["video"], part["mask"], mix, mix_key) if mixes else None
+        logits = model(part["video"] if mixed is None else mixed.video, model_key if model.random else None)
         loss = losses.cross_entropy(logits, part["label"], smoothing)
+        if mixed is not None:
+            partner = losses.cross_entropy(logits, mixing.partners(part["label"]), smoothing)
+            loss = mixed.own * loss + (1 - mixed.own) * partner
         correct = logits.argmax(axis=-1) == part["label"]
         return (loss * part["mask"]).sum(), (correct & part["mask"]).sum()
 
@@ -115,6 +122,7 @@ def compile_step(
         transform=transform,
         schedule=schedule,
         smoothing=config.train.label_smoothing,
+        mix=config.train.mix,
         accumulate=config.train.accumulate,
         seed=config.train.seed,
     )
