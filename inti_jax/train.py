@@ -18,7 +18,7 @@ from jaxtyping import Array
 from inti_jax import evaluate, initial, losses, mixing, optim, report, run, sharding, state
 from inti_jax.checkpoint import Checkpoints, latest_step
 from inti_jax.config import Config, ConfigError, Mix
-from inti_jax.data import mirror, pipeline, sampling
+from inti_jax.data import mirror, pipeline, sampling, views
 from inti_jax.data.dataset import VideoDataset, open_dataset
 from inti_jax.data.device import DevicePrefetch
 from inti_jax.errors import UserError
@@ -143,6 +143,7 @@ def train(config: Config, workdir: Path) -> None:
     validation = open_dataset(config.data.name, config.data.data_dir, "val")
     if config.data.flip:
         mirror.mirrored_labels(dataset.labels)  # refuses them before anything is written
+    views.check(validation, config.data, config.eval)
     steps = config.train.steps or round(config.train.epochs * len(dataset) / config.train.global_batch)
     if steps < 1:
         raise ConfigError(
