@@ -196,6 +196,18 @@ def test_a_damaged_record_is_masked_in_training_and_missing_in_evaluation(motion
     np.testing.assert_array_equal(batch["index"][batch["missing"]], damaged)
 
 
+def _black(video, indices, total=None):
+    return np.full((len(indices), 20, 30, 3), total, np.uint8)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_another_decoder_can_take_the_place(motion_data, workers):
+    dataset = open_dataset("motion_digits", motion_data, "train", decoder=_black)
+    (batch,) = _collect(dataset, dataclasses.replace(CFG, workers=workers, flip=False), num_steps=1)
+    for index, video in zip(batch["index"], batch["video"], strict=True):
+        assert (video == dataset[int(index)].frames).all()
+
+
 def test_close_stops_the_threads(videos):
     before = threading.active_count()
     batches = pipeline.train_batches(videos, CFG, seed=0, global_batch=2, num_steps=50)
