@@ -1,6 +1,9 @@
 import dataclasses
 import functools
+import multiprocessing
+import os
 import shutil
+import signal
 import threading
 
 import numpy as np
@@ -106,26 +109,84 @@ def test_batches_hold_what_they_say(videos):
         np.testing.assert_array_equal(batch["label"], batch["index"] % 3)
 
 
-@pytest.mark.parametrize(("workers", "threads"), [(0, 1), (0, 4), (2, 2)])
-def test_a_step_does_not_depend_on_workers_or_threads(videos, workers, threads):
-    cfg = dataclasses.replace(CFG, workers=workers, threads=threads, prefetch=1)
+@pytest.mark.parametrize("threads", [1, 4])
+def test_a_step_does_not_depend_on_threads(videos, threads):
+    cfg = dataclasses.replace(CFG, workers=0, threads=threads, prefetch=1)
     _assert_equal(_collect(videos, cfg), _collect(videos))
 
 
-def test_a_step_does_not_depend_on_the_number_of_hosts(videos):
-    hosts = [_collect(videos, process_index=host, process_count=2) for host in range(2)]
+@pytest.mark.parametrize(
+    ("workers", "hosts", "start"), [(0, 1, 3), (0, 2, 0), (0, 2, 1), (2, 2, 3), (4, 1, 2)]
+)
+def test_a_step_does_not_depend_on_workers_hosts_or_where_the_run_started(videos, workers, hosts, start):
+    cfg = dataclasses.replace(CFG, workers=workers)
+    by_host = []
+    for host in range(hosts):
+        with pipeline.train_batches(
+            videos, cfg, seed=5, global_batch=4, num_steps=5, process_index=host, process_count=hosts
+        ) as batches:
+            batches.set_state({"next_step": start})
+            by_host.append(list(batches))
     joined = [
-        {key: np.concatenate([one[key], two[key]]) for key in one} for one, two in zip(*hosts, strict=True)
+        {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        for parts in zip(*by_host, strict=True)
     ]
-    _assert_equal(joined, _collect(videos))
+    _assert_equal(joined, _collect(videos)[start:])
 
 
-def test_a_step_does_not_depend_on_where_the_run_started(videos):
+def test_batches_can_be_set_to_another_step_at_any_time(videos):
     expected = _collect(videos)
     with pipeline.train_batches(videos, CFG, seed=5, global_batch=4, num_steps=5) as batches:
         for step in (3, 1, 5):
             batches.set_state({"next_step": step})
             _assert_equal(list(batches), expected[step:])
+
+
+@pytest.mark.parametrize(
+    ("backend", "cores", "batch", "workers"),
+    [("cpu", 8, 16, 0), ("tpu", 8, 16, 7), ("gpu", 1, 16, 0), ("tpu", 96, 8, 16)],
+)
+def test_workers_are_chosen_by_cores_and_backend(monkeypatch, backend, cores, batch, workers):
+    monkeypatch.setattr("jax.default_backend", lambda: backend)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
+    assert pipeline.worker_count(CFG, batch) == workers
+    assert pipeline.worker_count(dataclasses.replace(CFG, workers=3), batch) == 3
+
+
+def test_a_worker_that_is_killed_is_replaced(videos, caplog, monkeypatch):
+    monkeypatch.setattr(pipeline.log, "propagate", True)
+    expected = _collect(videos, num_steps=40)
+    cfg = dataclasses.replace(CFG, workers=2, prefetch=1)
+    with pipeline.train_batches(videos, cfg, seed=5, global_batch=4, num_steps=40) as batches:
+        seen = [next(batches) for _ in range(3)]
+        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+        seen += list(batches)
+    _assert_equal(seen, expected)
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert "killed by SIGKILL" in message
+
+
+def _deadly(video, indices, total=None):
+    if multiprocessing.parent_process() and total == 16:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return decode.decode_frames(video, indices, total)
+
+
+class Deadly(Videos):
+    def __getitem__(self, index):
+        return super().__getitem__(index)._replace(decoder=_deadly)
+
+
+def test_workers_that_keep_dying_end_the_run_with_the_reason(monkeypatch):
+    monkeypatch.setattr(pipeline, "_DEATHS", 2)
+    cfg = dataclasses.replace(CFG, workers=2, threads=1)
+    with (
+        pipeline.train_batches(Deadly(), cfg, seed=5, global_batch=7, num_steps=5) as batches,
+        pytest.raises(pipeline.LoadingError, match=r"killed by SIGSEGV.* indices .*2") as caught,
+    ):
+        list(batches)
+    assert "\n" not in str(caught.value)
+    assert not multiprocessing.active_children()
 
 
 def test_epochs_augment_differently(videos):
