@@ -254,9 +254,14 @@ def _load_train(
         if clip.mirrored:
             row["label"] = np.int32(mirrored[example.label])
         row["mask"] = np.bool_(True)
-    except decode.DecodeError:
-        pass  # masked, not replaced: it shifts no other video
+    except decode.DecodeError as error:
+        _say_masked(index, str(error))  # and not replaced: it shifts no other video
     return row
+
+
+@functools.cache  # once in each process
+def _say_masked(index: int, reason: str) -> None:
+    log.warning("video %d of the training split is masked: %s", index, reason)
 
 
 def _load_eval(dataset: Source, cfg: config.Data, eval_cfg: config.Eval, index: int) -> dict[str, Any]:

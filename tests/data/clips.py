@@ -66,6 +66,16 @@ def sound_only() -> bytes:
     return file.getvalue()
 
 
+def no_frames() -> bytes:
+    """An MP4 file with a video stream and nothing in it."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as output:
+        stream = output.add_stream("libx264", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        output.start_encoding()
+    return file.getvalue()
+
+
 def decode_all(video: bytes) -> np.ndarray:
     """Every frame [T, H, W, 3], in the order the decoder gives them, by the plainest loop there is."""
     with av.open(io.BytesIO(video)) as container:

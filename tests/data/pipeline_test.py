@@ -224,12 +224,16 @@ def test_labels_that_cannot_be_mirrored_are_refused_with_flips_alone():
     assert len(_collect(sided, dataclasses.replace(CFG, flip=False))) == 5
 
 
-def test_a_video_that_does_not_decode_is_masked(videos):
+def test_a_video_that_does_not_decode_is_masked_and_said_once(videos, caplog, monkeypatch):
+    monkeypatch.setattr(pipeline.log, "propagate", True)
+    pipeline._say_masked.cache_clear()
     with pipeline.train_batches(videos, CFG, seed=5, global_batch=7, num_steps=2) as batches:
         for batch in batches:
             np.testing.assert_array_equal(batch["mask"], batch["index"] != BAD)
             assert not batch["video"][batch["index"] == BAD].any()
             assert all(video.any() for video in batch["video"][batch["mask"]])
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message.startswith(f"video {BAD} of the training split is masked: it does not decode")
 
 
 def test_a_damaged_record_is_masked_in_training_and_missing_in_evaluation(motion_data, tmp_path):
