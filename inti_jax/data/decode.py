@@ -104,7 +104,7 @@ def _opened(video: bytes) -> Iterator[tuple[av.container.InputContainer, av.Vide
     if not video:
         raise DecodeError("the file is empty")
     try:
-        with av.open(io.BytesIO(video), "r") as container:
+        with av.open(io.BytesIO(video), "r", metadata_errors="replace") as container:
             if container.format.name.endswith("_pipe"):
                 raise DecodeError("it is a still image")
             # An audio file's cover is a video stream too.

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inti_jax import config
+from inti_jax import config, memory
 from inti_jax.data import decode, pipeline
 from inti_jax.data.dataset import Example, FileDataset, open_dataset
 from inti_jax.errors import UserError
@@ -271,6 +271,30 @@ def test_another_decoder_can_take_the_place(motion_data, workers):
     (batch,) = _collect(dataset, dataclasses.replace(CFG, workers=workers, flip=False), num_steps=1)
     for index, video in zip(batch["index"], batch["video"], strict=True):
         assert (video == dataset[int(index)].frames).all()
+
+
+class Larger(Videos):
+    """One video whose clips are too large for a leak of them to go unseen."""
+
+    def __init__(self):
+        self._videos = [clips.encode(clips.moving_square(12, 128, 160))]
+
+    def __len__(self):
+        return 100
+
+    def __getitem__(self, index):
+        return Example(f"v{index}", 0, self._videos[0], 12, 25.0, 128, 160)
+
+
+def test_memory_does_not_grow_with_the_clips_loaded():
+    cfg = dataclasses.replace(CFG, resolution=112)
+    resident = []
+    with pipeline.train_batches(Larger(), cfg, seed=0, global_batch=10, num_steps=80) as batches:
+        for step, batch in enumerate(batches, start=1):
+            assert batch["mask"].all()
+            if step % 40 == 0:
+                resident.append(memory.resident_bytes())
+    assert resident[1] - resident[0] < 20 * 2**20  # a row is 150 kB, decoded frames 250
 
 
 def test_close_stops_the_threads(videos):
