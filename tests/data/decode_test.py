@@ -39,6 +39,13 @@ def _videos() -> dict[str, bytes]:
         "mpeg4_avi": clips.encode(frames, codec="mpeg4", container="avi", b_frames=0),
         "mpeg4_avi_b_frames": clips.encode(frames, codec="mpeg4", container="avi"),
         "mpeg4_mp4": clips.encode(frames, codec="mpeg4"),
+        "hevc": clips.encode(
+            frames, codec="libx265", options={"x265-params": "keyint=12:bframes=4:open-gop=1:log-level=none"}
+        ),
+        "vp9_mkv": clips.encode(
+            frames, codec="libvpx-vp9", container="matroska", gop=15, options={"cpu-used": "8"}
+        ),
+        "av1": clips.encode(frames, codec="libsvtav1", gop=16, options={"preset": "12"}),
         "h264_mkv": clips.encode(frames, container="matroska"),
         "h264_ts": clips.encode(frames, container="mpegts"),
         "fragmented": clips.encode(frames, muxer={"movflags": "frag_keyframe+empty_moov"}),
