@@ -166,6 +166,13 @@ def test_frames_are_as_displayed(turns):
     assert (info.height, info.width) == upright.shape[1:3]
 
 
+def test_text_in_another_encoding_is_no_damage():
+    assert VIDEOS["b_frames"].count(b"Lavf") == 1
+    video = VIDEOS["b_frames"].replace(b"Lavf", b"La\xdff")
+    assert decode.validate(video).frames == FRAMES
+    assert decode.decode_frames(video, np.array([8]), FRAMES).shape == (1, 48, 64, 3)
+
+
 def _still_image() -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (8, 8)).save(file, "PNG")
