@@ -50,7 +50,7 @@ _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 class LayerNorm(nnx.LayerNorm):
     """With torch's epsilon, and the variance computed in two passes in float32 whatever `dtype` is."""
 
-    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:  # type: ignore[override]
         return jax.checkpoint(super().__call__)(x)
 
     def __init__(self, width: int, *, eps: float = OPENAI.eps, dtype: DTypeLike, rngs: nnx.Rngs):
