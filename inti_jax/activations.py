@@ -40,8 +40,8 @@ class _Part:
 def saved(model: VideoModel, adaptation: str, frames: int) -> Saved:
     """What a training step keeps of one view of `frames` frames; `model` may be abstract.
 
-    That is what JAX's backward pass refers to, each array once, without the parameters and casts of them. XLA
-    computes some of it again instead, and needs room for what it is working on.
+    That is what JAX's backward pass refers to, each array once, without what is made of parameters alone. XLA
+    needs room to work in besides, and is free to keep more or to compute more again.
     """
     graphdef, params = nnx.graphdef(model), state.parameter_shapes(model)
     trained = {path for path in params if state.trains(adaptation, path)}

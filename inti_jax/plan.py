@@ -21,18 +21,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("inti_jax")
 
-# Official numbers of classes, for datasets that are not prepared.
-_CLASSES = {
-    "kinetics400": 400,
-    "kinetics600": 600,
-    "kinetics700": 700,
-    "ssv2": 174,
-    "ucf101": 101,
-    "hmdb51": 51,
-    "diving48": 48,
-    "motion_digits": 10,
-    "still_digits": 40,
-}
+# Of the datasets that are rendered.
+_EMBEDDED_CLASSES = {"motion_digits": 10, "still_digits": 40}
 # The width of the space that images share with texts, in OpenAI's models.
 _EMBED = {"clip_vit_b32": 512, "clip_vit_b16": 512, "clip_vit_l14": 768, "clip_vit_l14_336": 768}
 _LISTED = 10  # schedules for each number of halvings
@@ -235,6 +225,7 @@ def _fitting(model: Any, compression: config.Compression, frames: int, share: fl
 def _classes(data: config.Data, given: int | None) -> int:
     """The number of classes: the prepared dataset's, the one given, or the dataset's official one."""
     from inti_jax.data import manifest
+    from inti_jax.data.builders import registry
     from inti_jax.data.dataset import find_dataset
 
     directory = find_dataset(data.name, data.data_dir)
@@ -243,7 +234,8 @@ def _classes(data: config.Data, given: int | None) -> int:
         if given not in (None, found):
             log.warning("%s has %d classes: --classes %d is not used", directory, found, given)
         return found
-    known = given or _CLASSES.get(data.name)
+    official = {name: entry.classes for name, entry in registry.OFFICIAL.items()}
+    known = given or (official | _EMBEDDED_CLASSES).get(data.name)
     if known is None:
         raise UsageError(
             f"dataset `{data.name}` is not in {data.data_dir}, and how many classes it has is not known: "

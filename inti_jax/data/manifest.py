@@ -61,8 +61,8 @@ class Split:
 class Manifest:
     """A dataset's manifest. `sha256` is over name, version, labels and the splits' hashes.
 
-    `source` is the fingerprint of what the dataset was prepared from. It and what was rejected are no part of
-    any hash: they describe the source, not the dataset.
+    `source` is the fingerprint of what the dataset was prepared from, and `sampling` the `data.sampling` that
+    belongs to it, or "". They and what was rejected are no part of any hash: they do not change its examples.
     """
 
     name: str
@@ -71,14 +71,23 @@ class Manifest:
     splits: dict[str, Split]
     source: str
     sha256: str
+    sampling: str = ""
 
     @classmethod
     def of(
-        cls, name: str, version: str, labels: Iterable[str], splits: dict[str, Split], source: str
+        cls,
+        name: str,
+        version: str,
+        labels: Iterable[str],
+        splits: dict[str, Split],
+        source: str,
+        sampling: str = "",
     ) -> "Manifest":
         labels = tuple(labels)
         hashes = sorted((split_name, split.sha256) for split_name, split in splits.items())
-        return cls(name, version, labels, splits, source, digest([[name, version], labels, *hashes]))
+        return cls(
+            name, version, labels, splits, source, digest([[name, version], labels, *hashes]), sampling
+        )
 
     def write(self, directory: Path) -> None:
         """Writes the manifest into `directory`; readers see all of it or nothing."""
@@ -96,7 +105,8 @@ class Manifest:
             name: {"count": split.count, "rejected": len(split.rejected), "sha256": split.sha256}
             for name, split in self.splits.items()
         }
-        return {"name": self.name, "version": self.version, "sha256": self.sha256, "splits": splits}
+        facts = {"name": self.name, "version": self.version, "sha256": self.sha256, "sampling": self.sampling}
+        return facts | {"splits": splits}
 
 
 def read(directory: Path) -> Manifest:
@@ -116,7 +126,8 @@ def read(directory: Path) -> Manifest:
         }
         # Absent from a dataset that was prepared before there were fingerprints, which may be any source's.
         source = raw.get("source", "")
-        manifest = Manifest.of(raw["name"], raw["version"], raw["labels"], splits, source)
+        sampling = raw.get("sampling", "")
+        manifest = Manifest.of(raw["name"], raw["version"], raw["labels"], splits, source, sampling)
         as_written = (raw["sha256"], {name: split["sha256"] for name, split in raw["splits"].items()})
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None

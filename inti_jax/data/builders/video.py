@@ -60,6 +60,7 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type
     """
 
     VERSION = tfds.core.Version("1.0.0")
+    sampling = ""  # the `data.sampling` that belongs to the dataset, if there is one
 
     def __init__(self, *, data_dir: str | Path, labels: Sequence[str], splits: Mapping[str, Sequence[Clip]]):
         self._labels = tuple(labels)
@@ -128,7 +129,9 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type
         # TFDS calls this with `data_dir` a temporary directory, which it renames once this returns.
         super()._download_and_prepare(*args, **kwargs)
         source = fingerprint(self._labels, self._clips)
-        complete = manifest.Manifest.of(self.name, str(self.version), self._labels, self._splits, source)
+        complete = manifest.Manifest.of(
+            self.name, str(self.version), self._labels, self._splits, source, self.sampling
+        )
         complete.write(Path(self.data_dir))
 
     def _examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]] | None]:
