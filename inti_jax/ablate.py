@@ -199,7 +199,8 @@ def pareto(cells: Sequence[Cell]) -> bytes:
     from matplotlib import pyplot
 
     markers = dict(zip(METHODS, "osD^vP", strict=True))
-    colours = {name: f"C{i}" for i, name in enumerate(COMPRESSIONS)}
+    # The cycle's eighth colour is the grey of the markers' legend.
+    colours = {name: "black" if i == 7 else f"C{i}" for i, name in enumerate(COMPRESSIONS)}
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
     for cell in cells:
         values = [100 * value for value in cell.top1.values()]

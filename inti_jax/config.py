@@ -197,7 +197,8 @@ class Data:
     grayscale: Fraction = 0.0  # probability
     erase: Erase = Erase()
     max_bad_share: Fraction = 0.01  # of the training clips so far, or of an epoch, that may fail to decode
-    workers: NonNegative = 0  # decoding processes; 0 decodes in threads
+    # Decoding processes; 0 decodes in threads. -1: the host's cores but one, and none where the CPU computes.
+    workers: Annotated[int, Field(ge=-1)] = -1
     threads: Positive = 2  # decoding threads, in each process
     prefetch: Positive = 2  # batches kept ready in host memory, and again on the device
 

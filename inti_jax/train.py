@@ -15,7 +15,7 @@ from flax import nnx
 from jax.experimental import multihost_utils
 from jaxtyping import Array
 
-from inti_jax import evaluate, initial, losses, mixing, optim, report, run, sharding, state
+from inti_jax import evaluate, initial, losses, memory, mixing, optim, report, run, sharding, state
 from inti_jax.checkpoint import Checkpoints, latest_step
 from inti_jax.config import Config, ConfigError, Mix
 from inti_jax.data import mirror, pipeline, sampling, views
@@ -315,6 +315,7 @@ class _Monitor:
             "bad": self.bad,
             "step_seconds": elapsed / self._steps,
             "data_wait": self._waited / elapsed,
+            "resident_bytes": memory.resident_bytes(),
         }
         self._writer.write(step, "train", record)
         self._progress.show(

@@ -29,7 +29,8 @@ def test_a_file_is_decoded_once_whether_it_decodes_or_not(trained_run, good, tmp
 
     decode_and_validate = decode.decode_and_validate
     monkeypatch.setattr(decode, "decode_and_validate", once)
-    monkeypatch.delattr(decode, "decode_frames")
+    for otherwise in ("_decode_needed", "_decode_from_start"):
+        monkeypatch.delattr(decode, otherwise)
     of_good, of_bad = predict.predict_files(trained_run, [good, bad], topk=1)
     assert len(of_good["predictions"]) == 1 and "Invalid data" in of_bad["error"]
     assert sorted(decoded) == sorted(path.read_bytes() for path in (good, bad))

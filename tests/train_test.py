@@ -1,5 +1,6 @@
 """The step and the loop: what one update is, and what survives faults."""
 
+import functools
 import json
 import os
 import re
@@ -176,7 +177,7 @@ def test_too_many_clips_that_do_not_decode_end_the_run(motion_data, tmp_path, mo
     def broken(*_, **__):
         raise decode.DecodeError("no frame")
 
-    monkeypatch.setattr(decode, "decode_frames", broken)
+    monkeypatch.setattr(train, "open_dataset", functools.partial(open_dataset, decoder=broken))
     with pytest.raises(UserError, match=r"step 1: 8 of the 8 clips so far did not decode.*max_bad_share"):
         train.train(tiny(motion_data), tmp_path)
 

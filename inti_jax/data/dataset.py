@@ -20,7 +20,8 @@ _VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
 class Example(NamedTuple):
     """One encoded video and what is known of it. `label` is an index into the dataset's labels, or -1.
 
-    `decoded` is given where frames are at hand already, by index: all that will be asked for.
+    `decoded` is given where frames are at hand already, by index: all that will be asked for. Others come
+    from `decoder`.
     """
 
     id: str
@@ -31,11 +32,12 @@ class Example(NamedTuple):
     height: int
     width: int
     decoded: Mapping[int, np.ndarray] | None = None
+    decoder: decode.Decoder = decode.decode_frames
 
     def frames_at(self, indices: Int64[np.ndarray, " T"]) -> UInt8[np.ndarray, "T H W 3"]:
         """The frames at `indices`. Raises DecodeError."""
         if self.decoded is None:
-            return decode.decode_frames(self.video, indices, self.frames)
+            return self.decoder(self.video, indices, self.frames)
         return np.stack([self.decoded[index] for index in indices.tolist()])
 
 
@@ -61,11 +63,19 @@ class VideoDataset:
     Safe to read from several threads. Pickles to its location: a worker process opens its own files.
     """
 
-    def __init__(self, directory: Path, split: str, labels: tuple[str, ...], summary: dict[str, Any]):
+    def __init__(
+        self,
+        directory: Path,
+        split: str,
+        labels: tuple[str, ...],
+        summary: dict[str, Any],
+        decoder: decode.Decoder = decode.decode_frames,
+    ):
         self.directory = directory
         self.split = split
         self.labels = labels
         self.manifest = summary
+        self.decoder = decoder
         self._lock = threading.Lock()
         self._opened = None
 
@@ -89,6 +99,7 @@ class VideoDataset:
             fps=float(record["fps"]),
             height=int(record["height"]),
             width=int(record["width"]),
+            decoder=self.decoder,
         )
 
     @cached_property
@@ -110,7 +121,7 @@ class VideoDataset:
             return self._opened
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return VideoDataset, (self.directory, self.split, self.labels, self.manifest)
+        return VideoDataset, (self.directory, self.split, self.labels, self.manifest, self.decoder)
 
 
 class FileDataset:
@@ -148,8 +159,10 @@ def read_file(path: Path) -> bytes:
         raise decode.DecodeError(f"it cannot be read: {error.strerror}") from None
 
 
-def open_dataset(name: str, data_dir: str | Path, split: str) -> VideoDataset:
-    """Opens the newest version of a prepared dataset.
+def open_dataset(
+    name: str, data_dir: str | Path, split: str, decoder: decode.Decoder = decode.decode_frames
+) -> VideoDataset:
+    """Opens the newest version of a prepared dataset, whose clips `decoder` will decode.
 
     Raises UserError if the dataset or the split is not there, or is not what its manifest says.
     """
@@ -170,7 +183,7 @@ def open_dataset(name: str, data_dir: str | Path, split: str) -> VideoDataset:
             f"dataset `{name}` in {data_dir} has no split `{split}`: it has {', '.join(contents.splits)}; "
             f"delete {directory} and prepare it again from a source that has `{split}`{share}"
         )
-    dataset = VideoDataset(directory, split, contents.labels, contents.summary())
+    dataset = VideoDataset(directory, split, contents.labels, contents.summary(), decoder)
     _check_files(dataset)
     return dataset
 

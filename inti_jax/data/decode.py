@@ -9,6 +9,7 @@ import dataclasses
 import io
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from typing import Protocol, runtime_checkable
 
 import av
 import numpy as np
@@ -16,10 +17,8 @@ from jaxtyping import Int64, UInt8
 
 from inti_jax.errors import UserError
 
-# Containers that store presentation times, by which a frame can be found after a jump.
-_SEEKABLE = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
-# A jump costs about as much as decoding this many frames.
-_WORTH_A_JUMP = 8
+# Containers that store presentation times, by which a frame is known wherever decoding starts.
+_TIMED = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 # Seconds by which a file that announces no frame count may end before the duration it announces.
 _DURATION_SLACK = 1.0
 
@@ -36,6 +35,20 @@ class VideoInfo:
     fps: float
     height: int
     width: int
+
+
+@runtime_checkable
+class Decoder(Protocol):
+    """Encoded video to the frames of a clip: `decode_frames`, or another library in its place.
+
+    Called from several threads, and sent to worker processes: a function of a module, or what pickles alike.
+    """
+
+    def __call__(
+        self, video: bytes, indices: Int64[np.ndarray, " T"], total: int | None = None
+    ) -> UInt8[np.ndarray, "T H W 3"]:
+        """The frames at `indices` of a video that has `total`. Raises DecodeError."""
+        ...
 
 
 def validate(video: bytes) -> VideoInfo:
@@ -68,17 +81,17 @@ def decode_frames(
     """The frames at `indices`, in that order, repeats included.
 
     Decodes no further than the last one. `total`, the video's number of frames as `validate` counted them,
-    permits jumps to the keyframe before a wanted frame; without it decoding starts at the first frame.
-    Raises DecodeError if the video is damaged up to the last wanted frame, or does not have it.
+    permits to decode only what these frames depend on; without it decoding starts at the first frame.
+    Raises DecodeError if the video is damaged in what is decoded, or does not have a wanted frame.
     """
     wanted = sorted(set(indices.tolist()))
     if not wanted or wanted[0] < 0:
         raise DecodeError(f"frame indices {indices.tolist()} are not all of a video's")
     found = None
-    if total is not None and wanted[-1] >= _WORTH_A_JUMP:
+    if total is not None:
         with _opened(video) as (container, stream):
-            if container.format.name in _SEEKABLE:
-                found = _decode_with_jumps(container, stream, wanted, total)
+            if container.format.name in _TIMED:
+                found = _decode_needed(container, stream, wanted, total)
     if found is None:
         with _opened(video) as (container, stream):
             found = _decode_from_start(container, stream, wanted)
@@ -91,7 +104,7 @@ def _opened(video: bytes) -> Iterator[tuple[av.container.InputContainer, av.Vide
     if not video:
         raise DecodeError("the file is empty")
     try:
-        with av.open(io.BytesIO(video), "r") as container:
+        with av.open(io.BytesIO(video), "r", metadata_errors="replace") as container:
             if container.format.name.endswith("_pipe"):
                 raise DecodeError("it is a still image")
             # An audio file's cover is a video stream too.
@@ -162,38 +175,69 @@ def _decode_from_start(container, stream, wanted: list[int]) -> dict[int, np.nda
     raise DecodeError(f"it ends before frame {wanted[-1]}")
 
 
-def _decode_with_jumps(container, stream, wanted: list[int], total: int) -> dict[int, np.ndarray] | None:
-    """As `_decode_from_start`, jumping over frames nothing depends on; None if that cannot be relied on."""
+def _decode_needed(container, stream, wanted: list[int], total: int) -> dict[int, np.ndarray] | None:
+    """As `_decode_from_start`, but passing over what no wanted frame needs; None if that cannot be done."""
     packets = [packet for packet in container.demux(stream) if packet.size]
-    times = sorted(packet.pts for packet in packets if packet.pts is not None)
+    times = {packet.pts: place for place, packet in enumerate(packets) if not packet.is_discard}
     # Only if each packet is one frame does the order of the times give each frame its index.
-    if len(times) != total or len(packets) != total or len(set(times)) != total:
+    if len(times) != total or len(packets) != total or None in times or wanted[-1] >= total:
         return None
-    if any(packet.is_discard for packet in packets) or not packets[0].is_keyframe:
+    presented = sorted(times)
+    keys = sorted(packet.pts for packet in packets if packet.is_keyframe)
+    if not keys or keys[0] != presented[0] or not packets[0].is_keyframe:
         return None
-    keyframes = sorted((packet for packet in packets if packet.is_keyframe), key=lambda packet: packet.pts)
-    if keyframes[0].pts != times[0] or wanted[-1] >= total:
-        return None
-    key_indices = [bisect.bisect_left(times, packet.pts) for packet in keyframes]
-
-    found = {}
-    size = (stream.codec_context.height, stream.codec_context.width)
-    frames, upcoming = None, 0  # `upcoming`: index of the frame the decoder presents next
+    # What is decoded without a break: from a keyframe, the packets up to the last wanted one.
+    runs: list[tuple[int, set[int]]] = []
     for index in wanted:
-        key = bisect.bisect_right(key_indices, index) - 1
-        if frames is None or key_indices[key] - upcoming >= _WORTH_A_JUMP:
-            container.seek(keyframes[key].pts, stream=stream)
-            frames = container.decode(stream)
-        for frame in frames:
-            if frame.pts is None or frame.pts > times[index] or (frame.height, frame.width) != size:
-                return None
-            if frame.pts == times[index]:
-                found[index] = _rgb(frame, size)
-                break
-        else:
+        time = presented[index]
+        key, place = times[keys[bisect.bisect_right(keys, time) - 1]], times[time]
+        if place < key:
             return None
-        upcoming = index + 1
-    return found
+        if not runs or key > max(runs[-1][1]):
+            runs.append((key, set()))
+        runs[-1][1].add(place)
+
+    indices = {presented[index]: index for index in wanted}
+    found = {}
+    decoder = stream.codec_context
+    size = decoder.height, decoder.width
+    prefix = _nal_prefix(decoder)
+    for start, places in runs:
+        needed = [
+            packets[place]
+            for place in range(start, max(places) + 1)
+            if place in places or not (prefix and _is_disposable(packets[place], prefix))
+        ]
+        for packet in [*needed, None]:
+            for frame in decoder.decode(packet):
+                if (frame.height, frame.width) != size:
+                    return None
+                if frame.pts in indices:
+                    found[indices[frame.pts]] = _rgb(frame, size)
+        decoder.flush_buffers()
+    return found if len(found) == len(wanted) else None
+
+
+def _nal_prefix(decoder: av.VideoCodecContext) -> int:
+    """Bytes of the length before each unit of an H.264 packet, as MP4 and Matroska have it; 0 for others."""
+    configuration = decoder.extradata or b""
+    if decoder.name != "h264" or len(configuration) < 7 or configuration[0] != 1:
+        return 0
+    return (configuration[4] & 3) + 1
+
+
+def _is_disposable(packet: av.Packet, prefix: int) -> bool:
+    """Whether the H.264 packet is a picture that the standard forbids any other to depend on."""
+    data = memoryview(packet)
+    at = slices = 0
+    while at + prefix < len(data):
+        header = data[at + prefix]
+        if 1 <= header & 31 <= 5:
+            if header & 0x60:
+                return False
+            slices += 1
+        at += prefix + int.from_bytes(data[at : at + prefix], "big")
+    return slices > 0 and at == len(data)
 
 
 def _rgb(frame: av.VideoFrame, size: tuple[int, int]) -> UInt8[np.ndarray, "H W 3"]:

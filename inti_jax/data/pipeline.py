@@ -6,10 +6,15 @@ where the run was started or resumed.
 """
 
 import functools
+import logging
+import os
+import re
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any, TypedDict
 
 import grain
+import jax
 import numpy as np
 from absl import flags
 from jaxtyping import Bool, Int32, Int64, UInt8
@@ -18,6 +23,17 @@ from inti_jax import config
 from inti_jax.data import augment, decode, mirror, sampling
 from inti_jax.data.dataset import Example, LabelledSource, Source
 from inti_jax.errors import UserError
+
+log = logging.getLogger("inti_jax")
+
+# How often in a row workers may die before the same batch.
+_DEATHS = 3
+# What Grain says of one.
+_WORKER_DIED = re.compile(r"Worker process was terminated unexpectedly with exit code (-?\d+)")
+
+
+class LoadingError(UserError):
+    """Batches cannot be loaded: the processes that should do not stay alive."""
 
 
 class TrainBatch(TypedDict):
@@ -102,27 +118,19 @@ class EvalOrder:
 class TrainBatches(Iterator[TrainBatch]):
     """The batches of a run, loaded ahead in the background; made by `train_batches`.
 
-    Close it, or use it as a context manager, to stop the threads and processes that load.
+    Close it, or use it as a context manager, to stop the threads and processes that load. A process that
+    dies is replaced; asking for a batch raises LoadingError where that does not help.
     """
 
-    def __init__(
-        self,
-        order: TrainOrder,
-        load: Callable[[tuple[int, int]], dict[str, Any]],
-        cfg: config.Data,
-        host_batch: int,
-    ):
-        self._order = order
-        self._load = load
-        self._cfg = cfg
-        self._host_batch = host_batch
+    def __init__(self, loaded_from: Callable[[int], "_Batches"]):
+        """`loaded_from` gives the batches from a step on."""
+        self._loaded_from = loaded_from
         self._first_step = 0
-        self._batches: Any = None
+        self._batches: _Batches | None = None
 
     def __next__(self) -> TrainBatch:
         if self._batches is None:
-            rows = range(self._first_step * self._host_batch, len(self._order))
-            self._batches = _iterate(self._order, rows, self._load, self._cfg, self._host_batch)
+            self._batches = self._loaded_from(self._first_step)
         return next(self._batches)
 
     def set_state(self, state: dict[str, int]) -> None:
@@ -167,7 +175,9 @@ def train_batches(
     )
     mirrored = mirror.mirrored_labels(dataset.labels) if cfg.flip else ()
     load = functools.partial(_load_train, dataset, cfg, seed, mirrored)
-    return TrainBatches(order, load, cfg, _host_share(global_batch, process_count))
+    return TrainBatches(
+        functools.partial(_Batches, order, load, cfg, _host_share(global_batch, process_count))
+    )
 
 
 def eval_batches(
@@ -180,13 +190,13 @@ def eval_batches(
 ) -> Iterator[EvalBatch]:
     """Evaluation batches of one host, as many on each: over all hosts every video comes exactly once.
 
-    Raises UserError if `eval.batch` is not divisible by `process_count`.
+    Raises UserError if `eval.batch` is not divisible by `process_count`, and LoadingError as TrainBatches.
     """
     order = EvalOrder(
         len(dataset), global_batch=eval_cfg.batch, process_index=process_index, process_count=process_count
     )
     load = functools.partial(_load_eval, dataset, cfg, eval_cfg)
-    batches = _iterate(order, range(len(order)), load, cfg, _host_share(eval_cfg.batch, process_count))
+    batches = _Batches(order, load, cfg, _host_share(eval_cfg.batch, process_count))
     try:
         yield from batches
     finally:
@@ -244,9 +254,14 @@ def _load_train(
         if clip.mirrored:
             row["label"] = np.int32(mirrored[example.label])
         row["mask"] = np.bool_(True)
-    except decode.DecodeError:
-        pass  # masked, not replaced: it shifts no other video
+    except decode.DecodeError as error:
+        _say_masked(index, str(error))  # and not replaced: it shifts no other video
     return row
+
+
+@functools.cache  # once in each process
+def _say_masked(index: int, reason: str) -> None:
+    log.warning("video %d of the training split is masked: %s", index, reason)
 
 
 def _load_eval(dataset: Source, cfg: config.Data, eval_cfg: config.Eval, index: int) -> dict[str, Any]:
@@ -269,31 +284,92 @@ def _load_eval(dataset: Source, cfg: config.Data, eval_cfg: config.Eval, index: 
     return row
 
 
-def _iterate(
-    order: TrainOrder | EvalOrder,
-    rows: range,
-    load: Callable[[Any], dict[str, Any]],
-    cfg: config.Data,
-    host_batch: int,
-) -> Any:
-    """Rows `rows` of `order`, loaded by `load` in threads or worker processes, as batches in order."""
-    # Single rows, not batches, are spread over threads and workers: their order survives any number of them.
-    ahead = cfg.prefetch * host_batch
-    threads_ahead = max(cfg.threads, ahead) if not cfg.workers else cfg.threads
-    rows_of_order = grain.MapDataset.source(order).slice(slice(rows.start, rows.stop))
-    loaded = rows_of_order.map(load).to_iter_dataset(
-        grain.ReadOptions(num_threads=cfg.threads, prefetch_buffer_size=threads_ahead)
-    )
-    if cfg.workers:
-        if not flags.FLAGS.is_parsed():  # Grain reads its own, also in programs that use no absl flags
-            flags.FLAGS.mark_as_parsed()
-        # Workers are spawned, never forked: a fork of a process that runs JAX may hang.
-        loaded = loaded.mp_prefetch(
-            grain.MultiprocessingOptions(
-                num_workers=cfg.workers, per_worker_buffer_size=-(-ahead // cfg.workers)
+class _Batches(Iterator[Any]):
+    """Batches `first` and on of `order`, each row loaded by `load` in threads or worker processes."""
+
+    def __init__(
+        self,
+        order: TrainOrder | EvalOrder,
+        load: Callable[[Any], dict[str, Any]],
+        cfg: config.Data,
+        host_batch: int,
+        first: int = 0,
+    ):
+        self._order, self._load, self._cfg, self._host_batch = order, load, cfg, host_batch
+        self._due = first
+        self._deaths = 0
+        self._loading: Any = None
+
+    def __next__(self) -> Any:
+        while True:
+            if self._loading is None:
+                self._loading = self._start()
+            try:
+                batch = next(self._loading)
+            except RuntimeError as error:
+                died = _WORKER_DIED.search(str(error))
+                if died is None:
+                    raise
+                self.close()
+                self._note_death(int(died[1]))
+                continue  # all of them anew, from the batch that is due
+            self._due += 1
+            self._deaths = 0
+            return batch
+
+    def close(self) -> None:
+        if self._loading is not None:
+            self._loading.close()
+            self._loading = None
+
+    def _start(self) -> Any:
+        workers, threads = worker_count(self._cfg, self._host_batch), self._cfg.threads
+        # Single rows, not batches, are spread over threads and workers: their order survives any number.
+        ahead = self._cfg.prefetch * self._host_batch
+        first_row = self._due * self._host_batch
+        loaded = (
+            grain.MapDataset.source(self._order)
+            .slice(slice(first_row, len(self._order)))
+            .map(self._load)
+            .to_iter_dataset(
+                grain.ReadOptions(
+                    num_threads=threads, prefetch_buffer_size=threads if workers else max(threads, ahead)
+                )
             )
         )
-    return iter(loaded.batch(host_batch, drop_remainder=True))
+        if workers:
+            if not flags.FLAGS.is_parsed():  # Grain reads its own, also in programs that use no absl flags
+                flags.FLAGS.mark_as_parsed()
+            # Workers are spawned, never forked: a fork of a process that runs JAX may hang.
+            loaded = loaded.mp_prefetch(
+                grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=-(-ahead // workers))
+            )
+        return iter(loaded.batch(self._host_batch, drop_remainder=True))
+
+    def _note_death(self, exit_code: int) -> None:
+        how = f"was killed by {signal.Signals(-exit_code).name}" if exit_code < 0 else f"exited ({exit_code})"
+        self._deaths += 1
+        if self._deaths < _DEATHS:
+            log.warning("a worker process %s: the workers start anew at batch %d", how, self._due)
+            return
+        rows = range(self._due * self._host_batch, min((self._due + 1) * self._host_batch, len(self._order)))
+        # Of an (epoch, index) the index.
+        indices = ", ".join(str(np.ravel(self._order[row])[-1]) for row in rows[:16])
+        raise LoadingError(
+            f"worker processes died {self._deaths} times in a row before batch {self._due}, the last one "
+            f"{how}: out of memory, if by SIGKILL (lower `data.workers` or `data.prefetch`), or a video "
+            f"crashes the decoder, one soon after those with the indices {indices}"
+        )
+
+
+def worker_count(cfg: config.Data, host_batch: int) -> int:
+    """Worker processes of a host that loads `host_batch` videos a batch: `cfg.workers`, or what suits."""
+    if cfg.workers >= 0:
+        return cfg.workers
+    if jax.default_backend() == "cpu":
+        return 0  # the cores compute: threads take what is left without the workers' memory
+    # One core for the process that drives the devices; more workers than rows loaded ahead would idle.
+    return min(len(os.sched_getaffinity(0)) - 1, cfg.prefetch * host_batch)
 
 
 def _host_share(global_batch: int, process_count: int) -> int:

@@ -2,6 +2,7 @@
 
 import io
 import tempfile
+from collections.abc import Collection
 from fractions import Fraction
 from pathlib import Path
 
@@ -65,20 +66,30 @@ def sound_only() -> bytes:
     return file.getvalue()
 
 
+def no_frames() -> bytes:
+    """An MP4 file with a video stream and nothing in it."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as output:
+        stream = output.add_stream("libx264", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        output.start_encoding()
+    return file.getvalue()
+
+
 def decode_all(video: bytes) -> np.ndarray:
     """Every frame [T, H, W, 3], in the order the decoder gives them, by the plainest loop there is."""
     with av.open(io.BytesIO(video)) as container:
         return np.stack([frame.to_ndarray(format="rgb24", threads=1) for frame in container.decode(video=0)])
 
 
-def damaged(video: bytes, *, first: int, last: int) -> bytes:
-    """The file with the content of packets `first` to `last`, in decoding order, overwritten."""
+def damaged(video: bytes, numbers: Collection[int], keep: int = 0) -> bytes:
+    """The file with the packets of these numbers, in decoding order, overwritten after their first bytes."""
     spoilt = bytearray(video)
     with av.open(io.BytesIO(video)) as container:
         for number, packet in enumerate(container.demux(video=0)):
-            if first <= number <= last:
+            if number in numbers:
                 start = video.index(bytes(packet))
-                spoilt[start : start + packet.size] = b"\xff" * packet.size
+                spoilt[start + keep : start + packet.size] = b"\xff" * (packet.size - keep)
     return bytes(spoilt)
 
 

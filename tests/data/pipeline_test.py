@@ -1,6 +1,9 @@
 import dataclasses
 import functools
+import multiprocessing
+import os
 import shutil
+import signal
 import threading
 
 import numpy as np
@@ -8,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inti_jax import config
+from inti_jax import config, memory
 from inti_jax.data import decode, pipeline
 from inti_jax.data.dataset import Example, FileDataset, open_dataset
 from inti_jax.errors import UserError
@@ -106,26 +109,84 @@ def test_batches_hold_what_they_say(videos):
         np.testing.assert_array_equal(batch["label"], batch["index"] % 3)
 
 
-@pytest.mark.parametrize(("workers", "threads"), [(0, 1), (0, 4), (2, 2)])
-def test_a_step_does_not_depend_on_workers_or_threads(videos, workers, threads):
-    cfg = dataclasses.replace(CFG, workers=workers, threads=threads, prefetch=1)
+@pytest.mark.parametrize("threads", [1, 4])
+def test_a_step_does_not_depend_on_threads(videos, threads):
+    cfg = dataclasses.replace(CFG, workers=0, threads=threads, prefetch=1)
     _assert_equal(_collect(videos, cfg), _collect(videos))
 
 
-def test_a_step_does_not_depend_on_the_number_of_hosts(videos):
-    hosts = [_collect(videos, process_index=host, process_count=2) for host in range(2)]
+@pytest.mark.parametrize(
+    ("workers", "hosts", "start"), [(0, 1, 3), (0, 2, 0), (0, 2, 1), (2, 2, 3), (4, 1, 2)]
+)
+def test_a_step_does_not_depend_on_workers_hosts_or_where_the_run_started(videos, workers, hosts, start):
+    cfg = dataclasses.replace(CFG, workers=workers)
+    by_host = []
+    for host in range(hosts):
+        with pipeline.train_batches(
+            videos, cfg, seed=5, global_batch=4, num_steps=5, process_index=host, process_count=hosts
+        ) as batches:
+            batches.set_state({"next_step": start})
+            by_host.append(list(batches))
     joined = [
-        {key: np.concatenate([one[key], two[key]]) for key in one} for one, two in zip(*hosts, strict=True)
+        {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        for parts in zip(*by_host, strict=True)
     ]
-    _assert_equal(joined, _collect(videos))
+    _assert_equal(joined, _collect(videos)[start:])
 
 
-def test_a_step_does_not_depend_on_where_the_run_started(videos):
+def test_batches_can_be_set_to_another_step_at_any_time(videos):
     expected = _collect(videos)
     with pipeline.train_batches(videos, CFG, seed=5, global_batch=4, num_steps=5) as batches:
         for step in (3, 1, 5):
             batches.set_state({"next_step": step})
             _assert_equal(list(batches), expected[step:])
+
+
+@pytest.mark.parametrize(
+    ("backend", "cores", "batch", "workers"),
+    [("cpu", 8, 16, 0), ("tpu", 8, 16, 7), ("gpu", 1, 16, 0), ("tpu", 96, 8, 16)],
+)
+def test_workers_are_chosen_by_cores_and_backend(monkeypatch, backend, cores, batch, workers):
+    monkeypatch.setattr("jax.default_backend", lambda: backend)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
+    assert pipeline.worker_count(CFG, batch) == workers
+    assert pipeline.worker_count(dataclasses.replace(CFG, workers=3), batch) == 3
+
+
+def test_a_worker_that_is_killed_is_replaced(videos, caplog, monkeypatch):
+    monkeypatch.setattr(pipeline.log, "propagate", True)
+    expected = _collect(videos, num_steps=40)
+    cfg = dataclasses.replace(CFG, workers=2, prefetch=1)
+    with pipeline.train_batches(videos, cfg, seed=5, global_batch=4, num_steps=40) as batches:
+        seen = [next(batches) for _ in range(3)]
+        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+        seen += list(batches)
+    _assert_equal(seen, expected)
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert "killed by SIGKILL" in message
+
+
+def _deadly(video, indices, total=None):
+    if multiprocessing.parent_process() and total == 16:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return decode.decode_frames(video, indices, total)
+
+
+class Deadly(Videos):
+    def __getitem__(self, index):
+        return super().__getitem__(index)._replace(decoder=_deadly)
+
+
+def test_workers_that_keep_dying_end_the_run_with_the_reason(monkeypatch):
+    monkeypatch.setattr(pipeline, "_DEATHS", 2)
+    cfg = dataclasses.replace(CFG, workers=2, threads=1)
+    with (
+        pipeline.train_batches(Deadly(), cfg, seed=5, global_batch=7, num_steps=5) as batches,
+        pytest.raises(pipeline.LoadingError, match=r"killed by SIGSEGV.* indices .*2") as caught,
+    ):
+        list(batches)
+    assert "\n" not in str(caught.value)
+    assert not multiprocessing.active_children()
 
 
 def test_epochs_augment_differently(videos):
@@ -163,12 +224,16 @@ def test_labels_that_cannot_be_mirrored_are_refused_with_flips_alone():
     assert len(_collect(sided, dataclasses.replace(CFG, flip=False))) == 5
 
 
-def test_a_video_that_does_not_decode_is_masked(videos):
+def test_a_video_that_does_not_decode_is_masked_and_said_once(videos, caplog, monkeypatch):
+    monkeypatch.setattr(pipeline.log, "propagate", True)
+    pipeline._say_masked.cache_clear()
     with pipeline.train_batches(videos, CFG, seed=5, global_batch=7, num_steps=2) as batches:
         for batch in batches:
             np.testing.assert_array_equal(batch["mask"], batch["index"] != BAD)
             assert not batch["video"][batch["index"] == BAD].any()
             assert all(video.any() for video in batch["video"][batch["mask"]])
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message.startswith(f"video {BAD} of the training split is masked: it does not decode")
 
 
 def test_a_damaged_record_is_masked_in_training_and_missing_in_evaluation(motion_data, tmp_path):
@@ -194,6 +259,42 @@ def test_a_damaged_record_is_masked_in_training_and_missing_in_evaluation(motion
     assert not batch["video"][~batch["mask"]].any()
     (batch,) = pipeline.eval_batches(dataset, CFG, config.Eval(batch=40))
     np.testing.assert_array_equal(batch["index"][batch["missing"]], damaged)
+
+
+def _black(video, indices, total=None):
+    return np.full((len(indices), 20, 30, 3), total, np.uint8)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_another_decoder_can_take_the_place(motion_data, workers):
+    dataset = open_dataset("motion_digits", motion_data, "train", decoder=_black)
+    (batch,) = _collect(dataset, dataclasses.replace(CFG, workers=workers, flip=False), num_steps=1)
+    for index, video in zip(batch["index"], batch["video"], strict=True):
+        assert (video == dataset[int(index)].frames).all()
+
+
+class Larger(Videos):
+    """One video whose clips are too large for a leak of them to go unseen."""
+
+    def __init__(self):
+        self._videos = [clips.encode(clips.moving_square(12, 128, 160))]
+
+    def __len__(self):
+        return 100
+
+    def __getitem__(self, index):
+        return Example(f"v{index}", 0, self._videos[0], 12, 25.0, 128, 160)
+
+
+def test_memory_does_not_grow_with_the_clips_loaded():
+    cfg = dataclasses.replace(CFG, resolution=112)
+    resident = []
+    with pipeline.train_batches(Larger(), cfg, seed=0, global_batch=10, num_steps=80) as batches:
+        for step, batch in enumerate(batches, start=1):
+            assert batch["mask"].all()
+            if step % 40 == 0:
+                resident.append(memory.resident_bytes())
+    assert resident[1] - resident[0] < 20 * 2**20  # a row is 150 kB, decoded frames 250
 
 
 def test_close_stops_the_threads(videos):

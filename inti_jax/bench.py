@@ -1,0 +1,61 @@
+"""How fast this host feeds training: `python -m inti_jax.bench --data_dir DIR --name NAME`."""
+
+import argparse
+import dataclasses
+import json
+
+from inti_jax import cli, config
+from inti_jax.errors import UsageError, run_command
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m inti_jax.bench",
+        description="Measures how many training clips of a prepared dataset this host loads a second, what "
+        "the time goes into, and with which data.workers and data.threads it is fastest.",
+        epilog="example: python -m inti_jax.bench --data_dir data --name motion_digits "
+        "--config configs/quickstart.py",
+    )
+    parser.add_argument("--data_dir", required=True, metavar="DIR", help="where the dataset is prepared")
+    parser.add_argument("--name", required=True, metavar="NAME", help="the dataset")
+    parser.add_argument(
+        "--config",
+        metavar="FILE[:key=value,...]",
+        help="whose clips and batch to load (default: 8 frames at stride 16, cropped to 224, batches of 32); "
+        "--config.a.b=value overrides one key",
+    )
+    parser.add_argument(
+        "--clips", type=int, default=128, metavar="N", help="of each measurement (default 128)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    arguments, rest = parser.parse_known_args()
+    overrides = [item for item in rest if item.startswith("--config.")]
+    for item in rest:
+        if item not in overrides:
+            parser.error(f"unknown argument: {item}")
+    if arguments.clips < 1:
+        raise UsageError(f"--clips is {arguments.clips}: it should be at least 1")
+    if arguments.config is None:
+        if overrides:
+            raise UsageError(f"{overrides[0]}: it overrides a key of --config, which is not given")
+        data, batch = config.Data(stride=16), config.Train().global_batch
+    else:
+        settings = cli.load_config(arguments.config, overrides)
+        data, batch = settings.data, settings.train.global_batch
+    data = dataclasses.replace(data, name=arguments.name, data_dir=arguments.data_dir)
+    cli.setup_logging()
+
+    # Imported late: --help and a wrong argument should not wait for JAX.
+    from inti_jax.data import bench
+    from inti_jax.data.dataset import open_dataset
+
+    dataset = open_dataset(data.name, data.data_dir, "train")
+    found = bench.measure(dataset, data, batch=batch, clips=arguments.clips)
+    if arguments.json:
+        print(json.dumps(bench.to_json(found), indent=2))
+    else:
+        print(bench.describe(found))
+
+
+if __name__ == "__main__":
+    run_command(main)
