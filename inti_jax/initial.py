@@ -14,6 +14,7 @@ from inti_jax import config, state
 from inti_jax.config import ConfigError
 from inti_jax.errors import UserError
 from inti_jax.models.backbone import BACKBONES, Backbone, BackboneSize
+from inti_jax.models.rngs import make_rngs
 from inti_jax.pretrained import loading, text_head, trained_file
 from inti_jax.pretrained.api import TextEncoder
 from inti_jax.pretrained.file import ClipFile
@@ -77,7 +78,7 @@ def initial_state(
         raise UserError(f"{record.config.model.pretrained} does not fill {stuck[0]}, which does not train")
 
     def create() -> Params:
-        rngs = nnx.Rngs(record.config.train.seed)
+        rngs = make_rngs(record.config.train.seed)
         params = state.flatten(nnx.state(state.build_model(record, rngs), nnx.Param))
         return {path: params[path] for path in random}
 

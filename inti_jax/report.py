@@ -81,7 +81,7 @@ def write(workdirs: Sequence[Path], out: Path, title: str, *, timed: bool) -> st
     (out / "curves.png").write_bytes(picture)
     (out / "report.json").write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=2) + "\n")
     (out / "report.html").write_text(_page(title, headers, cells, picture, records))
-    return _text_table(headers, cells)
+    return text_table(headers, cells)
 
 
 def _summarize(
@@ -156,10 +156,10 @@ def _curves(metrics: dict[str, list[dict[str, Any]]]) -> bytes:
     return buffer.getvalue()
 
 
-def _text_table(headers: list[str], cells: list[list[str]]) -> str:
+def text_table(headers: list[str], cells: list[list[str]]) -> str:
+    """The cells in columns, the first to the left and the others, which are figures, to the right."""
     widths = [max(map(len, column)) for column in zip(headers, *cells, strict=True)]
     lines = [headers, ["-" * width for width in widths], *cells]
-    # Names to the left, figures to the right.
     return "\n".join(
         "  ".join(
             text.ljust(width) if column == 0 else text.rjust(width)

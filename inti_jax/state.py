@@ -15,6 +15,7 @@ import optax
 from flax import nnx, traverse_util
 
 from inti_jax import sharding
+from inti_jax.models.rngs import make_rngs
 from inti_jax.models.video import VideoModel
 from inti_jax.run import RunRecord
 
@@ -71,7 +72,7 @@ def build_model(record: RunRecord, rngs: nnx.Rngs, *, folded: bool = False) -> V
 
 def abstract_model(record: RunRecord, *, folded: bool = False) -> VideoModel:
     """The model without its weights: shapes alone, for counting and planning."""
-    return nnx.eval_shape(lambda: build_model(record, nnx.Rngs(0), folded=folded))
+    return nnx.eval_shape(lambda: build_model(record, make_rngs(0), folded=folded))
 
 
 def flatten(state: nnx.State) -> dict[str, Any]:

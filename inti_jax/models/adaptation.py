@@ -148,18 +148,15 @@ class BlockAdapters(nnx.Module):
         by_video = rearrange(x, "(b t) n a h -> b t n a h", t=frames)
         return rearrange(shift_heads(by_video, self.shifts), "b t n a h -> (b t) n a h")
 
-    def tokens_after(self, tokens: int) -> int:
-        """How many of a frame's tokens leave the block."""
-        return tokens - tome.merged(tokens, self.merging)
-
-    def macs(self, block: Block, tokens: int, frames: int, *, folded: bool) -> int:
+    def macs(self, block: Block, tokens: int, frames: int, *, merging: int, folded: bool) -> int:
         """Multiply-accumulates of `block` with all this, for one of `frames` frames with `tokens` tokens.
 
-        With `folded`, what can be folded into the block's matrices costs nothing.
+        As if it were asked to merge `merging` patches. With `folded`, what can be folded into the block's
+        matrices costs nothing.
         """
-        left = self.tokens_after(tokens)
+        left = tokens - tome.merged(tokens, merging)
         total = block.attention_macs(tokens) + block.mlp_macs(left)
-        if self.merging:
+        if merging:
             total += tome.macs(tokens, block.attn.head_size)
         if self.temporal_out is not None:
             total += block.attention_macs(frames) * tokens // frames

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 
 from inti_jax.config import Model
+from inti_jax.models import tome
 from inti_jax.models.adaptation import BlockAdapters, has_temporal_embedding
 from inti_jax.models.adapters import TemporalEmbedding
 from inti_jax.models.backbone import BACKBONES, Backbone
@@ -38,6 +40,17 @@ class Stage:
     blocks: range  # their indices
     frames: int  # T
     compressor: Compressor | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """Where a model compresses: blocks, by number from 1, to what halves behind them or merges in them."""
+
+    halving: Mapping[int, Compressor]
+    merging: Mapping[int, int]  # how many patches of a frame a block is asked to merge away
+
+
+UNCOMPRESSED = Schedule({}, {})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,21 +132,29 @@ class VideoModel(nnx.Module):
         Where the method normalises last, the normalised mean.
         """
         batch, frames = video.shape[:2]
-        images = normalize(rearrange(video, "b t h w c -> (b t) h w c"), self.backbone, self.dtype)
-        offset = jnp.tile(self.temporal(frames), (batch, 1)) if hasattr(self, "temporal") else None
-        x, sizes = self.tower.embed(images, offset), None
+        x, sizes = self.embed(video), None
         for stage in self.stages(frames):
             for i in stage.blocks:
-                x, sizes = self._block(i, x, sizes, stage.frames, fold_in(key, i))
+                x, sizes = self.block(i, x, sizes, stage.frames, fold_in(key, i))
             if stage.compressor is not None:
-                x = rearrange(x, "(b t) n d -> b t n d", b=batch)
-                x = rearrange(stage.compressor(x), "b t n d -> (b t) n d")
+                x = compress(stage.compressor, x, stage.frames)
+        return self.pool(x, batch)
+
+    def embed(self, video: UInt8[Array, "B T H W 3"]) -> Float[Array, "BT N D"]:
+        """The tokens that enter the first block."""
+        batch, frames = video.shape[:2]
+        images = normalize(rearrange(video, "b t h w c -> (b t) h w c"), self.backbone, self.dtype)
+        offset = jnp.tile(self.temporal(frames), (batch, 1)) if hasattr(self, "temporal") else None
+        return self.tower.embed(images, offset)
+
+    def pool(self, x: Float[Array, "BT N D"], batch: int) -> Float[Array, "{batch} D"]:
+        """The videos' features from the tokens that leave the last block."""
         class_tokens = rearrange(x[:, 0], "(b t) d -> b t d", b=batch)
         if self.mean_first:
             return self.tower.ln_post(class_tokens.mean(axis=1)).astype(jnp.float32)
         return self.tower.ln_post(class_tokens).astype(jnp.float32).mean(axis=1)
 
-    def _block(
+    def block(
         self,
         index: int,
         x: Float[Array, "BT N D"],
@@ -141,6 +162,7 @@ class VideoModel(nnx.Module):
         frames: int,
         key: Key | None,
     ) -> tuple[Float[Array, "BT M D"], Float[Array, "BT M"] | None]:
+        """Block `index`, from 0, with all that the method adds to it; `frames` is its stage's T."""
         block, adapters = self.tower.blocks[index], self.adapters[index]
 
         def run(x: Array, sizes: Array | None, key: Key | None) -> tuple[Array, Array | None]:
@@ -148,29 +170,40 @@ class VideoModel(nnx.Module):
 
         return (jax.checkpoint(run) if self.remat else run)(x, sizes, key)
 
-    def macs(self, frames: int, *, folded: bool = False) -> int:
+    def macs(self, frames: int, *, folded: bool = False, schedule: Schedule | None = None) -> int:
         """Multiply-accumulates of the forward pass over one view of `frames` frames.
 
         Matrix products, convolutions and blends count; LayerNorm, softmax and activations do not, as in the
-        tables of the published methods. With `folded`, as after `fold.fold`.
+        tables of the published methods. With `folded`, as after `fold.fold`. With `schedule`, as if the
+        model compressed there.
         """
-        blocks = self.block_costs(frames, folded=folded)
+        blocks = self.block_costs(frames, folded=folded, schedule=schedule)
         return frames * self.tower.embed_macs() + sum(block.macs for block in blocks) + self.head.macs()
 
-    def block_costs(self, frames: int, *, folded: bool = False) -> list[BlockCost]:
+    def block_costs(
+        self, frames: int, *, folded: bool = False, schedule: Schedule | None = None
+    ) -> list[BlockCost]:
         """The cost of each block for one view of `frames` frames; see `macs`."""
+        if schedule is None:
+            schedule = self.schedule
         costs = []
         tokens = self.tower.tokens
-        for stage in self.stages(frames):
-            for i in stage.blocks:
-                block, adapters = self.tower.blocks[i], self.adapters[i]
-                macs = stage.frames * adapters.macs(block, tokens, stage.frames, folded=folded)
-                if stage.compressor is not None and i == stage.blocks[-1]:
-                    macs += stage.compressor.macs(stage.frames)
-                left = adapters.tokens_after(tokens)
-                costs.append(BlockCost(i + 1, stage.frames, tokens, left, macs))
-                tokens = left
+        for index, (block, adapters) in enumerate(zip(self.tower.blocks, self.adapters, strict=True), 1):
+            merging, compressor = schedule.merging.get(index, 0), schedule.halving.get(index)
+            left = tokens - tome.merged(tokens, merging)
+            macs = frames * adapters.macs(block, tokens, frames, merging=merging, folded=folded)
+            if compressor is not None:
+                macs += compressor.macs(frames)
+            costs.append(BlockCost(index, frames, tokens, left, macs))
+            frames = frames if compressor is None else frames // 2
+            tokens = left
         return costs
+
+    @property
+    def schedule(self) -> Schedule:
+        """Where this model compresses."""
+        merging = {i: adapters.merging for i, adapters in enumerate(self.adapters, 1) if adapters.merging}
+        return Schedule(dict(zip(self.after, self.compressors, strict=True)), merging)
 
     def stages(self, frames: int) -> list[Stage]:
         """The stages that a clip of `frames` frames goes through."""
@@ -181,3 +214,9 @@ class VideoModel(nnx.Module):
                 zip(itertools.pairwise(edges), (*self.compressors, None), strict=True)
             )
         ]
+
+
+def compress(compressor: Compressor, x: Float[Array, "BT N D"], frames: int) -> Float[Array, "BT//2 N D"]:
+    """The tokens of `frames` frames a video through a layer that halves them."""
+    blended = compressor(rearrange(x, "(b t) n d -> b t n d", t=frames))
+    return rearrange(blended, "b t n d -> (b t) n d")

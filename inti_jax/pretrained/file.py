@@ -24,6 +24,7 @@ from inti_jax import state
 from inti_jax.errors import UserError
 from inti_jax.models.backbone import BackboneSize, Numerics
 from inti_jax.models.clip import CLIP, Architecture
+from inti_jax.models.rngs import make_rngs
 from inti_jax.models.text import TextSize
 from inti_jax.models.tokenizer import Vocabulary
 from inti_jax.pretrained.lazy import LazyArray
@@ -64,7 +65,7 @@ def build(architecture: Architecture, params: Mapping[str, Any]) -> CLIP:
 @functools.cache
 def _abstract(architecture: Architecture) -> CLIP:
     """The model without its weights. Tracing a deep one takes seconds."""
-    return nnx.eval_shape(lambda: CLIP(architecture, rngs=nnx.Rngs(0)))
+    return nnx.eval_shape(lambda: CLIP(architecture, rngs=make_rngs(0)))
 
 
 class ClipFile(Mapping[str, LazyArray]):
