@@ -27,8 +27,10 @@ def test_the_digit_is_where_its_label_says():
         ink = np.abs(frame - np.median(frame))
         ink[ink < 0.4 * ink.max()] = 0
         row, column = (np.arange(64) @ ink.sum(axis=1 - axis) / ink.sum() for axis in (0, 1))
-        quarter = still_digits.LABELS[number % 40].split(" at the ")[1]
-        assert quarter == f"{'top' if row < 32 else 'bottom'} {'left' if column < 32 else 'right'}", number
+        # The middle of the scan is in its quarter; its ink leans to one side by up to 3 pixels.
+        vertical, horizontal = still_digits.LABELS[number % 40].split(" at the ")[1].split()
+        assert row < 35 if vertical == "top" else row > 29, number
+        assert column < 35 if horizontal == "left" else column > 29, number
 
 
 def test_a_frame_is_a_function_of_its_number():
