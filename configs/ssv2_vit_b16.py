@@ -7,8 +7,8 @@ Cost with the defaults: 88.3 GMACs per view; 140.5 with compression=none.
 Arguments, as common.py has them: method, compression, frames, temporal, halvings, seed.
 
 Where the recipes come from (repositories, and what is different here, in common.py):
-- full: UniFormerV2 for 16 frames, exp/sthv2/ssv2_b16_f16x224/{run.sh,config.yaml}, which takes two samples of
-  each video.
+- full: UniFormerV2 for 16 frames, exp/sthv2/ssv2_b16_f16x224/{run.sh,config.yaml}: batches of 128 videos, with
+  two clips of each.
 - aim: configs/recognition/vit/vitclip_base_sthv2.py.
 - st_adapter: scripts/train_ssv2_clip_vit_b16_adapter24x384.sh.
 - zero_i2v: configs/recognition/vit_zero_clip/CLIP-B_sthv2_u16.py for 16 frames; with fewer, no heads see two
@@ -26,8 +26,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     recipes = {
         "full": common.UNIFORMERV2
         | common.views(1, 3)
-        | common.schedule(22, warmup=5, batch=128)
-        | {"train.learning_rate": 4e-5, "model.drop_path": 0.2},
+        | common.schedule(22, warmup=5, batch=256)
+        | {"train.learning_rate": 4e-5, "model.drop_path": 0.2, "data.repeats": 2},
         "linear": common.LINEAR | common.AIM_SSV2_INPUT | common.schedule(50, warmup=2.5, batch=256),
         "aim": common.AIM | common.AIM_SSV2_INPUT | common.schedule(50, warmup=2.5, batch=64),
         "st_adapter": common.st_adapter(256)

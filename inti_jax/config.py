@@ -186,6 +186,7 @@ class Data:
     sampling: Literal["dense", "uniform"] = "dense"
     stride: Positive = 1  # source frames between two frames of a `dense` clip
     resolution: Positive = 224
+    repeats: Positive = 1  # clips of each video in a training batch, cut and augmented differently
     # From here to `erase`: what is done to training clips, the same to all frames of one.
     crop: Literal["random_resized", "multi_scale"] = "random_resized"
     # Read by `random_resized` only: share of the area, and width / height.

@@ -109,6 +109,11 @@ def _adaptation(model: config.Model, frames: int) -> Iterator[str]:
 
 def _data(settings: config.Config) -> Iterator[str]:
     data, backbone = settings.data, BACKBONES[settings.model.backbone]
+    if settings.train.global_batch % data.repeats:
+        yield (
+            f"`data.repeats` is {data.repeats}: it should divide `train.global_batch`, which counts clips "
+            f"and is {settings.train.global_batch}"
+        )
     if not data.name:
         yield "`data.name` is empty: name a prepared dataset"
     if not data.data_dir:

@@ -144,7 +144,8 @@ def train(config: Config, workdir: Path) -> None:
     if config.data.flip:
         mirror.mirrored_labels(dataset.labels)  # refuses them before anything is written
     views.check(validation, config.data, config.eval)
-    steps = config.train.steps or round(config.train.epochs * len(dataset) / config.train.global_batch)
+    clips = len(dataset) * config.data.repeats
+    steps = config.train.steps or round(config.train.epochs * clips / config.train.global_batch)
     if steps < 1:
         raise ConfigError(
             f"config: `train.epochs` = {config.train.epochs} of {len(dataset)} videos is not one step of "
@@ -380,7 +381,7 @@ def _describe(
         len(dataset.labels),
         steps,
         config.train.global_batch,
-        steps * config.train.global_batch / len(dataset),
+        steps * config.train.global_batch / (len(dataset) * config.data.repeats),
         mesh.size,
         "device" if mesh.size == 1 else "devices",
         dict(mesh.shape),

@@ -103,7 +103,7 @@ k400_vit_b16   zero_i2v   3e-4   0.05  40     64    0         0.5  dense    1   
 k400_vit_l14   full       8e-6   0.001 30     256   0         0    uniform  1    0   0     0.1    4     3
 k400_vit_l14   aim        3e-4   0.05  30     64    0.2       0.5  dense    1    0   0     0      3     1
 k400_vit_l14   zero_i2v   3e-4   0.05  40     64    0         0.5  dense    1    4   0     0      3     1
-ssv2_vit_b16   full       4e-5   0.05  22     128   0.2       0.5  uniform  0    4   0     0      1     3
+ssv2_vit_b16   full       4e-5   0.05  22     256   0.2       0.5  uniform  0    4   0     0      1     3
 ssv2_vit_b16   aim        3e-4   0.05  50     64    0.2       0.5  uniform  0    4   0.25  0.1    1     3
 ssv2_vit_b16   st_adapter 1e-3   0.01  50     256   0         0.5  uniform  0    4   0     0      1     3
 ssv2_vit_b16   zero_i2v   3e-4   0.05  50     64    0         0.5  uniform  1    4   0.25  0.1    1     3

@@ -69,7 +69,7 @@ def measure(dataset: LabelledSource, cfg: config.Data, *, batch: int, clips: int
     order = pipeline.TrainOrder(len(dataset), seed=seed, global_batch=clips, num_steps=1)
     seconds = dict.fromkeys(STAGES, 0.0)
     loaded = []
-    for epoch, index in (order[row] for row in range(clips)):
+    for epoch, index, _ in (order[row] for row in range(clips)):
         rng = np.random.default_rng((seed, epoch, index))
         times = [time.perf_counter()]
         try:

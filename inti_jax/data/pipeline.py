@@ -1,8 +1,8 @@
 """Batches of clips: which videos a step sees, and how Grain loads them.
 
-Everything random is a function of (seed, epoch, index), and the videos of step s are a function of the seed
-and s. So the batch of a step does not depend on the number of hosts, worker processes or threads, nor on
-where the run was started or resumed.
+Everything random is a function of (seed, epoch, index, repeat), and the videos of step s are a function of
+the seed and s. So the batch of a step does not depend on the number of hosts, worker processes or threads,
+nor on where the run was started or resumed.
 """
 
 import functools
@@ -64,10 +64,11 @@ class EvalBatch(TypedDict):
 
 
 class TrainOrder:
-    """Element k of a host: the (epoch, index) it sees at row k % b of step k // b.
+    """Element k of a host: the (epoch, index, repeat) it sees at row k % b of step k // b.
 
     Over all hosts, row by row and step by step, each epoch is a permutation of the dataset. A step may
-    straddle two epochs, so no video is dropped.
+    straddle two epochs, so no video is dropped. With `repeats`, a step's batch is that many times the same
+    videos, one time after the other, and repeat counts the times: neighbours are never of one video.
     """
 
     def __init__(
@@ -77,12 +78,13 @@ class TrainOrder:
         seed: int,
         global_batch: int,
         num_steps: int,
+        repeats: int = 1,
         process_index: int = 0,
         process_count: int = 1,
     ):
         self._size = size
         self._seed = seed
-        self._global_batch = global_batch
+        self._videos = global_batch // repeats
         self._num_steps = num_steps
         self._process_index = process_index
         self._host_batch = _host_share(global_batch, process_count)
@@ -90,11 +92,11 @@ class TrainOrder:
     def __len__(self) -> int:
         return self._num_steps * self._host_batch
 
-    def __getitem__(self, k: int) -> tuple[int, int]:
+    def __getitem__(self, k: int) -> tuple[int, int, int]:
         step, row = divmod(k, self._host_batch)
-        position = step * self._global_batch + self._process_index * self._host_batch + row
-        epoch, place = divmod(position, self._size)
-        return epoch, int(_permutation(self._size, self._seed, epoch)[place])
+        repeat, video = divmod(self._process_index * self._host_batch + row, self._videos)
+        epoch, place = divmod(step * self._videos + video, self._size)
+        return epoch, int(_permutation(self._size, self._seed, epoch)[place]), repeat
 
 
 class EvalOrder:
@@ -170,6 +172,7 @@ def train_batches(
         seed=seed,
         global_batch=global_batch,
         num_steps=num_steps,
+        repeats=cfg.repeats,
         process_index=process_index,
         process_count=process_count,
     )
@@ -232,17 +235,17 @@ def load_views(example: Example, cfg: config.Data, eval_cfg: config.Eval) -> UIn
 
 
 def _load_train(
-    dataset: Source, cfg: config.Data, seed: int, mirrored: tuple[int, ...], element: tuple[int, int]
+    dataset: Source, cfg: config.Data, seed: int, mirrored: tuple[int, ...], element: tuple[int, int, int]
 ) -> dict[str, Any]:
-    """Row `element`, an (epoch, index); `mirrored` gives the label of a mirrored clip."""
-    epoch, index = element
+    """Row `element`, an (epoch, index, repeat); `mirrored` gives the label of a mirrored clip."""
+    epoch, index, repeat = element
     row = {
         "video": np.zeros((cfg.num_frames, cfg.resolution, cfg.resolution, 3), np.uint8),
         "label": np.int32(-1),
         "mask": np.bool_(False),
         "index": np.int32(index),
     }
-    rng = np.random.default_rng((seed, epoch, index))
+    rng = np.random.default_rng((seed, epoch, index, repeat) if repeat else (seed, epoch, index))
     try:
         example = dataset[index]
         row["label"] = np.int32(example.label)

@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import itertools
 import multiprocessing
 import os
 import shutil
@@ -86,6 +87,36 @@ def test_each_epoch_is_a_permutation_over_all_hosts(size, host_batch, hosts, see
         assert sorted(row[1] for row in rows) == list(range(size))
     one_host = pipeline.TrainOrder(size, seed=seed, global_batch=batch, num_steps=steps)
     assert seen == [one_host[k] for k in range(len(one_host))]
+
+
+@settings(deadline=None)
+@given(
+    size=st.integers(2, 40),
+    videos=st.integers(2, 5),
+    repeats=st.integers(2, 4),
+    hosts=st.sampled_from([1, 2]),
+)
+def test_repeats_are_of_the_same_videos_and_never_neighbours(size, videos, repeats, hosts):
+    batch, steps = videos * repeats * hosts, 3
+    order = pipeline.TrainOrder(size, seed=0, global_batch=batch, num_steps=steps, repeats=repeats)
+    once = pipeline.TrainOrder(size, seed=0, global_batch=batch // repeats, num_steps=steps)
+    for step in range(steps):
+        rows = [order[step * batch + row] for row in range(batch)]
+        drawn = [once[step * batch // repeats + row][:2] for row in range(batch // repeats)]
+        for repeat in range(repeats):
+            own = rows[repeat * len(drawn) : (repeat + 1) * len(drawn)]
+            assert own == [(*element, repeat) for element in drawn]
+        if size >= len(drawn):
+            assert all(a[1] != b[1] or a[0] != b[0] for a, b in itertools.pairwise(rows))
+
+
+def test_repeats_are_cut_differently(videos):
+    cfg = dataclasses.replace(CFG, repeats=2)
+    with pipeline.train_batches(videos, cfg, seed=0, global_batch=4, num_steps=1) as batches:
+        batch = next(batches)
+    np.testing.assert_array_equal(batch["index"][:2], batch["index"][2:])
+    np.testing.assert_array_equal(batch["label"][:2], batch["label"][2:])
+    assert (batch["video"][:2] != batch["video"][2:]).any(axis=(1, 2, 3, 4)).all()
 
 
 def test_epochs_and_seeds_have_their_own_order():
