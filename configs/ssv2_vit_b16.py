@@ -7,8 +7,8 @@ Cost with the defaults: 88.3 GMACs per view; 140.5 with compression=none.
 Arguments, as common.py has them: method, compression, frames, temporal, halvings, seed.
 
 Where the recipes come from (repositories, and what is different here, in common.py):
-- full: UniFormerV2 for 16 frames, exp/sthv2/ssv2_b16_f16x224/{run.sh,config.yaml}: batches of 128 videos, with
-  two clips of each.
+- full: UniFormerV2 for 16 frames, exp/sthv2/ssv2_b16_f16x224/{run.sh,config.yaml}: 128 videos a batch, two
+  clips of each.
 - aim: configs/recognition/vit/vitclip_base_sthv2.py.
 - st_adapter: scripts/train_ssv2_clip_vit_b16_adapter24x384.sh.
 - zero_i2v: configs/recognition/vit_zero_clip/CLIP-B_sthv2_u16.py for 16 frames; with fewer, no heads see two
