@@ -7,9 +7,11 @@ nor on where the run was started or resumed.
 
 import functools
 import logging
+import multiprocessing
 import os
 import re
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypedDict
 
@@ -345,7 +347,10 @@ class _Batches(Iterator[Any]):
                 flags.FLAGS.mark_as_parsed()
             # Workers are spawned, never forked: a fork of a process that runs JAX may hang.
             loaded = loaded.mp_prefetch(
-                grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=-(-ahead // workers))
+                grain.MultiprocessingOptions(
+                    num_workers=workers, per_worker_buffer_size=-(-ahead // workers)
+                ),
+                worker_init_fn=_end_with_parent,
             )
         return iter(loaded.batch(self._host_batch, drop_remainder=True))
 
@@ -363,6 +368,18 @@ class _Batches(Iterator[Any]):
             f"{how}: out of memory, if by SIGKILL (lower `data.workers` or `data.prefetch`), or a video "
             f"crashes the decoder, one soon after those with the indices {indices}"
         )
+
+
+def _end_with_parent(*_: int) -> None:
+    """In a worker: ends it when the process that started it is gone, which Grain's would outlive for ever."""
+
+    def wait() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True, name="end-with-parent").start()
 
 
 def worker_count(cfg: config.Data, host_batch: int) -> int:

@@ -5,7 +5,11 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -195,6 +199,46 @@ def test_a_worker_that_is_killed_is_replaced(videos, caplog, monkeypatch):
     _assert_equal(seen, expected)
     (message,) = [record.getMessage() for record in caplog.records]
     assert "killed by SIGKILL" in message
+
+
+_ENDLESS = """
+import dataclasses, multiprocessing, sys, time
+from inti_jax.data import pipeline
+from tests.data.pipeline_test import CFG, Videos
+
+if __name__ == "__main__":
+    cfg = dataclasses.replace(CFG, workers=2)
+    batches = pipeline.train_batches(Videos(), cfg, seed=0, global_batch=2, num_steps=10_000)
+    next(batches)
+    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+    time.sleep(600)
+"""
+
+
+def test_workers_end_with_a_run_that_is_killed(tmp_path):
+    script = tmp_path / "endless.py"
+    script.write_text(_ENDLESS)
+    environment = os.environ | {"PYTHONPATH": "."}
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, env=environment) as run:
+        workers = [int(pid) for pid in run.stdout.readline().split()]
+        run.kill()
+    assert len(workers) == 2
+    deadline = time.monotonic() + 20
+    try:
+        while any(map(_runs, workers)):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    finally:
+        for worker in filter(_runs, workers):
+            os.kill(worker, signal.SIGKILL)
+
+
+def _runs(process):
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
 
 
 def _deadly(video, indices, total=None):
