@@ -12,7 +12,7 @@ Arguments, each with its default first:
 - seed (0)
 
 The recipes are those of the systems named below, as far as there are keys for them here. What differs in
-general: mixup, cutmix and several samples of one video have no key. Gradients are clipped at norm 1. Warmup
+general: X-CLIP's mixup is of whole batches, ours of pairs. Gradients are clipped at norm 1. Warmup
 starts at a rate of 0 and the cosine ends there; theirs partly start at a tenth and end at a hundredth. AdamW
 has betas of 0.9 and 0.999, X-CLIP's 0.9 and 0.98. Weight decay never applies to biases, LayerNorm and
 embeddings; ST-Adapter's and AIM's spare a little less. Pixels are normalised with CLIP's statistics,
@@ -131,8 +131,8 @@ UNIFORMERV2: Settings = (
 )
 
 # X-CLIP (github.com/microsoft/VideoX, X-CLIP/utils/{config,optimizer}.py and X-CLIP/datasets/build.py): its
-# schedule and input, without the modules that it adds, whose rate is ten times the tower's. Left out are
-# mixup (0.8) and cutmix (1). It classifies by texts; `model.head.init=text` is near to that.
+# schedule and input, without the modules that it adds, whose rate is ten times the tower's. It classifies by
+# texts; `model.head.init=text` is near to that.
 X_CLIP: Settings = (
     {
         "train.learning_rate": 8e-6,
@@ -146,6 +146,8 @@ X_CLIP: Settings = (
         "data.jitter.saturation": 0.2,
         "data.jitter.hue": 0.1,
         "data.grayscale": 0.2,
+        "train.mix.mixup": 0.8,
+        "train.mix.cutmix": 1.0,
     }
     | UNIFORM
     | FLIP

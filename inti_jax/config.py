@@ -204,6 +204,17 @@ class Data:
 
 @pydantic.with_config(_STRICT)
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Mix:
+    """Mixup and CutMix of pairs of training clips. 0 turns either off."""
+
+    mixup: Annotated[float, Field(ge=0)] = 0.0  # alpha of the Beta distribution of the shares
+    cutmix: Annotated[float, Field(ge=0)] = 0.0
+    switch: Fraction = 0.5  # where both are on, the share of CutMix
+    probability: Fraction = 1.0  # that a pair is mixed at all
+
+
+@pydantic.with_config(_STRICT)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Train:
     global_batch: Positive = 32
     # One of the two: the other stays 0.
@@ -218,6 +229,7 @@ class Train:
     layer_decay: Share = 1.0  # a further factor on the tower's for each block above, as in BEiT
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     label_smoothing: Rate = 0.0
+    mix: Mix = Mix()
     clip_norm: PositiveFloat = 1.0
     accumulate: Positive = 1  # micro-batches a step
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters are float32

@@ -139,6 +139,11 @@ def _training(train: config.Train) -> Iterator[str]:
             f"`train.accumulate` is {train.accumulate}: it should divide `train.global_batch`, "
             f"which is {train.global_batch}"
         )
+    if (train.mix.mixup or train.mix.cutmix) and train.global_batch // train.accumulate % 2:
+        yield (
+            f"`train.global_batch` is {train.global_batch} in {train.accumulate} parts, and `train.mix` "
+            "mixes pairs: each part should have an even number of videos"
+        )
 
 
 def _mesh(settings: config.Config) -> Iterator[str]:

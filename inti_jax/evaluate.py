@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from inti_jax import config, initial, metrics, run, sharding, state, trained
 from inti_jax.checkpoint import latest_step
 from inti_jax.config import Config
-from inti_jax.data import pipeline
+from inti_jax.data import pipeline, views
 from inti_jax.data.dataset import Source, open_dataset
 from inti_jax.errors import UserError
 from inti_jax.models.video import VideoModel
@@ -150,6 +150,7 @@ def evaluate_run(settings: Config, workdir: Path) -> None:
     untrained = step is None and (settings.model.head.init == "text" or bool(settings.model.start_from))
     earlier = None if untrained else run.RunRecord.read(workdir)
     dataset = open_dataset(settings.data.name, settings.data.data_dir, "val")
+    views.check(dataset, settings.data, settings.eval)
     if earlier is None:
         record = run.RunRecord(settings, run.Dataset.of(dataset), initial.find_backbone(settings.model))
         transform = optax.identity()
@@ -170,7 +171,7 @@ def evaluate_run(settings: Config, workdir: Path) -> None:
     graphdef, params = found.for_inference()
     figures = evaluate(make_forward(graphdef, mesh), params, dataset, settings.data, settings.eval, mesh)
     with contextlib.closing(MetricsWriter(workdir)) as writer:
-        writer.write(step or 0, "val", figures)
+        writer.write(step or 0, "val", figures | {"dataset": dataset.manifest["sha256"]})
     log.info("step %d: %s", step or 0, summary(figures))
 
 

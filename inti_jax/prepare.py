@@ -3,34 +3,33 @@
 import argparse
 import difflib
 import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from inti_jax.data import dataset, manifest
+from inti_jax.data.builders import registry
 from inti_jax.errors import UserError, run_command
 
 if TYPE_CHECKING:
     from inti_jax.data.builders import video
 
-EMBEDDED = ("motion_digits", "still_digits")
-NAMES = (*EMBEDDED, "folder")
-
-_EXAMPLES = """\
+_EPILOG = f"""\
 datasets:
-  motion_digits   rendered, needs no source: 4,000 + 1,000 clips of moving digits in 10 classes
-                  that only the order of frames tells apart
-  still_digits    rendered, needs no source: 8,000 + 1,000 single frames of digits in 40 classes,
-                  to train an image model to start from
-  folder          your own videos: --source is a directory with a folder per class (or `train`
-                  and `val` with class folders in each), or a CSV file with the columns path,
-                  label and perhaps split
+{registry.describe()}
+
+A published dataset's --source is where its annotations and videos are, as docs/data.md shows. With
+--train_list and --val_list it, or `folder`, is read from lists of paths and label numbers instead.
 
 examples:
   python -m inti_jax.prepare motion_digits --data_dir data
   python -m inti_jax.prepare folder --source my_videos --data_dir data --name my_dataset
   python -m inti_jax.prepare folder --source my_videos.csv --labels labels.txt --data_dir data
-  python -m inti_jax.prepare folder --source my_videos --data_dir data --short_side 256
-  python -m inti_jax.prepare --check data/folder/1.0.0
+  python -m inti_jax.prepare ucf101 --source ucf --fold 2 --name ucf101_fold2 --data_dir data
+  python -m inti_jax.prepare ssv2 --source videos --train_list train.txt --val_list val.txt \\
+    --labels labels.txt --data_dir data
+  python -m inti_jax.prepare kinetics400 --source k400 --data_dir data --short_side 256
+  python -m inti_jax.prepare --check data/kinetics400/1.0.0
 """
 _REJECTED_SHOWN = 5
 
@@ -42,7 +41,7 @@ def main() -> None:
     if args.check is not None:
         _check(args)
         return
-    directory = _prepare_folder(args) if args.dataset == "folder" else _prepare_embedded(args)
+    directory = _prepare_embedded(args) if args.dataset in registry.EMBEDDED else _prepare_files(args)
     _print_summary(manifest.read(directory), directory)
 
 
@@ -50,17 +49,22 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m inti_jax.prepare",
         description="Checks videos, each by decoding it whole, and writes them as a dataset.",
-        epilog=_EXAMPLES,
+        epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("dataset", metavar="NAME", nargs="?", help=", ".join(NAMES))
+    parser.add_argument("dataset", metavar="NAME", nargs="?", help=", ".join(registry.NAMES))
     parser.add_argument("--data_dir", type=Path, help="where datasets are kept")
-    parser.add_argument("--source", type=Path, help="directory or CSV file of videos (folder)")
-    parser.add_argument("--name", help='the dataset\'s name in data_dir (folder; default "folder")')
+    parser.add_argument("--source", type=Path, help="directory of videos, or CSV file (folder)")
+    parser.add_argument("--name", help="the dataset's name in data_dir (default: NAME)")
     parser.add_argument(
-        "--labels", type=Path, help="file of labels, one a line, that fixes their order (folder)"
+        "--labels", type=Path, help="file of labels, one a line, that fixes their order (folder, lists)"
     )
+    parser.add_argument("--train_list", type=Path, help="list with a path and a label's number in each line")
+    parser.add_argument(
+        "--val_list", type=Path, help="... for `val`; numbers count the lines of --labels from 0"
+    )
+    parser.add_argument("--fold", type=int, help="which of the official splits (ucf101, hmdb51; default 1)")
     parser.add_argument(
         "--val_share",
         type=float,
@@ -71,24 +75,54 @@ def _parse() -> argparse.Namespace:
     _check_general_options(parser, args)
     if args.check is not None:
         return args
-    if args.dataset not in NAMES:
-        near = difflib.get_close_matches(args.dataset, NAMES, n=1)
-        hint = f"did you mean `{near[0]}`?" if near else f"it is one of {', '.join(NAMES)}"
+    if args.dataset not in registry.NAMES:
+        near = difflib.get_close_matches(args.dataset, registry.NAMES, n=1)
+        hint = f"did you mean `{near[0]}`?" if near else f"it is one of {', '.join(registry.NAMES)}"
         parser.error(f"unknown dataset `{args.dataset}`; {hint}")
-    if args.dataset == "folder":
-        if args.source is None:
-            parser.error("folder needs --source, a directory of class folders or a CSV file")
-        args.name = "folder" if args.name is None else args.name
-        args.val_share = 0.2 if args.val_share is None else args.val_share
-        if args.name in NAMES and args.name != "folder":
-            parser.error(f"--name {args.name} is taken by the dataset of that name")
-        if not 0 <= args.val_share < 1:
-            parser.error(f"--val_share {args.val_share} is not a share: it should be at least 0 and below 1")
-    else:
-        for option in ("source", "name", "labels", "val_share", "short_side"):
+    if args.dataset in registry.EMBEDDED:
+        for option in (
+            "source",
+            "name",
+            "labels",
+            "train_list",
+            "val_list",
+            "fold",
+            "val_share",
+            "short_side",
+        ):
             if getattr(args, option) is not None:
-                parser.error(f"--{option} is for folder only")
+                parser.error(f"--{option} is not for {args.dataset}, which is rendered")
+    else:
+        _check_files_options(parser, args)
     return args
+
+
+def _check_files_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Completes the options of a dataset that is made from files; wrong ones end the program."""
+    folder, lists = args.dataset == "folder", args.train_list is not None or args.val_list is not None
+    if args.source is None:
+        what = "a directory of class folders or a CSV file" if folder else "a directory, see docs/data.md"
+        parser.error(f"{args.dataset} needs --source, {what}")
+    if lists and args.labels is None:
+        parser.error(
+            "--train_list and --val_list need --labels, a file with the label of each number in a line"
+        )
+    if args.labels is not None and not folder and not lists:
+        parser.error("--labels is for folder and for lists only: other annotations say the order of labels")
+    if args.val_share is not None and (lists or not folder):
+        parser.error("--val_share is for folder only, without lists")
+    folds = 1 if folder or lists else registry.OFFICIAL[args.dataset].folds
+    if args.fold is not None and not (folds > 1 and 1 <= args.fold <= folds):
+        parser.error(
+            f"--fold {args.fold}: {f'it is 1 to {folds}' if folds > 1 else 'there are no folds here'}"
+        )
+    args.fold = args.fold or 1
+    args.name = args.dataset if args.name is None else args.name
+    args.val_share = 0.2 if args.val_share is None else args.val_share
+    if args.name in registry.EMBEDDED:
+        parser.error(f"--name {args.name} is taken by the dataset of that name")
+    if not 0 <= args.val_share < 1:
+        parser.error(f"--val_share {args.val_share} is not a share: it should be at least 0 and below 1")
 
 
 def _add_general_options(parser: argparse.ArgumentParser) -> None:
@@ -159,11 +193,19 @@ def _prepare_embedded(args: argparse.Namespace) -> Path:
     return builders[args.dataset](data_dir=args.data_dir).build(_options(args))
 
 
-def _prepare_folder(args: argparse.Namespace) -> Path:
-    from inti_jax.data.builders import folder, video
+def _prepare_files(args: argparse.Namespace) -> Path:
+    from inti_jax.data.builders import folder, locate, video
 
     folder.check_name(args.name)
-    labels, splits = folder.scan(args.source, labels_file=args.labels, val_share=args.val_share)
+    notes: tuple[str, ...] = ()
+    lists = {"train": args.train_list, "val": args.val_list}
+    lists = {split: path for split, path in lists.items() if path is not None}
+    if args.dataset == "folder" and not lists:
+        labels, splits = folder.scan(args.source, labels_file=args.labels, val_share=args.val_share)
+    else:
+        labels, splits, notes = locate.scan(
+            args.dataset, args.source, fold=args.fold, list_files=lists or None, labels_file=args.labels
+        )
     if directory := dataset.find_dataset(args.name, args.data_dir):
         if manifest.read(directory).source != video.fingerprint(labels, splits, args.short_side):
             raise UserError(
@@ -171,7 +213,16 @@ def _prepare_folder(args: argparse.Namespace) -> Path:
                 f"with another --short_side: choose another --name, or delete {directory} to prepare it anew"
             )
         return _prepared_already(directory)
-    builder = folder.Folder(data_dir=args.data_dir, name=args.name, labels=labels, splits=splits)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    official = registry.OFFICIAL.get(args.dataset)
+    builder = folder.Folder(
+        data_dir=args.data_dir,
+        name=args.name,
+        labels=labels,
+        splits=splits,
+        sampling=official.sampling if official else "",
+    )
     return builder.build(_options(args))
 
 
@@ -186,6 +237,8 @@ def _prepared_already(directory: Path) -> Path:
 def _print_summary(contents: manifest.Manifest, directory: Path) -> None:
     print(f"{contents.name} {contents.version} in {directory}, sha256 {contents.sha256[:16]}")
     print(f"  {len(contents.labels)} labels")
+    if contents.sampling:
+        print(f"  its clips are usually taken with data.sampling={contents.sampling}")
     for name, split in contents.splits.items():
         print(f"  {name}: {split.count} videos, {len(split.rejected)} rejected")
         for rejected in split.rejected[:_REJECTED_SHOWN]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from inti_jax import optim, state
-from tests.configs import record, tiny
+from tests.configs import INTI, record, tiny
 
 
 @pytest.mark.parametrize("kind", ["none", "inti", "static"])
@@ -58,3 +58,27 @@ def test_a_gradient_beyond_the_norm_counts_as_one_of_the_norm():
     big, unit = jnp.full((2, 2), 50.0), jnp.full((2, 2), 0.5)  # of norms 100 and 1
     np.testing.assert_allclose(second_update(1.0, big), second_update(1.0, unit), rtol=1e-5)
     assert np.abs(second_update(1e9, big) / second_update(1.0, big) - 1).min() > 0.1
+
+
+def test_rates_go_by_group_and_by_depth():
+    settings = tiny(
+        train__tower_rate=0.5, train__added_rate=3.0, train__head_rate=10.0, train__layer_decay=0.5, **INTI
+    )
+    found = optim.rates(settings.train, state.parameter_shapes(state.abstract_model(record(settings))))
+    assert found["head.kernel"] == 10 and found["compressors.0.down.kernel"] == 3
+    blocks = [found[f"tower.blocks.{i}.mlp.fc.kernel"] for i in range(4)]
+    assert blocks == [0.5 * 0.5**above for above in (4, 3, 2, 1)]
+    assert found["tower.positional_embedding"] == found["tower.ln_pre.scale"] == 0.5 * 0.5**5
+    assert found["tower.ln_post.scale"] == 0.5
+
+
+def test_a_rate_scales_the_whole_update():
+    def update(**changes):
+        settings = tiny(train__warmup_fraction=0.0, train__weight_decay=0.1, **changes)
+        transform, _ = optim.make_optimizer(settings.train, 10)
+        params = {"head.kernel": jnp.full((2, 2), 3.0), "tower.ln_post.scale": jnp.ones(2)}
+        return transform.update(params, transform.init(params), params)[0]
+
+    plain, faster = update(), update(train__head_rate=4.0)
+    np.testing.assert_allclose(faster["head.kernel"], 4 * plain["head.kernel"], rtol=1e-6)
+    np.testing.assert_array_equal(faster["tower.ln_post.scale"], plain["tower.ln_post.scale"])

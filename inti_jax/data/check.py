@@ -1,8 +1,10 @@
 """Whether a prepared dataset still is what its manifest says, to the last byte."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -71,7 +73,7 @@ def _records(
     """The records that can be read, one after the other; what is wrong with a shard goes to `faults`."""
     videos = iter(split.videos)
     for shard in shards:
-        listed = [video for video, _ in zip(videos, range(shard.count), strict=False)]
+        listed = list(itertools.islice(videos, shard.count))
         path = directory / shard.file
         faults += _file_differences(path, shard.sha256)
         if not path.exists():
@@ -87,10 +89,13 @@ def _records(
         for index, video in enumerate(listed[:count]):
             where = f"{shard.file} record {index} ({video.id})"
             try:
-                yield _Record(where, reader.read([index])[0], video)
+                (raw,) = reader.read([index])
             except RuntimeError as error:
                 faults.append(f"{where} cannot be read: {_line(error)}")
-        reader.close()
+            else:
+                yield _Record(where, raw, video)
+        with contextlib.suppress(RuntimeError):  # again what opening the file should have said
+            reader.close()
 
 
 def _record_differences(

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from inti_jax.data import decode, manifest
+from inti_jax.data.builders import registry
 from inti_jax.errors import UserError
 
 _VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
@@ -154,7 +155,9 @@ def open_dataset(name: str, data_dir: str | Path, split: str) -> VideoDataset:
     """
     directory = find_dataset(name, data_dir)
     if directory is None:
-        what = name if name in ("motion_digits", "still_digits") else f"folder --source ... --name {name}"
+        what = f"folder --source ... --name {name}"
+        if name in registry.NAMES:
+            what = name if name in registry.EMBEDDED else f"{name} --source ..."
         raise UserError(
             f"dataset `{name}` is not in {data_dir}: "
             f"run `python -m inti_jax.prepare {what} --data_dir {data_dir}`; "

@@ -75,8 +75,9 @@ class Split:
 class Manifest:
     """A dataset's manifest. `sha256` is over name, version, labels and the splits' hashes.
 
-    `source` is the fingerprint of what the dataset was prepared from. It and what was rejected are no part of
-    these hashes: they describe the source, not the dataset. `files` has the hashes of TFDS's metadata.
+    `source` is the fingerprint of what the dataset was prepared from, and `sampling` the `data.sampling` that
+    belongs to it, or "". They and what was rejected are no part of these hashes: they do not change its
+    examples. `files` has the hashes of TFDS's metadata.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Manifest:
     splits: dict[str, Split]
     source: str
     sha256: str
+    sampling: str = ""
     files: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @classmethod
@@ -95,12 +97,13 @@ class Manifest:
         labels: Iterable[str],
         splits: dict[str, Split],
         source: str,
+        sampling: str = "",
         files: dict[str, str] | None = None,
     ) -> "Manifest":
         labels = tuple(labels)
         hashes = sorted((split_name, split.sha256) for split_name, split in splits.items())
         sha256 = digest([[name, version], labels, *hashes])
-        return cls(name, version, labels, splits, source, sha256, files or {})
+        return cls(name, version, labels, splits, source, sha256, sampling, files or {})
 
     def write(self, directory: Path) -> None:
         """Writes the manifest into `directory`; readers see all of it or nothing.
@@ -123,7 +126,8 @@ class Manifest:
             name: {"count": split.count, "rejected": len(split.rejected), "sha256": split.sha256}
             for name, split in self.splits.items()
         }
-        return {"name": self.name, "version": self.version, "sha256": self.sha256, "splits": splits}
+        facts = {"name": self.name, "version": self.version, "sha256": self.sha256, "sampling": self.sampling}
+        return facts | {"splits": splits}
 
 
 def read(directory: Path) -> Manifest:
@@ -145,8 +149,8 @@ def read(directory: Path) -> Manifest:
             )
             for name, split in raw["splits"].items()
         }
-        source, files = raw.get("source", ""), raw.get("files", {})
-        manifest = Manifest.of(raw["name"], raw["version"], raw["labels"], splits, source, files)
+        source, sampling, files = raw.get("source", ""), raw.get("sampling", ""), raw.get("files", {})
+        manifest = Manifest.of(raw["name"], raw["version"], raw["labels"], splits, source, sampling, files)
         as_written = (raw["sha256"], {name: split["sha256"] for name, split in raw["splits"].items()})
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None

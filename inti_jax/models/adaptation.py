@@ -4,7 +4,6 @@ A method is a choice of modules for named places in the block, so that methods, 
 compressors combine. The tower stays CLIP's own; what is added is beside it, one `BlockAdapters` a block.
 """
 
-import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
@@ -16,7 +15,7 @@ from inti_jax.models import tome
 from inti_jax.models.adapters import Adapter, LinearAdapter, LowRank, TemporalConv, shift_heads
 from inti_jax.models.backbone import BackboneSize
 from inti_jax.models.dropout import Key, drop_path, fold_in
-from inti_jax.models.vit import Block
+from inti_jax.models.vit import Block, attend
 
 Tokens = Float[Array, "BT N D"]
 Sizes = Float[Array, "BT N"]  # patches that each token stands for
@@ -133,7 +132,7 @@ class BlockAdapters(nnx.Module):
     def _attend(self, block: Block, q: Array, k: Array, v: Array, sizes: Sizes | None) -> Tokens:
         """Attention to tokens in proportion to the patches they stand for (ToMe), and the output matrix."""
         bias = None if sizes is None else jnp.log(sizes).astype(q.dtype)[:, None, None, :]
-        mixed = jax.nn.dot_product_attention(q, k, v, bias=bias)
+        mixed = attend(q, k, v, bias=bias)
         out = block.attn.out(mixed)
         return out if self.lora_out is None else out + self.lora_out(rearrange(mixed, "b n a h -> b n (a h)"))
 
@@ -141,7 +140,7 @@ class BlockAdapters(nnx.Module):
         hidden = block.mlp.fc(x)
         if self.lora_fc is not None:
             hidden = hidden + self.lora_fc(x)
-        hidden = block.mlp.activation(hidden)
+        hidden = block.mlp.activate(hidden)
         out = block.mlp.proj(hidden)
         return out if self.lora_proj is None else out + self.lora_proj(hidden)
 

@@ -84,9 +84,10 @@ class TemporalConv(nnx.Module):
         self.up = nnx.Linear(inner, width, kernel_init=init, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "BT N D"], frames: int) -> Float[Array, "BT N D"]:
-        hidden = rearrange(self.down(x[:, 1:]), "(b t) n c -> b t n c", t=frames)
+        # The class token is narrowed for nothing: else a copy of the others is kept for the backward pass.
+        hidden = rearrange(self.down(x)[:, 1:], "(b t) n c -> b t n c", t=frames)
         added = self.up(rearrange(self.conv(hidden), "b t n c -> (b t) n c"))
-        return jnp.concatenate([x[:, :1], x[:, 1:] + added], axis=1)
+        return x.at[:, 1:].add(added)
 
     def macs(self, tokens: int) -> int:
         inner = self.down.out_features
@@ -102,6 +103,9 @@ class DepthwiseTime(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: Float[Array, "B T N C"]) -> Float[Array, "B T N C"]:
+        return jax.checkpoint(self._convolve)(x)  # rather than keep three shifted copies
+
+    def _convolve(self, x: Float[Array, "B T N C"]) -> Float[Array, "B T N C"]:
         frames = x.shape[1]
         padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0)))
         kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)

@@ -3,6 +3,9 @@
 Pre-LayerNorm blocks, and in the image tower a LayerNorm before the first block. The activation and the
 LayerNorm epsilon are a checkpoint's own; the defaults are OpenAI's, QuickGELU and 1e-5.
 Blocks see `[B*T, N, D]`; N counts the class token, which is token 0.
+
+In the backward pass LayerNorm, activation and attention weights are computed again from what the matrix
+products gave: what is kept is then mostly the inputs of matrices that train, and a frozen tower has none.
 """
 
 import math
@@ -26,6 +29,18 @@ def quick_gelu(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
     return x * jax.nn.sigmoid(1.702 * x)
 
 
+def attend(
+    q: Float[Array, "B N A Dh"],
+    k: Float[Array, "B N A Dh"],
+    v: Float[Array, "B N A Dh"],
+    *,
+    bias: Float[Array, "B 1 1 N"] | None = None,
+    causal: bool = False,
+) -> Float[Array, "B N A Dh"]:
+    """Attention with the softmax, of logits scaled by 1/sqrt(head size) plus `bias`, in float32."""
+    return jax.checkpoint(partial(jax.nn.dot_product_attention, is_causal=causal))(q, k, v, bias)
+
+
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "quick_gelu": quick_gelu,
     "gelu": partial(jax.nn.gelu, approximate=False),
@@ -34,6 +49,9 @@ _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 class LayerNorm(nnx.LayerNorm):
     """With torch's epsilon, and the variance computed in two passes in float32 whatever `dtype` is."""
+
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        return jax.checkpoint(super().__call__)(x)
 
     def __init__(self, width: int, *, eps: float = OPENAI.eps, dtype: DTypeLike, rngs: nnx.Rngs):
         super().__init__(width, epsilon=eps, use_fast_variance=False, dtype=dtype, rngs=rngs)
@@ -57,8 +75,7 @@ class Attention(nnx.Module):
         self.head_size = per_head
 
     def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
-        # Scales by 1/sqrt(head size) and takes the softmax in float32.
-        return self.out(jax.nn.dot_product_attention(*self.project(x), is_causal=self.causal))
+        return self.out(attend(*self.project(x), causal=self.causal))
 
     def project(self, x: Float[Array, "B N D"]) -> tuple[Array, Array, Array]:
         """Queries, keys and values, `[B, N, A, Dh]` each."""
@@ -72,10 +89,13 @@ class Mlp(nnx.Module):
     def __init__(self, width: int, *, numerics: Numerics = OPENAI, dtype: DTypeLike, rngs: nnx.Rngs):
         self.fc = nnx.Linear(width, 4 * width, dtype=dtype, rngs=rngs)
         self.proj = nnx.Linear(4 * width, width, dtype=dtype, rngs=rngs)
-        self.activation = _ACTIVATIONS[numerics.activation]
+        self._activation = _ACTIVATIONS[numerics.activation]
 
     def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
-        return self.proj(self.activation(self.fc(x)))
+        return self.proj(self.activate(self.fc(x)))
+
+    def activate(self, x: Float[Array, "*B F"]) -> Float[Array, "*B F"]:
+        return jax.checkpoint(self._activation)(x)
 
 
 class Block(nnx.Module):

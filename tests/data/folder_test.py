@@ -365,7 +365,7 @@ def test_a_split_without_a_valid_video(tmp_path, monkeypatch, capsys):
         (["folder", "--source", "s", "--data_dir", "d", "--name", "My-Videos"], "My-Videos"),
         (["folder", "--source", "s", "--data_dir", "d", "--name", "motion_digits"], "taken"),
         (["folder", "--source", "s", "--data_dir", "d", "--val_share", "1.5"], "1.5"),
-        (["motion_digits", "--source", "s", "--data_dir", "d"], "--source is for folder only"),
+        (["motion_digits", "--source", "s", "--data_dir", "d"], "--source is not for motion_digits"),
     ],
 )
 def test_wrong_usage(args, reason, tmp_path, monkeypatch, capsys):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from inti_jax.data import decode, manifest, sampling
-from inti_jax.data.builders import motion_digits
+from inti_jax.data.builders import digits, motion_digits
 from inti_jax.data.dataset import open_dataset
 
 
@@ -86,5 +86,5 @@ def test_movements_are_what_their_first_label_says(repeat):
 
 
 def test_val_digits_are_not_in_train():
-    train = {digit.tobytes() for digit in motion_digits._digits("train")}
-    assert not any(digit.tobytes() in train for digit in motion_digits._digits("val"))
+    train = {digit.tobytes() for digit in digits.glyphs("train")}
+    assert not any(digit.tobytes() in train for digit in digits.glyphs("val"))

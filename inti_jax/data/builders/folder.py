@@ -1,7 +1,6 @@
 """folder: your own videos, from a directory with a folder per class or a CSV file of paths and labels."""
 
 import csv
-import difflib
 import hashlib
 import os
 import re
@@ -9,11 +8,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from inti_jax.data.builders.annotations import (
+    SPLITS,
+    Absent,
+    quoted,
+    read_labels,
+    read_text,
+    unknown_label,
+)
 from inti_jax.data.builders.video import Clip, VideoBuilder
 from inti_jax.data.dataset import read_file
+from inti_jax.data.decode import DecodeError
 from inti_jax.errors import UsageError, UserError
-
-SPLITS = ("train", "val")
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _COLUMNS = ("path", "label", "split")
@@ -29,15 +35,24 @@ class Found(NamedTuple):
 
 
 class Folder(VideoBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Builds the dataset `name` from the files that `scan` found."""
+    """Builds the dataset `name` from files: those that `scan` found, or a published dataset's."""
 
     def __init__(
-        self, *, data_dir: str | Path, name: str, labels: Sequence[str], splits: Mapping[str, Sequence[Clip]]
+        self,
+        *,
+        data_dir: str | Path,
+        name: str,
+        labels: Sequence[str],
+        splits: Mapping[str, Sequence[Clip]],
+        sampling: str = "",
     ):
         self.name = name
+        self.sampling = sampling
         super().__init__(data_dir=data_dir, labels=labels, splits=splits)
 
-    def read(self, source: Path) -> bytes:
+    def read(self, source: Path | Absent) -> bytes:
+        if isinstance(source, Absent):
+            raise DecodeError(source.reason)
         return read_file(source)
 
 
@@ -61,7 +76,7 @@ def scan(
 
     Raises UserError, naming the place, for whatever is missing, unknown or there twice.
     """
-    labels = _read_labels(labels_file) if labels_file else None
+    labels = read_labels(labels_file) if labels_file else None
     if source.is_dir():
         found = _scan_directory(source, labels)
     elif source.is_file():
@@ -73,17 +88,6 @@ def scan(
     for file, split in zip(found, _assign_splits(found, val_share), strict=True):
         splits[split].append(Clip(file.id, file.label, file.path, file.path.stat().st_size))
     return labels, splits
-
-
-def _read_labels(path: Path) -> tuple[str, ...]:
-    labels = [line.strip() for line in _read_text(path).splitlines()]
-    labels = [label for label in labels if label]
-    if not labels:
-        raise UserError(f"{path} has no label: write one a line")
-    for number, label in enumerate(labels):
-        if label in labels[:number]:
-            raise UserError(f"{path} has the label `{label}` twice")
-    return tuple(labels)
 
 
 def _scan_directory(source: Path, labels: tuple[str, ...] | None) -> list[Found]:
@@ -98,7 +102,7 @@ def _scan_directory(source: Path, labels: tuple[str, ...] | None) -> list[Found]
             )
         split_folders: list[tuple[str | None, Path]] = [(folder.name, folder) for folder in folders]
     elif set(names) <= {"train", "val", "test", "valid", "validation"}:
-        raise UserError(f"{source} has {_quoted(names)}: splits are two folders, `train` and `val`")
+        raise UserError(f"{source} has {quoted(names)}: splits are two folders, `train` and `val`")
     else:
         split_folders = [(None, source)]
 
@@ -119,14 +123,14 @@ def _scan_directory(source: Path, labels: tuple[str, ...] | None) -> list[Found]
 
 
 def _scan_csv(source: Path, labels: tuple[str, ...] | None) -> list[Found]:
-    reader = csv.reader(_read_text(source).splitlines())
+    reader = csv.reader(read_text(source).splitlines())
     rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(row)]
     if not rows:
         raise UserError(f"{source} is empty: write a path and a label in each row")
     columns = [cell.lower() for cell in rows[0][1]]
     if {"path", "label"} <= set(columns):
         if unknown := sorted(set(columns) - set(_COLUMNS)):
-            raise UserError(f"{source} row 1: unknown column `{unknown[0]}`; columns are {_quoted(_COLUMNS)}")
+            raise UserError(f"{source} row 1: unknown column `{unknown[0]}`; columns are {quoted(_COLUMNS)}")
         rows = rows[1:]
     else:
         columns = ["path", "label"]
@@ -148,7 +152,7 @@ def _scan_csv(source: Path, labels: tuple[str, ...] | None) -> list[Found]:
         _check_label(cells["label"], labels, where)
         split = cells.get("split")
         if split is not None and split not in SPLITS:
-            raise UserError(f"{where}: unknown split `{split}`; splits are {_quoted(SPLITS)}")
+            raise UserError(f"{where}: unknown split `{split}`; splits are {quoted(SPLITS)}")
         video_id = Path(os.path.normpath(cells["path"])).as_posix()
         if video_id in seen:
             raise UserError(f"{where}: {video_id} is in row {seen[video_id]} already")
@@ -176,10 +180,7 @@ def _assign_splits(found: Sequence[Found], val_share: float) -> list[str]:
 def _check_label(label: str, labels: tuple[str, ...] | None, where: str) -> None:
     if labels is None or label in labels:
         return
-    near = difflib.get_close_matches(label, labels, n=1, cutoff=0)
-    raise UserError(
-        f"{where}: the label `{label}` is not in the labels file; the nearest there is `{near[0]}`"
-    )
+    unknown_label(label, labels, where, "the labels file")
 
 
 def _folders(directory: Path) -> list[Path]:
@@ -192,16 +193,3 @@ def _files(directory: Path) -> Iterator[Path]:
         hidden = any(part.startswith(".") for part in path.relative_to(directory).parts)
         if path.is_file() and not hidden:
             yield path
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not a text file in UTF-8") from None
-
-
-def _quoted(names: Sequence[str]) -> str:
-    return ", ".join(f"`{name}`" for name in names)

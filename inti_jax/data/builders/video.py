@@ -89,6 +89,7 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type
     """
 
     VERSION = tfds.core.Version("1.0.0")
+    sampling = ""  # the `data.sampling` that belongs to the dataset, if there is one
 
     def __init__(self, *, data_dir: str | Path, labels: Sequence[str], splits: Mapping[str, Sequence[Clip]]):
         self._labels = tuple(labels)
@@ -174,8 +175,16 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type
                 # By itself: TFDS would run the shards of the first split again with those of the second.
                 with self._examples(split, options) as shards:
                     self._shards = {split: shards}
-                    self._download_and_prepare(None, tfds.download.DownloadConfig(**beam))
-                splits += self.info.splits.values()
+                    try:
+                        self._download_and_prepare(None, tfds.download.DownloadConfig(**beam))
+                    except (ValueError, RuntimeError) as error:
+                        if not beam:
+                            raise
+                        reason = " ".join(str(error).split())
+                        raise UserError(f"--beam_runner {options.beam_runner} failed: {reason}") from error
+                # Over Beam, TFDS sorts its own by the shards' numbers as text: 0, 1, 10, 2.
+                lengths = [len(self._complete(name).videos) for name in self._names(split)]
+                splits.append(self.info.splits[split].replace(shard_lengths=lengths))
             self.info.set_splits(tfds.core.SplitDict(splits))
         finally:
             self._data_dir, self._shards = place, {}
@@ -248,7 +257,10 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type
         self.info.write_to_directory(place)
         others = sorted(path for path in place.iterdir() if path.name not in shards)
         files = {path.name: manifest.file_sha256(path) for path in others}
-        manifest.Manifest.of(self.name, str(self.version), self._labels, splits, source, files).write(place)
+        complete = manifest.Manifest.of(
+            self.name, str(self.version), self._labels, splits, source, self.sampling, files
+        )
+        complete.write(place)
 
     def _complete(self, shard: str) -> Part:
         part = self._journal.part(shard)

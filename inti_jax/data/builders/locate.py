@@ -1,0 +1,113 @@
+"""Where the videos are that annotations list."""
+
+import collections
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from inti_jax.data.builders import lists
+from inti_jax.data.builders.annotations import SPLITS, Absent, Annotations, Listed, read_labels
+from inti_jax.data.builders.registry import OFFICIAL
+from inti_jax.data.builders.tree import Tree
+from inti_jax.data.builders.video import Clip
+from inti_jax.errors import UserError
+
+
+class Located(NamedTuple):
+    """The labels in order, the videos of each split, and lines for the user about what is not as usual.
+
+    A video that is listed and not there is a Clip whose source is `Absent`.
+    """
+
+    labels: tuple[str, ...]
+    splits: dict[str, list[Clip]]
+    notes: tuple[str, ...]
+
+
+def scan(
+    name: str,
+    source: Path,
+    *,
+    fold: int = 1,
+    list_files: Mapping[str, Path] | None = None,
+    labels_file: Path | None = None,
+) -> Located:
+    """What the annotations of dataset `name` say of the videos below `source`; nothing is decoded.
+
+    With `list_files`, by split, these are the annotations, and `labels_file` has the labels.
+
+    Raises UserError, naming file and row, for what is wrong with the annotations, and for a split of which no
+    video is there.
+    """
+    tree = Tree(source)
+    if list_files is None:
+        annotations = OFFICIAL[name].read(tree, fold)
+    else:
+        assert labels_file is not None
+        annotations = lists.read(list_files, read_labels(labels_file), source)
+    notes = [*_check_labels(name, annotations)]
+    notes += [f"there are no annotations of `{split}`" for split in SPLITS if split not in annotations.splits]
+
+    once = _check_ids(annotations)
+    uses = collections.Counter(
+        (split, stem)
+        for split, listed in annotations.splits.items()
+        for row in listed
+        for stem in row.stems[1:]
+    )
+    repeated = {use for use, count in uses.items() if count > 1}
+    shared = {stem for split, stem in uses if split == "train" and ("val", stem) in uses}
+    splits: dict[str, list[Clip]] = {}
+    for split, listed in annotations.splits.items():
+        splits[split] = []
+        missing = 0
+        for row in listed:
+            first = once[row.id]
+            if row.row != first.row:
+                other = f", where its label is `{first.label}`" if row.label != first.label else ""
+                clip = Clip(row.id, row.label, Absent(f"{row.where} repeats row {first.row}{other}"), 0)
+            elif path := tree.find(row, split, shared=shared, repeated=repeated):
+                clip = Clip(row.id, row.label, path, path.stat().st_size)
+            else:
+                missing += 1
+                clip = Clip(row.id, row.label, Absent("not on disk"), 0)
+            splits[split].append(clip)
+        if all(isinstance(clip.source, Absent) for clip in splits[split]):
+            expected = listed[0].path or f"{listed[0].stems[0]}.mp4"
+            raise UserError(
+                f"none of the {len(listed)} videos that {listed[0].file} lists is below {source}: "
+                f"the first would be {expected}"
+            )
+        if missing:
+            notes.append(f"{missing} of the {len(listed)} videos of `{split}` are not on disk")
+    return Located(annotations.labels, splits, tuple(notes))
+
+
+def _check_labels(name: str, annotations: Annotations) -> Sequence[str]:
+    """A note if there are fewer labels than the dataset has; UserError if there are more."""
+    if name not in OFFICIAL:
+        return ()
+    title, classes, count = OFFICIAL[name].title, OFFICIAL[name].classes, len(annotations.labels)
+    if count > classes:
+        rows = [row for listed in annotations.splits.values() for row in listed]
+        uses = collections.Counter(row.label for row in rows)
+        rarest = min(rows, key=lambda row: uses[row.label])
+        raise UserError(
+            f"{title} has {classes} labels, but {count} are listed: are they another dataset's, or is one "
+            f"misspelt? The rarest is `{rarest.label}`, in {rarest.where}"
+        )
+    return (f"{title} has {classes} labels, but {count} are listed",) if count < classes else ()
+
+
+def _check_ids(annotations: Annotations) -> dict[str, Listed]:
+    """The first row of each video. Raises UserError for one that is in both splits."""
+    split_of: dict[str, str] = {}
+    first: dict[str, Listed] = {}
+    for split, listed in annotations.splits.items():
+        for row in listed:
+            if split_of.setdefault(row.id, split) != split:
+                raise UserError(
+                    f"{row.where}: {row.id} is in {first[row.id].where} already, which is of another split"
+                )
+            first.setdefault(row.id, row)
+    return first

@@ -1,0 +1,129 @@
+"""The files below a source, found in one pass: videos by name, and what may be annotations."""
+
+import os
+import re
+from collections.abc import Mapping, Sequence, Set
+from pathlib import Path, PurePosixPath
+
+from inti_jax.data.builders.annotations import Listed
+from inti_jax.errors import UserError
+
+VIDEO_SUFFIXES = frozenset(
+    (".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv", ".3gp", ".ts")
+)
+_TEXT_SUFFIXES = (".csv", ".txt", ".json")
+_TEXT_DEPTH = 2  # folders between the source and its annotations
+_SPLIT_FOLDER = re.compile(r"(?:.*[_-])?(train|val|valid|validate|validation|test)(?:[_-]?\d+\w*)?")
+_REPLACEMENT = "replacement"  # Kinetics-400's: whole copies of videos that were first published damaged
+
+
+class Tree:
+    """The files below `root`, links followed. Hidden files and folders are not looked at.
+
+    Annotations may be in `root` or up to two folders down.
+    """
+
+    def __init__(self, root: Path):
+        if not root.is_dir():
+            raise UserError(f"{root} is not a directory: --source is where videos and annotations are")
+        self.root = root
+        self._videos: dict[str, list[str]] = {}
+        self._texts: list[Path] = []
+        seen = set()
+        for directory, folders, files in os.walk(root, followlinks=True, onerror=_raise):
+            status = Path(directory).stat()
+            if (status.st_dev, status.st_ino) in seen:  # a link back up, or a second one to the same folder
+                folders.clear()
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
+            relative = PurePosixPath(Path(directory).relative_to(root).as_posix())
+            for file in sorted(files):
+                if file.startswith("."):
+                    continue
+                suffix = PurePosixPath(file).suffix.lower()
+                if suffix in VIDEO_SUFFIXES:
+                    self._videos.setdefault(PurePosixPath(file).stem, []).append(str(relative / file))
+                elif suffix in _TEXT_SUFFIXES and len(relative.parts) <= _TEXT_DEPTH:
+                    self._texts.append(Path(directory, file))
+
+    def texts(self, pattern: str) -> list[Path]:
+        """The files that may be annotations whose whole name is `pattern`."""
+        return [path for path in self._texts if re.fullmatch(pattern, path.name)]
+
+    def text(self, name: str, pattern: str | None = None) -> Path:
+        """The one file that is called `name`, or whose whole name is `pattern`.
+
+        Raises UserError where there is none, or several.
+        """
+        return self.lists({"": (name, pattern)})[""]
+
+    def lists(self, names: Mapping[str, tuple[str, str | None]]) -> dict[str, Path]:
+        """For each split the one file that is called so, or whose whole name is the pattern, if it is there.
+
+        Raises UserError where there are several of one, or none of any.
+        """
+        files = {}
+        for split, (name, pattern) in names.items():
+            found = self.texts(pattern or re.escape(name))
+            if len(found) > 1:
+                raise UserError(f"both {found[0]} and {found[1]} may be {name}: leave one of them there")
+            if found:
+                files[split] = found[0]
+        if not files:
+            wanted = " or ".join(name for name, _ in names.values())
+            raise UserError(f"{wanted} is not in {self.root}, nor up to {_TEXT_DEPTH} folders down")
+        return files
+
+    def find(
+        self, listed: Listed, split: str, *, shared: Set[str], repeated: Set[tuple[str, str]]
+    ) -> Path | None:
+        """The file of a listed video, if it is there.
+
+        Of its names only the first is sure to be its own. One that is in `repeated`, with the split, is that
+        of several videos there, and so nobody's. One in `shared` is that of videos of both splits, and the
+        file's folder has to name this one. It may not name another in any case.
+
+        Raises UserError where several files may be it.
+        """
+        if listed.path:
+            path = self.root / listed.path
+            return path if path.is_file() else None
+        for number, stem in enumerate(listed.stems):
+            found = [path for path in self._videos.get(stem, []) if (self.root / path).is_file()]
+            if number > 0:
+                if (split, stem) in repeated:
+                    continue
+                wanted = (split,) if stem in shared else (split, None)
+                found = [path for path in found if _split_of(path) in wanted]
+            if found:
+                return self.root / self._choose(found, listed, split)
+        return None
+
+    def _choose(self, found: Sequence[str], listed: Listed, split: str) -> str:
+        preferences = (
+            lambda path: any(folder.startswith(_REPLACEMENT) for folder in PurePosixPath(path).parts[:-1]),
+            lambda path: listed.folder in PurePosixPath(path).parts[:-1],
+            lambda path: _split_of(path) in (split, None),
+        )
+        for preferred in preferences:
+            found = [path for path in found if preferred(path)] or found
+        # A tree of links by class, beside the files that they lead to.
+        if len({os.path.realpath(self.root / path) for path in found}) > 1:
+            raise UserError(
+                f"{listed.where}: both {self.root / found[0]} and {self.root / found[1]} may be its video: "
+                "leave out one, for instance by renaming its folder so that it starts with a dot"
+            )
+        return found[0]
+
+
+def _split_of(path: str) -> str | None:
+    """The split that a folder on the way to a file is named after, if there is one."""
+    for part in PurePosixPath(path).parts[:-1]:
+        if match := _SPLIT_FOLDER.fullmatch(part.lower()):
+            return match[1] if match[1] in ("train", "test") else "val"
+    return None
+
+
+def _raise(error: OSError) -> None:
+    raise error

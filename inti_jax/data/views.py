@@ -1,0 +1,35 @@
+"""Whether the views of an evaluation differ: a view that repeats another costs time and changes nothing."""
+
+import functools
+import logging
+
+from inti_jax import config
+from inti_jax.config import ConfigError
+from inti_jax.data import manifest, pipeline
+from inti_jax.data.dataset import VideoDataset
+
+log = logging.getLogger("inti_jax")
+
+
+def check(dataset: VideoDataset, data: config.Data, settings: config.Eval) -> None:
+    """Raises ConfigError where in every video one clip repeats another, or one crop; warns where in some."""
+    videos = manifest.read(dataset.directory).splits[dataset.split].videos
+
+    @functools.cache
+    def repeats(frames: int) -> bool:
+        clips = pipeline.view_indices(frames, data, settings).reshape(settings.clips, -1)
+        return len({clip.tobytes() for clip in clips}) < settings.clips
+
+    kinds = {
+        f"`eval.clips` is {settings.clips}": sum(repeats(video.frames) for video in videos),
+        f"`eval.crops` is {settings.crops}": (settings.crops > 1)
+        * sum(video.height == video.width for video in videos),
+    }
+    for setting, count in kinds.items():
+        if count == len(videos):
+            raise ConfigError(
+                f"config: {setting}, but every video of `{dataset.split}` in {dataset.directory} is too "
+                "short, or square, for views that differ: set it to 1"
+            )
+        if count:
+            log.warning("%s: in %d of %d videos some views are the same", setting, count, len(videos))
