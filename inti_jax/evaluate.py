@@ -171,7 +171,7 @@ def evaluate_run(settings: Config, workdir: Path) -> None:
     graphdef, params = found.for_inference()
     figures = evaluate(make_forward(graphdef, mesh), params, dataset, settings.data, settings.eval, mesh)
     with contextlib.closing(MetricsWriter(workdir)) as writer:
-        writer.write(step or 0, "val", figures)
+        writer.write(step or 0, "val", figures | {"dataset": dataset.manifest["sha256"]})
     log.info("step %d: %s", step or 0, summary(figures))
 
 

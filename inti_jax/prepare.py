@@ -5,11 +5,14 @@ import difflib
 import signal
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from inti_jax.data import dataset, manifest
 from inti_jax.data.builders import registry
 from inti_jax.errors import UserError, run_command
+
+if TYPE_CHECKING:
+    from inti_jax.data.builders import video
 
 _EPILOG = f"""\
 datasets:
@@ -22,18 +25,22 @@ examples:
   python -m inti_jax.prepare motion_digits --data_dir data
   python -m inti_jax.prepare folder --source my_videos --data_dir data --name my_dataset
   python -m inti_jax.prepare folder --source my_videos.csv --labels labels.txt --data_dir data
-  python -m inti_jax.prepare kinetics400 --source k400 --data_dir data
   python -m inti_jax.prepare ucf101 --source ucf --fold 2 --name ucf101_fold2 --data_dir data
   python -m inti_jax.prepare ssv2 --source videos --train_list train.txt --val_list val.txt \\
     --labels labels.txt --data_dir data
+  python -m inti_jax.prepare kinetics400 --source k400 --data_dir data --short_side 256
+  python -m inti_jax.prepare --check data/kinetics400/1.0.0
 """
 _REJECTED_SHOWN = 5
 
 
 def main() -> None:
     args = _parse()
-    # So that an interrupted build clears its temporary files, as it does after Ctrl-C.
+    # So that an interrupted build says where it goes on, as it does after Ctrl-C.
     signal.signal(signal.SIGTERM, _interrupt)
+    if args.check is not None:
+        _check(args)
+        return
     directory = _prepare_embedded(args) if args.dataset in registry.EMBEDDED else _prepare_files(args)
     _print_summary(manifest.read(directory), directory)
 
@@ -46,8 +53,8 @@ def _parse() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("dataset", metavar="NAME", help=", ".join(registry.NAMES))
-    parser.add_argument("--data_dir", type=Path, required=True, help="where datasets are kept")
+    parser.add_argument("dataset", metavar="NAME", nargs="?", help=", ".join(registry.NAMES))
+    parser.add_argument("--data_dir", type=Path, help="where datasets are kept")
     parser.add_argument("--source", type=Path, help="directory of videos, or CSV file (folder)")
     parser.add_argument("--name", help="the dataset's name in data_dir (default: NAME)")
     parser.add_argument(
@@ -63,13 +70,26 @@ def _parse() -> argparse.Namespace:
         type=float,
         help="share of each class that becomes `val` where the source has no splits (folder; default 0.2)",
     )
+    _add_general_options(parser)
     args = parser.parse_args()
+    _check_general_options(parser, args)
+    if args.check is not None:
+        return args
     if args.dataset not in registry.NAMES:
         near = difflib.get_close_matches(args.dataset, registry.NAMES, n=1)
         hint = f"did you mean `{near[0]}`?" if near else f"it is one of {', '.join(registry.NAMES)}"
         parser.error(f"unknown dataset `{args.dataset}`; {hint}")
     if args.dataset in registry.EMBEDDED:
-        for option in ("source", "name", "labels", "train_list", "val_list", "fold", "val_share"):
+        for option in (
+            "source",
+            "name",
+            "labels",
+            "train_list",
+            "val_list",
+            "fold",
+            "val_share",
+            "short_side",
+        ):
             if getattr(args, option) is not None:
                 parser.error(f"--{option} is not for {args.dataset}, which is rendered")
     else:
@@ -105,7 +125,60 @@ def _check_files_options(parser: argparse.ArgumentParser, args: argparse.Namespa
         parser.error(f"--val_share {args.val_share} is not a share: it should be at least 0 and below 1")
 
 
+def _add_general_options(parser: argparse.ArgumentParser) -> None:
+    """Options that are the same for every dataset of files."""
+    how = parser.add_argument_group("how it is prepared")
+    how.add_argument(
+        "--short_side",
+        type=int,
+        metavar="N",
+        help="encode every video anew, as H.264 that is quick to decode, with N pixels along its "
+        "shorter side where there are more",
+    )
+    how.add_argument("--workers", type=int, metavar="N", help="threads (default: one for each core)")
+    how.add_argument("--beam_runner", metavar="NAME", help="run on this Apache Beam runner instead")
+    how.add_argument("--beam_options", metavar="K=V,...", help="its options, such as region=europe-west4")
+    check = parser.add_argument_group("checking a prepared dataset, without NAME")
+    check.add_argument(
+        "--check",
+        type=Path,
+        metavar="DIR",
+        help="compare all that DIR holds with its manifest: data/NAME/1.0.0",
+    )
+    check.add_argument("--decode", action="store_true", help="and decode every video")
+
+
+def _check_general_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Wrong ones end the program."""
+    if args.workers is not None and args.workers < 1:
+        parser.error(f"--workers {args.workers}: it should be at least 1")
+    if args.check is not None:
+        given = {name for name, value in vars(args).items() if value not in (None, False)}
+        if others := sorted(given - {"check", "decode", "workers"}):
+            parser.error(f"--check takes --decode and --workers only, not {others[0]}")
+        return
+    if args.dataset is None or args.data_dir is None:
+        parser.error("NAME and --data_dir are needed: which dataset to prepare, and where datasets are kept")
+    if args.decode:
+        parser.error("--decode is for --check only: preparing decodes every video anyway")
+    if args.short_side is not None and (args.short_side < 16 or args.short_side % 2):
+        parser.error(f"--short_side {args.short_side}: it should be an even number of at least 16 pixels")
+    if args.beam_runner is None and args.beam_options is not None:
+        parser.error("--beam_options needs --beam_runner")
+    if args.beam_runner is not None and args.workers is not None:
+        parser.error(
+            "--workers is not for Apache Beam: how many there are is the runner's, see --beam_options"
+        )
+
+
 # The builders are slow to import, so not before the arguments are found to be good.
+
+
+def _options(args: argparse.Namespace) -> "video.Options":
+    from inti_jax.data.builders import video
+
+    flags = tuple(flag for flag in (args.beam_options or "").split(",") if flag)
+    return video.Options(args.short_side, args.workers, args.beam_runner, flags)
 
 
 def _prepare_embedded(args: argparse.Namespace) -> Path:
@@ -117,7 +190,7 @@ def _prepare_embedded(args: argparse.Namespace) -> Path:
         "motion_digits": motion_digits.MotionDigits,
         "still_digits": still_digits.StillDigits,
     }
-    return builders[args.dataset](data_dir=args.data_dir).build()
+    return builders[args.dataset](data_dir=args.data_dir).build(_options(args))
 
 
 def _prepare_files(args: argparse.Namespace) -> Path:
@@ -134,10 +207,10 @@ def _prepare_files(args: argparse.Namespace) -> Path:
             args.dataset, args.source, fold=args.fold, list_files=lists or None, labels_file=args.labels
         )
     if directory := dataset.find_dataset(args.name, args.data_dir):
-        if manifest.read(directory).source != video.fingerprint(labels, splits):
+        if manifest.read(directory).source != video.fingerprint(labels, splits, args.short_side):
             raise UserError(
-                f"{directory} was prepared from other files, labels or splits than {args.source} has now: "
-                f"choose another --name, or delete {directory} to prepare it anew"
+                f"{directory} was prepared from other files, labels or splits than {args.source} has now, or "
+                f"with another --short_side: choose another --name, or delete {directory} to prepare it anew"
             )
         return _prepared_already(directory)
     for note in notes:
@@ -150,10 +223,13 @@ def _prepare_files(args: argparse.Namespace) -> Path:
         splits=splits,
         sampling=official.sampling if official else "",
     )
-    return builder.build()
+    return builder.build(_options(args))
 
 
 def _prepared_already(directory: Path) -> Path:
+    from inti_jax.data.builders.journal import Journal
+
+    Journal.beside(directory).discard()  # there if the build was killed in its last moment
     print(f"prepared already: to build it anew, delete {directory} or choose another place")
     return directory
 
@@ -171,6 +247,19 @@ def _print_summary(contents: manifest.Manifest, directory: Path) -> None:
             print(
                 f"    and {len(split.rejected) - _REJECTED_SHOWN} more: see {directory / manifest.FILE_NAME}"
             )
+
+
+def _check(args: argparse.Namespace) -> None:
+    from inti_jax.data import check
+
+    found = 0
+    for difference in check.differences(args.check, decode_all=args.decode, workers=args.workers):
+        print(difference)
+        found += 1
+    if found:
+        raise UserError(f"{args.check} is not what its manifest says: differences: {found}")
+    contents = manifest.read(args.check)
+    print(f"{args.check} is what its manifest says, sha256 {contents.sha256[:16]}")
 
 
 def _interrupt(*_: object) -> NoReturn:

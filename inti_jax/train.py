@@ -202,7 +202,7 @@ def train(config: Config, workdir: Path) -> None:
         def validate(step: int) -> None:
             params = {**train_state.trainable, **train_state.frozen}
             figures = evaluate.evaluate(forward, params, validation, config.data, config.eval, mesh)
-            writer.write(step, "val", figures)
+            writer.write(step, "val", figures | {"dataset": validation.manifest["sha256"]})
             log.info("step %d: %s", step, evaluate.summary(figures))
             monitor.restart_clock()
 

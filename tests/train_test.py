@@ -130,6 +130,7 @@ def test_a_run_leaves_all_its_files_and_is_continued_only_by_its_own_config(moti
     assert [r["step"] for r in records if r["split"] == "train"] == [1, 2, 3, 4]
     (validation,) = [r for r in records if r["split"] == "val"]
     assert validation["evaluated"] == 20 and validation["missing"] == 0 and validation["step"] == 4
+    assert validation["dataset"] == run.RunRecord.read(tmp_path).dataset.sha256
 
     before = (tmp_path / "metrics.jsonl").read_text()
     with pytest.raises(ConfigError, match=r"`train.learning_rate` is 0.001, here it is 0.1"):

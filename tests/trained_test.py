@@ -76,8 +76,8 @@ def test_a_run_starts_from_it(workdir, weights, small, motion_data, tmp_path):
     (figures,) = read_metrics(tmp_path / "eval")
     before = [entry for entry in read_metrics(workdir) if entry["split"] == "val"][-1]
     assert figures["step"] == 0
-    assert [figures[key] for key in ("top1", "top5", "evaluated")] == [
-        before[key] for key in ("top1", "top5", "evaluated")
+    assert [figures[key] for key in ("top1", "top5", "evaluated", "dataset")] == [
+        before[key] for key in ("top1", "top5", "evaluated", "dataset")
     ]
     train.train(settings, tmp_path / "on")
     mesh = sharding.make_mesh(Mesh(), jax.devices()[:1])

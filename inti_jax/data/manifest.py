@@ -40,21 +40,35 @@ class Rejected:
 
 
 @dataclasses.dataclass(frozen=True)
+class Shard:
+    """One of the files that hold a split's videos, in order: its name, number of videos and hash."""
+
+    file: str
+    count: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Split:
     """One split, its videos in dataset order.
 
     `sha256` is over each video's id, label and content; two splits with equal hashes hold the same examples.
+    It does not depend on the shards, of which a dataset from before they were listed has none here.
     """
 
     count: int
     sha256: str
     videos: tuple[Video, ...]
     rejected: tuple[Rejected, ...]
+    shards: tuple[Shard, ...] = ()
 
     @classmethod
-    def of(cls, videos: Iterable[Video], rejected: Iterable[Rejected]) -> "Split":
+    def of(
+        cls, videos: Iterable[Video], rejected: Iterable[Rejected], shards: Iterable[Shard] = ()
+    ) -> "Split":
         videos = tuple(videos)
-        return cls(len(videos), digest([[v.id, v.label, v.sha256] for v in videos]), videos, tuple(rejected))
+        sha256 = digest([[v.id, v.label, v.sha256] for v in videos])
+        return cls(len(videos), sha256, videos, tuple(rejected), tuple(shards))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +76,8 @@ class Manifest:
     """A dataset's manifest. `sha256` is over name, version, labels and the splits' hashes.
 
     `source` is the fingerprint of what the dataset was prepared from, and `sampling` the `data.sampling` that
-    belongs to it, or "". They and what was rejected are no part of any hash: they do not change its examples.
+    belongs to it, or "". They and what was rejected are no part of these hashes: they do not change its
+    examples. `files` has the hashes of TFDS's metadata.
     """
 
     name: str
@@ -72,6 +87,7 @@ class Manifest:
     source: str
     sha256: str
     sampling: str = ""
+    files: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(
@@ -82,19 +98,24 @@ class Manifest:
         splits: dict[str, Split],
         source: str,
         sampling: str = "",
+        files: dict[str, str] | None = None,
     ) -> "Manifest":
         labels = tuple(labels)
         hashes = sorted((split_name, split.sha256) for split_name, split in splits.items())
-        return cls(
-            name, version, labels, splits, source, digest([[name, version], labels, *hashes]), sampling
-        )
+        sha256 = digest([[name, version], labels, *hashes])
+        return cls(name, version, labels, splits, source, sha256, sampling, files or {})
 
     def write(self, directory: Path) -> None:
-        """Writes the manifest into `directory`; readers see all of it or nothing."""
+        """Writes the manifest into `directory`; readers see all of it or nothing.
+
+        `checksum` is added, a hash of all of it.
+        """
         path = directory / FILE_NAME
         partial = path.with_suffix(".partial")
+        contents = dataclasses.asdict(self)
+        contents["checksum"] = digest([contents])
         with partial.open("w") as file:
-            json.dump(dataclasses.asdict(self), file, indent=1)
+            json.dump(contents, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
@@ -117,27 +138,38 @@ def read(directory: Path) -> Manifest:
     path = directory / FILE_NAME
     try:
         raw = json.loads(path.read_text())
+        # What is asked for with a default is absent from datasets that were prepared before it was written.
+        checksum = raw.pop("checksum", None)
+        unchanged = checksum is None or checksum == digest([raw])
         splits = {
             name: Split.of(
                 [Video(**video) for video in split["videos"]],
                 [Rejected(**rejected) for rejected in split["rejected"]],
+                [Shard(**shard) for shard in split.get("shards", ())],
             )
             for name, split in raw["splits"].items()
         }
-        # Absent from a dataset that was prepared before there were fingerprints, which may be any source's.
-        source = raw.get("source", "")
-        sampling = raw.get("sampling", "")
-        manifest = Manifest.of(raw["name"], raw["version"], raw["labels"], splits, source, sampling)
+        source, sampling, files = raw.get("source", ""), raw.get("sampling", ""), raw.get("files", {})
+        manifest = Manifest.of(raw["name"], raw["version"], raw["labels"], splits, source, sampling, files)
         as_written = (raw["sha256"], {name: split["sha256"] for name, split in raw["splits"].items()})
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a manifest ({error}): prepare the dataset again") from None
-    if as_written != (manifest.sha256, {name: split.sha256 for name, split in splits.items()}):
+    if not unchanged or as_written != (
+        manifest.sha256,
+        {name: split.sha256 for name, split in splits.items()},
+    ):
         raise UserError(
             f"{path} was changed after the dataset was prepared: its hashes do not match its contents"
         )
     return manifest
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256, in hex, of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digest(lines: Iterable[Any]) -> str:
