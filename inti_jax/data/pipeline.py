@@ -361,8 +361,9 @@ class _Batches(Iterator[Any]):
             log.warning("a worker process %s: the workers start anew at batch %d", how, self._due)
             return
         rows = range(self._due * self._host_batch, min((self._due + 1) * self._host_batch, len(self._order)))
-        # Of an (epoch, index) the index.
-        indices = ", ".join(str(np.ravel(self._order[row])[-1]) for row in rows[:16])
+        elements = (self._order[row] for row in rows[:16])
+        # Of an (epoch, index, repeat) the index.
+        indices = ", ".join(str(e[1] if isinstance(e, tuple) else e) for e in elements)
         raise LoadingError(
             f"worker processes died {self._deaths} times in a row before batch {self._due}, the last one "
             f"{how}: out of memory, if by SIGKILL (lower `data.workers` or `data.prefetch`), or a video "

@@ -161,7 +161,7 @@ def test_a_keyframe_is_never_far():
         clips.sound_only(),
         clips.encode(clips.moving_square(30, 64, 96))[:4000],
         clips.encode(clips.moving_square(30, 64, 96), container="matroska")[:3000],
-        clips.damaged(clips.encode(clips.moving_square(30, 64, 96)), first=9, last=12),
+        clips.damaged(clips.encode(clips.moving_square(30, 64, 96)), range(9, 13)),
     ],
     ids=["empty", "text", "sound", "truncated", "truncated_matroska", "damaged"],
 )
