@@ -1,6 +1,6 @@
 """Memory of a training step with a frozen backbone against full fine-tuning: XLA's own analysis.
 
-    python -m tests.benchmarks.step_memory [--batch 1] [--methods full,st_adapter,lora]
+    python -m tests.benchmarks.step_memory [--batch 1] [--methods full,st_adapter,lora] [--dtype bfloat16]
 
 Compiles the step of a ViT-B/16 on 8 frames for one device and prints what the compiler plans: arguments (the
 state and the batch), temporaries, and their sum, which is the peak.
@@ -57,9 +57,13 @@ def main() -> None:
     )
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--methods", default="full,st_adapter")
+    parser.add_argument(
+        "--dtype", default="float32", help="of the computation, and of the parameters that do not train"
+    )
     arguments = parser.parse_args()
     methods = arguments.methods.split(",")
-    plans = {method: peak_bytes(method, arguments.batch) for method in methods}
+    dtypes = {"train__dtype": arguments.dtype, "model__frozen_dtype": arguments.dtype}
+    plans = {method: peak_bytes(method, arguments.batch, **dtypes) for method in methods}
     print("| method | arguments, GiB | temporaries, GiB | peak, GiB | of the first |\n|---|---|---|---|---|")
     for method, plan in plans.items():
         figures = " | ".join(f"{plan[part] / 2**30:.2f}" for part in ("arguments", "temporaries", "peak"))
