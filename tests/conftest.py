@@ -1,5 +1,6 @@
 """Before anything imports JAX: eight simulated devices, and shapes checked at every call."""
 
+import logging
 import os
 import tempfile
 
@@ -20,6 +21,14 @@ import pytest
 
 jaxtyping.install_import_hook("inti_jax", "beartype.beartype")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(autouse=True)
+def project_logger():
+    """As before any command set it up: commands are also called in this process."""
+    logger = logging.getLogger("inti_jax")
+    logger.handlers, logger.propagate = [], True
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")
