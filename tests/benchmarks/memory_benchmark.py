@@ -39,11 +39,12 @@ def main() -> None:
 def _measure(source: decode_benchmark.Repeated, workers: int, clips: int) -> dict[int, int]:
     """Bytes by number of clips loaded."""
     cfg = dataclasses.replace(decode_benchmark.CFG, workers=workers, threads=2)
-    found = {}
-    with pipeline.train_batches(
-        source, cfg, seed=0, global_batch=_BATCH, num_steps=clips // _BATCH
-    ) as batches:
-        for step, _ in enumerate(batches, start=1):
+    found: dict[int, int] = {}
+    steps = clips // _BATCH
+    # More than are asked for: at the end of all, workers would have ended before the last batch is seen.
+    with pipeline.train_batches(source, cfg, seed=0, global_batch=_BATCH, num_steps=2 * steps) as batches:
+        for step in range(1, steps + 1):
+            next(batches)
             if step * _BATCH % _WARM == 0:
                 found[step * _BATCH] = memory.resident_bytes()
     return found
