@@ -355,8 +355,8 @@ class _Batches(Iterator[Any]):
         return iter(loaded.batch(self._host_batch, drop_remainder=True))
 
     def _note_death(self, exit_code: int) -> None:
-        how = f"was killed by {signal.Signals(-exit_code).name}" if exit_code < 0 else f"exited ({exit_code})"
         self._deaths += 1
+        how = f"was killed by {signal.Signals(-exit_code).name}" if exit_code < 0 else f"exited ({exit_code})"
         if self._deaths < _DEATHS:
             log.warning("a worker process %s: the workers start anew at batch %d", how, self._due)
             return
@@ -364,10 +364,15 @@ class _Batches(Iterator[Any]):
         elements = (self._order[row] for row in rows[:16])
         # Of an (epoch, index, repeat) the index.
         indices = ", ".join(str(e[1] if isinstance(e, tuple) else e) for e in elements)
+        if exit_code == -signal.SIGKILL:
+            why = "memory ran out, most likely: lower `data.workers` or `data.prefetch`"
+        elif exit_code < 0:
+            why = f"a video crashes the decoder, most likely: one of the indices {indices}, or soon after"
+        else:
+            why = "its traceback is above"
         raise LoadingError(
-            f"worker processes died {self._deaths} times in a row before batch {self._due}, the last one "
-            f"{how}: out of memory, if by SIGKILL (lower `data.workers` or `data.prefetch`), or a video "
-            f"crashes the decoder, one soon after those with the indices {indices}"
+            f"worker processes died {self._deaths} times in a row before batch {self._due}; "
+            f"the last one {how}: {why}"
         )
 
 

@@ -197,8 +197,32 @@ def test_a_worker_that_is_killed_is_replaced(videos, caplog, monkeypatch):
         os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
         seen += list(batches)
     _assert_equal(seen, expected)
-    (message,) = [record.getMessage() for record in caplog.records]
+    (message,) = [message for message in caplog.messages if "anew" in message]
     assert "killed by SIGKILL" in message
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "reason"),
+    [
+        (-9, "killed by SIGKILL: memory ran out, .*`data.workers`"),
+        (-11, r"killed by SIGSEGV: a video .* indices \d, \d, \d, \d,"),
+        (1, r"exited \(1\): its traceback"),
+    ],
+)
+def test_the_reason_depends_on_how_workers_died(videos, monkeypatch, exit_code, reason):
+    class Dead:
+        def __next__(self):
+            raise RuntimeError(f"Worker process was terminated unexpectedly with exit code {exit_code}.")
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(pipeline._Batches, "_start", lambda self: Dead())
+    with (
+        pipeline.train_batches(videos, CFG, seed=5, global_batch=4, num_steps=5) as batches,
+        pytest.raises(pipeline.LoadingError, match=f"3 times in a row before batch 0; .*{reason}"),
+    ):
+        next(batches)
 
 
 _ENDLESS = """
