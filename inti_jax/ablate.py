@@ -6,7 +6,6 @@ frames first. Runs that are evaluated already are not run again, so a table can 
 
 import argparse
 import dataclasses
-import io
 import json
 import logging
 import statistics
@@ -198,6 +197,8 @@ def pareto(cells: Sequence[Cell]) -> bytes:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    from inti_jax.report import to_png
+
     markers = dict(zip(METHODS, "osD^vP", strict=True))
     # The cycle's eighth colour is the grey of the markers' legend.
     colours = {name: "black" if i == 7 else f"C{i}" for i, name in enumerate(COMPRESSIONS)}
@@ -222,10 +223,7 @@ def pareto(cells: Sequence[Cell]) -> bytes:
     axes.set_ylabel("top-1 (%); dashed: the ceiling without order")
     axes.legend(frameon=False, fontsize=8, bbox_to_anchor=(1, 1), loc="upper left")
     axes.spines[["top", "right"]].set_visible(False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    pyplot.close(figure)
-    return buffer.getvalue()
+    return to_png(figure)
 
 
 def _run_name(method: str, compression: str, seed: int | str) -> str:

@@ -28,11 +28,7 @@ def main() -> None:
         "--clips", type=int, default=128, metavar="N", help="of each measurement (default 128)"
     )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
-    arguments, rest = parser.parse_known_args()
-    overrides = [item for item in rest if item.startswith("--config.")]
-    for item in rest:
-        if item not in overrides:
-            parser.error(f"unknown argument: {item}")
+    arguments, overrides = cli.parse_with_overrides(parser)
     if arguments.clips < 1:
         raise UsageError(f"--clips is {arguments.clips}: it should be at least 1")
     if arguments.config is None:

@@ -41,8 +41,7 @@ class VideoClassifier:
         return self._apply(self._features, video)
 
     def _apply(self, function: Any, video: np.ndarray) -> Float[np.ndarray, "..."]:
-        compression = self.config.model.compression
-        halvings = 1 if compression.kind == "tome" else 2 ** len(compression.after)
+        halvings = 2 ** len(self.config.model.compression.halves_after)
         if video.dtype != np.uint8 or video.ndim not in (4, 5) or video.shape[-1] != 3:
             raise UserError(
                 f"a video is uint8 [T, H, W, 3] or [B, T, H, W, 3], not {video.dtype} {list(video.shape)}"

@@ -29,12 +29,18 @@ def add_config_argument(parser: argparse.ArgumentParser) -> None:
 
 def parse_with_config(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Config]:
     """The arguments, and the config they name. Raises UsageError or ConfigError."""
+    arguments, overrides = parse_with_overrides(parser)
+    return arguments, load_config(arguments.config, overrides)
+
+
+def parse_with_overrides(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, list[str]]:
+    """The arguments, and those of the form --config.a.b=value."""
     arguments, rest = parser.parse_known_args()
     overrides = [item for item in rest if item.startswith("--config.")]
     unknown = [item for item in rest if item not in overrides]
     if unknown:
         parser.error(f"unknown argument: {unknown[0]}")
-    return arguments, load_config(arguments.config, overrides)
+    return arguments, overrides
 
 
 def load_config(spec: str, overrides: Sequence[str] = ()) -> Config:

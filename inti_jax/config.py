@@ -58,6 +58,11 @@ class Compression:
     r: NonNegative | tuple[NonNegative, ...] = 8
     matching: Literal["auto", "frame", "clip"] = "auto"
 
+    @property
+    def halves_after(self) -> tuple[int, ...]:
+        """The blocks, from 1, after which there are half as many frames."""
+        return () if self.kind == "tome" else self.after
+
 
 @pydantic.with_config(_STRICT)
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -53,7 +53,7 @@ def _compression(model: config.Model, frames: int) -> Iterator[str]:
         )
     if compression.kind == "tome":
         yield from _merging(model, layers)
-    elif frames % 2 ** len(after):
+    if frames % 2 ** len(compression.halves_after):
         yield (
             f"`data.num_frames` is {frames}: it should be divisible by {2 ** len(after)}, "
             f"since `model.compression.after` = {after} halves the frames {len(after)} times"

@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
@@ -153,10 +152,7 @@ def evaluate_run(settings: Config, workdir: Path) -> None:
     views.check(dataset, settings.data, settings.eval)
     if earlier is None:
         record = run.RunRecord(settings, run.Dataset.of(dataset), initial.find_backbone(settings.model))
-        transform = optax.identity()
-        target = state.abstract_state(record, transform, mesh)
-        start = initial.initial_state(record, transform, target)
-        found = trained.Trained(record, {**start.trainable, **start.frozen})
+        found = trained.start(record, mesh)
         if jax.process_index() == 0:
             record.write(workdir)
     else:

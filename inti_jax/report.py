@@ -14,12 +14,15 @@ import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from inti_jax import cli
 from inti_jax.errors import UserError, run_command
 from inti_jax.run import RunRecord
 from inti_jax.writers import read_metrics
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _TIMED_BATCH = 16
 _TIMED_ROUNDS = 7
@@ -150,6 +153,13 @@ def _curves(metrics: dict[str, list[dict[str, Any]]]) -> bytes:
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
+    return to_png(figure)
+
+
+def to_png(figure: "Figure") -> bytes:
+    """The figure as a PNG file; it is closed."""
+    from matplotlib import pyplot
+
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     pyplot.close(figure)

@@ -47,10 +47,14 @@ def load(path: Path, mesh: jax.sharding.Mesh, *, pretrained: Path | None = None)
     if pretrained is not None:
         model = dataclasses.replace(model, pretrained=str(pretrained))
     record = dataclasses.replace(record, config=dataclasses.replace(record.config, model=model))
-    ours = dataclasses.replace(record, backbone=initial.find_backbone(model))
-    target = state.abstract_state(ours, optax.identity(), mesh)
-    start = initial.initial_state(ours, optax.identity(), target)
-    return Trained(ours, {**start.trainable, **start.frozen})
+    return start(dataclasses.replace(record, backbone=initial.find_backbone(model)), mesh)
+
+
+def start(record: RunRecord, mesh: jax.sharding.Mesh) -> Trained:
+    """What the run of `record` has before its first step."""
+    target = state.abstract_state(record, optax.identity(), mesh)
+    first = initial.initial_state(record, optax.identity(), target)
+    return Trained(record, {**first.trainable, **first.frozen})
 
 
 def load_run(record: RunRecord, workdir: Path, mesh: jax.sharding.Mesh) -> Trained:

@@ -13,7 +13,7 @@ def call(module, *arguments):
     return subprocess.run(command, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("module", ["main", "prepare", "plan", "predict", "report", "convert"])
+@pytest.mark.parametrize("module", ["main", "ablate", "prepare", "plan", "predict", "report", "convert"])
 def test_help(module):
     process = call(module, "--help")
     assert process.returncode == 0

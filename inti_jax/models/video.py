@@ -88,11 +88,10 @@ class VideoModel(nnx.Module):
         size = dataclasses.replace(named, resolution=resolution or named.resolution)
         self.backbone = backbone or Backbone()
         self.tower = ImageTower(size, numerics=self.backbone.numerics, dtype=dtype, rngs=rngs)
-        halving = config.compression.after if config.compression.kind != "tome" else ()
         self.compressors = nnx.List(
             [
                 build_compressor(config.compression, size.width, self.tower.grid, dtype=dtype, rngs=rngs)
-                for _ in halving
+                for _ in config.compression.halves_after
             ]
         )
         self.adapters = nnx.List(
@@ -111,7 +110,7 @@ class VideoModel(nnx.Module):
         else:
             self.head = TextHead(size.width, self.backbone.embed, classes, rngs=rngs)
         self.size = size
-        self.after = halving
+        self.after = config.compression.halves_after
         # ST-Adapter averages the frames before it normalises, the other methods after.
         self.mean_first = config.adaptation == "st_adapter"
         self.head_dropout = config.head.dropout

@@ -1,0 +1,70 @@
+import json
+
+import pytest
+
+from inti_jax import ablate
+from inti_jax.cli import load_config
+from inti_jax.errors import UsageError
+from inti_jax.models.backbone import Backbone
+from inti_jax.run import Dataset, RunRecord
+
+CELLS = [
+    ablate.Cell("full", "none", 0.0643, 468_874, {0: 0.401, 1: 0.378}),
+    ablate.Cell("lora", "inti", 0.0433, 55_180, {0: 0.439}),
+]
+
+
+@pytest.mark.parametrize("compression", ablate.COMPRESSIONS)
+@pytest.mark.parametrize("method", ablate.METHODS)
+def test_every_cell_is_a_config(method, compression):
+    spec = f"configs/ablation.py:{ablate.METHODS[method]},{ablate.COMPRESSIONS[compression]},seed=1,steps=7"
+    settings = load_config(spec)
+    assert settings.train.steps == 7 and settings.train.seed == 1
+    assert settings.model.adaptation == method.partition("+")[0]
+    assert settings.model.compression.kind == compression.partition("(")[0]
+
+
+def test_the_table_has_means_and_ranges():
+    _, _, first, second = ablate.table(CELLS).splitlines()
+    assert first == "| full | none | 0.0643 | 468,874 | 2 | 39.0 | 37.8 to 40.1 |"
+    assert second == "| lora | inti | 0.0433 | 55,180 | 1 | 43.9 |  |"
+
+
+def test_the_section_of_a_file_is_replaced_and_nothing_else(tmp_path):
+    results = tmp_path / "docs.md"
+    results.write_text(f"before\n{ablate._BEGIN}\nold\n{ablate._END}\nafter\n")
+    for _ in range(2):  # also when it is there already
+        ablate.write(CELLS, tmp_path, results)
+        text = results.read_text()
+        assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
+        assert text.count(ablate.table(CELLS)) == 1
+    assert (tmp_path / "ablation.png").read_bytes() == (tmp_path / "pareto.png").read_bytes()
+    assert json.loads((tmp_path / "ablation.json").read_text())[1]["method"] == "lora"
+
+
+def test_a_file_without_the_section_is_refused(tmp_path):
+    (tmp_path / "docs.md").write_text("nothing")
+    with pytest.raises(UsageError, match="it has no lines"):
+        ablate.write(CELLS, tmp_path, tmp_path / "docs.md")
+    assert (tmp_path / "docs.md").read_text() == "nothing"
+
+
+def test_finished_runs_are_collected_by_their_names(tmp_path):
+    spec = f"configs/ablation.py:{ablate.METHODS['aim']},{ablate.COMPRESSIONS['inti']}"
+    for seed, top1 in ((0, 0.5), (1, 0.7)):
+        workdir = tmp_path / ablate._run_name("aim", "inti", seed)
+        labels = tuple(map(str, range(10)))
+        dataset = Dataset("motion_digits", "1.0.0", "", labels)
+        RunRecord(load_config(f"{spec},seed={seed}"), dataset, Backbone()).write(workdir)
+        (workdir / "metrics.jsonl").write_text(json.dumps({"step": 400, "split": "val", "top1": top1}) + "\n")
+    unfinished = tmp_path / ablate._run_name("aim", "none", 0)
+    unfinished.mkdir()
+    (cell,) = ablate.collect(tmp_path)
+    assert (cell.method, cell.compression, cell.top1) == ("aim", "inti", {0: 0.5, 1: 0.7})
+    assert cell.gmacs == pytest.approx(0.0609, abs=5e-5) and cell.trained == 100_588
+
+
+@pytest.mark.parametrize("text", ["full,lorra", ""])
+def test_an_unknown_name_lists_the_valid_ones(text):
+    with pytest.raises(UsageError, match="is none of full, linear"):
+        ablate._chosen("methods", text, ablate.METHODS)
