@@ -40,7 +40,9 @@ def encode(
     with tempfile.TemporaryDirectory() as directory:  # `faststart` opens its output twice
         path = Path(directory, "video")
         with av.open(str(path), "w", format=container, options=muxer or {}) as output:
-            stream = output.add_stream(codec, rate=fps, options=options or {})
+            # With x264's `mbtree`, the same frames give other bytes now and then.
+            steady = {"x264-params": "mbtree=0"} if codec == "libx264" else {}
+            stream = output.add_stream(codec, rate=fps, options=steady | (options or {}))
             stream.height, stream.width = video.shape[1:3]
             stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
             stream.codec_context.gop_size = gop

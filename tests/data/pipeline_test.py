@@ -299,8 +299,9 @@ def test_epochs_augment_differently(videos):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_mirrored_clip_has_the_label_of_its_mirror_image(workers):
     cfg = dataclasses.replace(CFG, workers=workers)
-    batches = _collect(Sided(), cfg, num_steps=20)
-    plain = _collect(Sided(), dataclasses.replace(cfg, flip=False), num_steps=20)
+    sided = Sided()
+    batches = _collect(sided, cfg, num_steps=20)
+    plain = _collect(sided, dataclasses.replace(cfg, flip=False), num_steps=20)
     mirrored = 0
     for batch, reference in zip(batches, plain, strict=True):
         np.testing.assert_array_equal(reference["label"], reference["index"] % 3)
