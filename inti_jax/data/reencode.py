@@ -59,7 +59,8 @@ def _encode(video: bytes, short_side: int) -> tuple[bytes, int, bool]:
     file = io.BytesIO()
     with (
         av.open(io.BytesIO(video), "r", metadata_errors="replace") as source,
-        av.open(file, "w", format="mp4") as target:
+        av.open(file, "w", format="mp4") as target,
+    ):
         cover = av.stream.Disposition.attached_pic
         streams = [stream for stream in source.streams.video if not stream.disposition & cover]
         if not streams or streams[0].codec_context is None:
