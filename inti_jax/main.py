@@ -19,12 +19,14 @@ def main() -> None:
     parser.add_argument(
         "--mode", choices=("train", "eval"), default="train", help="train and evaluate, or evaluate only"
     )
+    cli.add_process_arguments(parser)
     arguments, config = cli.parse_with_config(parser)
     cli.setup_logging()
 
     # Imported late: --help and a mistake in the config should not wait for them.
-    from inti_jax import evaluate, train
+    from inti_jax import distributed, evaluate, train
 
+    distributed.start(arguments.coordinator_address, arguments.process_count, arguments.process_id)
     if arguments.mode == "train":
         train.train(config, arguments.workdir)
     else:
