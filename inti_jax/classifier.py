@@ -61,9 +61,9 @@ def load(
     """The classifier that a run trained: its directory, or a file that `convert --to trained` wrote.
 
     Of a run it is the newest checkpoint, that of `step`, or with "best" the best of those that were
-    evaluated. A file goes on the converted CLIP `pretrained`, by default the one that the run named. What can be folded
-    into the backbone is. Raises UserError where `path` holds no finished checkpoint, or the two do not
-    belong together.
+    evaluated. A file goes on the converted CLIP `pretrained`, by default the one that the run named. What can
+    be folded into the backbone is. Raises UserError where `path` holds no finished checkpoint, or the two do
+    not belong together.
     """
     mesh = sharding.make_mesh(Mesh(), jax.local_devices()[:1])
     weights = None if pretrained is None else Path(pretrained)

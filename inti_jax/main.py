@@ -20,14 +20,16 @@ def main() -> None:
         "--mode", choices=("train", "eval"), default="train", help="train and evaluate, or evaluate only"
     )
     cli.add_step_argument(parser)
+    cli.add_process_arguments(parser)
     arguments, config = cli.parse_with_config(parser)
     if arguments.step is not None and arguments.mode == "train":
         raise UsageError("--step goes with --mode eval: training goes on from the newest checkpoint")
     cli.setup_logging()
 
     # Imported late: --help and a mistake in the config should not wait for them.
-    from inti_jax import evaluate, train
+    from inti_jax import distributed, evaluate, train
 
+    distributed.start(arguments.coordinator_address, arguments.process_count, arguments.process_id)
     if arguments.mode == "train":
         train.train(config, arguments.workdir)
     else:
