@@ -154,8 +154,9 @@ class Preemption:
                 for process in range(jax.process_count())
             ]
             if min(all_passed) == 0:
-                # All are about to exit: not the first before the last knows.
+                # All are about to exit: the first host, whose end JAX answers by aborting the others, last.
                 self._client.wait_at_barrier(f"{_KEY}/exit", _AGREE * 1000)
+                time.sleep(1 if jax.process_index() == 0 else 0)
         except Exception as error:  # of the coordination service, or the connection to it
             self._give_up(number, error)
             return
