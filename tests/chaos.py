@@ -1,8 +1,8 @@
 """Trainings of two processes that are killed at random: `python -m tests.chaos --runs 50 [--seed 0]`.
 
 Each run is hit by one to three faults, one after the other, and started again after each: SIGKILL of one
-process or both, SIGTERM to one or both, either of these while a checkpoint is being written, or a disk that is
-full (a small tmpfs, where this user may mount one). What has to hold:
+process or both, SIGTERM to one or both, either of these while a checkpoint is being written, or a full disk
+(a small tmpfs, where this user may mount one). What has to hold:
 
 - no process lives longer than its limit after a fault;
 - a restart goes on from the newest checkpoint that was whole, after SIGTERM from the last step that was done;
