@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
-from inti_jax import config, initial, metrics, run, sharding, state, trained
+from inti_jax import config, initial, liveness, metrics, run, sharding, state, trained
 from inti_jax.checkpoint import latest_step
 from inti_jax.config import Config
 from inti_jax.data import pipeline, views
@@ -81,13 +81,15 @@ def predict(
     progress = Progress("evaluate", total)
     rows: list[dict[str, np.ndarray]] = []
     pending = None
-    for batch in batches:
+    liveness.note("evaluation: batch 1", slow=True)
+    for number, batch in enumerate(batches, start=2):
         result = forward(params, sharding.place_batch(batch, mesh))
         # Fetched one batch late, so that the host loads videos while the devices compute.
         if pending is not None:
             rows.append(jax.device_get(pending))
         pending = result
         progress.advance()
+        liveness.note(f"evaluation: batch {number}", slow=number == 2)  # compiling may still go on
     if pending is not None:
         rows.append(jax.device_get(pending))
     progress.close()
@@ -163,6 +165,7 @@ def evaluate_run(settings: Config, workdir: Path) -> None:
                 f"the labels of {settings.data.name} in {settings.data.data_dir} are not those that "
                 f"{workdir} was trained with: prepare the dataset again with --labels in the run's order"
             )
+        liveness.note("reading the checkpoint", slow=True)
         found = trained.load_run(record, workdir, mesh)
     graphdef, params = found.for_inference()
     figures = evaluate(make_forward(graphdef, mesh), params, dataset, settings.data, settings.eval, mesh)

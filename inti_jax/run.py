@@ -26,6 +26,7 @@ _FREE = (
     "eval",
     "mesh",
     "checkpoint",
+    "hosts",
 )
 
 

@@ -15,7 +15,7 @@ from flax import nnx
 from jax.experimental import multihost_utils
 from jaxtyping import Array
 
-from inti_jax import evaluate, initial, losses, memory, mixing, optim, report, run, sharding, state
+from inti_jax import evaluate, initial, liveness, losses, memory, mixing, optim, report, run, sharding, state
 from inti_jax.checkpoint import Checkpoints, latest_step
 from inti_jax.config import Config, ConfigError, Mix
 from inti_jax.data import mirror, pipeline, sampling, views
@@ -166,6 +166,7 @@ def train(config: Config, workdir: Path) -> None:
     _warn_of_short_videos(config, dataset, validation)
 
     with contextlib.ExitStack() as stack:
+        liveness.note("the first state", slow=True)
         if start:
             checkpoints = stack.enter_context(Checkpoints(workdir, keep=config.checkpoint.keep))
             train_state, position = checkpoints.restore(target)
@@ -213,7 +214,10 @@ def train(config: Config, workdir: Path) -> None:
         if start and evaluation_due(start) and not evaluate.was_evaluated(workdir, start):
             validate(start)  # the run was stopped between its checkpoint and its evaluation
         for step in range(start + 1, steps + 1):
+            # A worker process starts before the first batch; and the first two wait for compiling.
+            liveness.note(f"step {step}: its batch", slow=step == start + 1)
             batch = monitor.next_batch(batches)
+            liveness.note(f"step {step}: computing", slow=step <= start + 2)
             train_state, metrics = step_fn(train_state, batch)
             # Reads the step before this one, which runs meanwhile.
             monitor.push(step, metrics, batch["index"])
@@ -221,9 +225,11 @@ def train(config: Config, workdir: Path) -> None:
             if saving or evaluation_due(step):
                 monitor.flush()  # what is saved has been seen to be finite
             if saving:
+                liveness.note(f"step {step}: its checkpoint", slow=True)
                 checkpoints.save(step, train_state, {"next_step": step, "bad": monitor.bad})
             if evaluation_due(step):
                 validate(step)
+        liveness.note("the end", slow=True)
     if jax.process_index() == 0:
         report.write([workdir], workdir, f"{config.data.name}: {workdir.name}", timed=False)
 
