@@ -21,7 +21,7 @@ from jax._src.distributed import (
 )  # the only way to the service's client, which Orbax uses as well
 
 from inti_jax import config, liveness
-from inti_jax.errors import UsageError, UserError
+from inti_jax.errors import Stopped, UsageError, UserError
 from inti_jax.relay import Relay
 
 # Seconds for all processes to appear.
@@ -63,6 +63,9 @@ def joined(
     watch = liveness.start(*_initialize(cluster), limits)
     try:
         yield
+    except (Stopped, SystemExit):  # all processes do that at the same point
+        _leave(watch)
+        raise
     except Exception as error:
         if _another_may_be_lost(error):
             time.sleep(limits.silent_seconds + 5)  # the watch ends this process if that is so
@@ -72,9 +75,6 @@ def joined(
     except KeyboardInterrupt:
         _end_soon(130)
         watch.fail("it was interrupted")
-        raise
-    except SystemExit:
-        _leave(watch)
         raise
     _leave(watch)
 
@@ -145,6 +145,8 @@ def _initialize(cluster: _Cluster) -> tuple[Any, threading.Event]:
     """Joins the others; the service's client, and what is set when the connection to it breaks."""
     # Set whatever the platform: simulated hosts compute on CPUs.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # preemption.py does that: JAX's own would swallow a SIGTERM that comes before the first step.
+    jax.config.update("jax_enable_preemption_service", False)
     address, closed = cluster.coordinator_address, threading.Event()
     if cluster.process_id != 0:
         host, _, port = address.rpartition(":")
