@@ -118,11 +118,15 @@ def _literal(text: str) -> Any:
         return text
 
 
-def setup_logging() -> None:
-    """The project's own messages to stderr, one line each; other libraries' from warnings up."""
+def setup_logging(process_index: int = 0) -> None:
+    """The project's own messages to stderr, one line each; other libraries' from warnings up.
+
+    Of several processes the first says everything, the others warnings alone, with their number.
+    """
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    prefix = f"process {process_index}: " if process_index else ""
+    handler.setFormatter(logging.Formatter(f"%(asctime)s {prefix}%(message)s", "%H:%M:%S"))
     logger = logging.getLogger("inti_jax")
     logger.handlers = [handler]
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.WARNING if process_index else logging.INFO)
     logger.propagate = False

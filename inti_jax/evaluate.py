@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
-from inti_jax import checkpoint, config, initial, metrics, run, sharding, state, trained
+from inti_jax import checkpoint, config, initial, liveness, metrics, run, sharding, state, trained
 from inti_jax.config import Config
 from inti_jax.data import pipeline, views
 from inti_jax.data.dataset import Source, open_dataset
@@ -84,13 +84,15 @@ def predict(
     progress = Progress("evaluate", total)
     rows: list[dict[str, np.ndarray]] = []
     pending = None
-    for batch in batches:
+    liveness.note("evaluation: batch 1", slow=True)
+    for number, batch in enumerate(batches, start=2):
         result = forward(params, sharding.place_batch(batch, mesh))
         # Fetched one batch late, so that the host loads videos while the devices compute.
         if pending is not None:
             rows.append(jax.device_get(pending))
         pending = result
         progress.advance()
+        liveness.note(f"evaluation: batch {number}", slow=number == 2)  # compiling may still go on
         after_batch()
     if pending is not None:
         rows.append(jax.device_get(pending))
@@ -176,6 +178,7 @@ def _evaluate_run(settings: Config, workdir: Path, step: checkpoint.Step) -> Non
                 f"the labels of {settings.data.name} in {settings.data.data_dir} are not those that "
                 f"{workdir} was trained with: prepare the dataset again with --labels in the run's order"
             )
+        liveness.note("reading the checkpoint", slow=True)
         found = trained.load_run(record, workdir, mesh, at)
     graphdef, params = found.for_inference()
     figures = evaluate(make_forward(graphdef, mesh), params, dataset, settings.data, settings.eval, mesh)

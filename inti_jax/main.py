@@ -27,13 +27,17 @@ def main() -> None:
     cli.setup_logging()
 
     # Imported late: --help and a mistake in the config should not wait for them.
+    import jax
+
     from inti_jax import distributed, evaluate, train
 
-    distributed.start(arguments.coordinator_address, arguments.process_count, arguments.process_id)
-    if arguments.mode == "train":
-        train.train(config, arguments.workdir)
-    else:
-        evaluate.evaluate_run(config, arguments.workdir, arguments.step)
+    flags = (arguments.coordinator_address, arguments.process_count, arguments.process_id)
+    with distributed.joined(*flags, config.hosts):
+        cli.setup_logging(jax.process_index())
+        if arguments.mode == "train":
+            train.train(config, arguments.workdir)
+        else:
+            evaluate.evaluate_run(config, arguments.workdir, arguments.step)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ _FREE = (
     "eval",
     "mesh",
     "checkpoint",
+    "hosts",
 )
 
 

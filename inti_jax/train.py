@@ -19,6 +19,7 @@ from inti_jax import (
     checkpoint,
     evaluate,
     initial,
+    liveness,
     losses,
     memory,
     mixing,
@@ -187,6 +188,7 @@ def _train(config: Config, workdir: Path, preemption: Preemption) -> None:
     _warn_of_short_videos(config, dataset, validation)
 
     with contextlib.ExitStack() as stack:
+        liveness.note("the first state", slow=True)
         if start:
             train_state, position = checkpoint.restore(workdir, start, target)
             log.info("going on from the checkpoint of step %d", start)
@@ -234,19 +236,24 @@ def _train(config: Config, workdir: Path, preemption: Preemption) -> None:
         if start and evaluation_due(start) and not evaluate.was_evaluated(workdir, start):
             validate(start)  # the run was stopped between its checkpoint and its evaluation
         for step in range(start + 1, steps + 1):
+            # A worker process starts before the first batch; and the first two wait for compiling.
+            liveness.note(f"step {step}: its batch", slow=step == start + 1)
             batch = monitor.next_batch(batches)
+            liveness.note(f"step {step}: computing", slow=step <= start + 2)
             train_state, metrics = step_fn(train_state, batch)
             # Reads the step before this one, which runs meanwhile.
             monitor.push(step, metrics, batch["index"])
             stopping = preemption.reached()
             if stopping or evaluation_due(step) or step % config.checkpoint.every_steps == 0:
                 monitor.flush()  # what is saved has been seen to be finite
+                liveness.note(f"step {step}: its checkpoint", slow=True)
                 checkpoints.save(step, train_state, {"next_step": step, "bad": monitor.bad})
             checkpoints.check()
             if stopping:
                 raise preemption.stopped(step)
             if evaluation_due(step):
                 validate(step)
+        liveness.note("the end", slow=True)
     if jax.process_index() == 0:
         report.write([workdir], workdir, f"{config.data.name}: {workdir.name}", timed=False)
 
