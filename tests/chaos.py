@@ -77,7 +77,7 @@ class Training:
             "--workdir", str(workdir), f"--config.data.data_dir={data}", f"--config.train.steps={STEPS}",
             "--config.train.global_batch=4", "--config.train.log_every_steps=1",
             "--config.train.eval_every_steps=15", "--config.checkpoint.every_steps=6",
-            "--config.eval.batch=4", "--config.data.num_frames=4",
+            "--config.eval.batch=4", "--config.data.num_frames=4", "--config.hosts.silent_seconds=10",
             "--coordinator_address", f"localhost:{port}", "--process_count", str(PROCESSES),
         ]  # fmt: skip
         self._logs = [logs / f"{index}.log" for index in range(PROCESSES)]
