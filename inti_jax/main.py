@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from inti_jax import cli
-from inti_jax.errors import run_command
+from inti_jax.errors import UsageError, run_command
 
 
 def main() -> None:
@@ -19,16 +19,25 @@ def main() -> None:
     parser.add_argument(
         "--mode", choices=("train", "eval"), default="train", help="train and evaluate, or evaluate only"
     )
+    cli.add_step_argument(parser)
+    cli.add_process_arguments(parser)
     arguments, config = cli.parse_with_config(parser)
+    if arguments.step is not None and arguments.mode == "train":
+        raise UsageError("--step goes with --mode eval: training goes on from the newest checkpoint")
     cli.setup_logging()
 
     # Imported late: --help and a mistake in the config should not wait for them.
-    from inti_jax import evaluate, train
+    import jax
 
-    if arguments.mode == "train":
-        train.train(config, arguments.workdir)
-    else:
-        evaluate.evaluate_run(config, arguments.workdir)
+    from inti_jax import distributed, evaluate, train
+
+    flags = (arguments.coordinator_address, arguments.process_count, arguments.process_id)
+    with distributed.joined(*flags, config.hosts):
+        cli.setup_logging(jax.process_index())
+        if arguments.mode == "train":
+            train.train(config, arguments.workdir)
+        else:
+            evaluate.evaluate_run(config, arguments.workdir, arguments.step)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,21 @@ from flax import nnx
 from jax.experimental import multihost_utils
 from jaxtyping import Array
 
-from inti_jax import evaluate, initial, losses, memory, mixing, optim, report, run, sharding, state
-from inti_jax.checkpoint import Checkpoints, latest_step
+from inti_jax import (
+    checkpoint,
+    evaluate,
+    initial,
+    liveness,
+    losses,
+    memory,
+    mixing,
+    optim,
+    report,
+    run,
+    sharding,
+    state,
+)
+from inti_jax.checkpoint import Checkpoints
 from inti_jax.config import Config, ConfigError, Mix
 from inti_jax.data import mirror, pipeline, sampling, views
 from inti_jax.data.dataset import VideoDataset, open_dataset
@@ -24,6 +37,7 @@ from inti_jax.data.device import DevicePrefetch
 from inti_jax.errors import UserError
 from inti_jax.models.backbone import Backbone
 from inti_jax.models.video import VideoModel
+from inti_jax.preemption import Preemption
 from inti_jax.state import Params, TrainState
 from inti_jax.writers import MetricsWriter, Progress
 
@@ -135,7 +149,15 @@ def compile_step(
 
 
 def train(config: Config, workdir: Path) -> None:
-    """Trains in `workdir`, going on from its newest checkpoint if it holds one, then evaluates."""
+    """Trains in `workdir`, going on from its newest checkpoint if it holds one, then evaluates.
+
+    Raises Stopped where a signal asked for it, when all that was done is saved.
+    """
+    with run.lock(workdir), Preemption() as preemption:
+        _train(config, workdir, preemption)
+
+
+def _train(config: Config, workdir: Path, preemption: Preemption) -> None:
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch(config.train.global_batch // config.train.accumulate, "train.global_batch", mesh)
     sharding.check_batch(config.eval.batch, "eval.batch", mesh)
@@ -152,7 +174,7 @@ def train(config: Config, workdir: Path) -> None:
             f"`train.global_batch` = {config.train.global_batch}"
         )
 
-    start = latest_step(workdir) or 0
+    start = checkpoint.find(workdir) or 0
     earlier = run.RunRecord.read(workdir) if start else None
     record = run.RunRecord(config, run.Dataset.of(dataset), _backbone(config, earlier))
     if earlier:
@@ -166,15 +188,15 @@ def train(config: Config, workdir: Path) -> None:
     _warn_of_short_videos(config, dataset, validation)
 
     with contextlib.ExitStack() as stack:
+        liveness.note("the first state", slow=True)
         if start:
-            checkpoints = stack.enter_context(Checkpoints(workdir, keep=config.checkpoint.keep))
-            train_state, position = checkpoints.restore(target)
+            train_state, position = checkpoint.restore(workdir, start, target)
             log.info("going on from the checkpoint of step %d", start)
         else:
             # Before anything is written: a mistake found here leaves nothing behind.
             train_state = initial.initial_state(record, transform, target)
             position = {"next_step": 0, "bad": 0}
-            checkpoints = stack.enter_context(Checkpoints(workdir, keep=config.checkpoint.keep))
+        checkpoints = stack.enter_context(Checkpoints(workdir, config.checkpoint, start=start))
         if jax.process_index() == 0:
             record.write(workdir)
 
@@ -201,7 +223,8 @@ def train(config: Config, workdir: Path) -> None:
 
         def validate(step: int) -> None:
             params = {**train_state.trainable, **train_state.frozen}
-            figures = evaluate.evaluate(forward, params, validation, config.data, config.eval, mesh)
+            go_on = functools.partial(preemption.check, step)  # what is evaluated has been saved
+            figures = evaluate.evaluate(forward, params, validation, config.data, config.eval, mesh, go_on)
             writer.write(step, "val", figures | {"dataset": validation.manifest["sha256"]})
             log.info("step %d: %s", step, evaluate.summary(figures))
             monitor.restart_clock()
@@ -213,17 +236,24 @@ def train(config: Config, workdir: Path) -> None:
         if start and evaluation_due(start) and not evaluate.was_evaluated(workdir, start):
             validate(start)  # the run was stopped between its checkpoint and its evaluation
         for step in range(start + 1, steps + 1):
+            # A worker process starts before the first batch; and the first two wait for compiling.
+            liveness.note(f"step {step}: its batch", slow=step == start + 1)
             batch = monitor.next_batch(batches)
+            liveness.note(f"step {step}: computing", slow=step <= start + 2)
             train_state, metrics = step_fn(train_state, batch)
             # Reads the step before this one, which runs meanwhile.
             monitor.push(step, metrics, batch["index"])
-            saving = step == steps or step % config.checkpoint.every_steps == 0
-            if saving or evaluation_due(step):
+            stopping = preemption.reached()
+            if stopping or evaluation_due(step) or step % config.checkpoint.every_steps == 0:
                 monitor.flush()  # what is saved has been seen to be finite
-            if saving:
+                liveness.note(f"step {step}: its checkpoint", slow=True)
                 checkpoints.save(step, train_state, {"next_step": step, "bad": monitor.bad})
+            checkpoints.check()
+            if stopping:
+                raise preemption.stopped(step)
             if evaluation_due(step):
                 validate(step)
+        liveness.note("the end", slow=True)
     if jax.process_index() == 0:
         report.write([workdir], workdir, f"{config.data.name}: {workdir.name}", timed=False)
 
