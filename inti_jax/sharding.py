@@ -57,12 +57,16 @@ def make_mesh(sizes: config.Mesh, devices: Sequence[jax.Device] | None = None) -
 
 def check_batch(size: int, key: str, mesh: jax.sharding.Mesh) -> None:
     """Raises ConfigError where `size` videos cannot be split evenly over the batch axes."""
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    shards = _batch_shards(mesh)
     if size % shards:
         raise ConfigError(
             f"config: `{key}` gives {size} videos at a time, but the mesh splits them over {shards} "
             f"devices: it should be a multiple of {shards}"
         )
+
+
+def _batch_shards(mesh: jax.sharding.Mesh) -> int:
+    return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
@@ -74,10 +78,37 @@ def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
+def host_shards(mesh: jax.sharding.Mesh) -> list[int]:
+    """Which of the parts that the mesh cuts a batch into are on devices of this host.
+
+    Where `tensor` spans hosts, several have the same.
+    """
+    devices = mesh.devices.reshape(_batch_shards(mesh), -1)
+    here = jax.process_index()
+    return [part for part, row in enumerate(devices) if any(d.process_index == here for d in row)]
+
+
+def host_rows(mesh: jax.sharding.Mesh, size: int) -> list[int]:
+    """The rows of a batch of `size` that this host loads, in order."""
+    part = size // _batch_shards(mesh)
+    return [shard * part + row for shard in host_shards(mesh) for row in range(part)]
+
+
 def place_batch(batch: Mapping[str, Any], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
-    """This host's rows onto its devices, as its part of the global batch."""
-    sharding = batch_sharding(mesh)
-    return {key: jax.make_array_from_process_local_data(sharding, rows) for key, rows in batch.items()}
+    """The rows `host_rows` onto this host's devices, as its part of the global batch."""
+    sharding, shards = batch_sharding(mesh), host_shards(mesh)
+
+    def place(rows: Any) -> jax.Array:
+        part = len(rows) // len(shards)
+
+        def rows_at(index: tuple[slice, ...] | None) -> Any:
+            assert index is not None
+            at = shards.index((index[0].start or 0) // part) * part
+            return rows[at : at + part]
+
+        return jax.make_array_from_callback((part * _batch_shards(mesh), *rows.shape[1:]), sharding, rows_at)
+
+    return {key: place(rows) for key, rows in batch.items()}
 
 
 def parameter_shardings(
