@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -34,6 +35,8 @@ _RULES: dict[str, Sequence[tuple[str, int | None]]] = {
         (r"patch_embed\.kernel", None),
         (r"(class|positional)_embedding", None),
     ),
+    # Narrow beside what they are added to: with `tensor` each device computes all of them, from inputs that
+    # every device of a `tensor` group has anyway, and no sum over the group is needed after them.
     "adapters": ((r"\d+\..*", None),),
     "temporal": ((r"embedding", None),),
     "compressors": ((r"\d+\..*", None),),
@@ -83,9 +86,14 @@ def host_shards(mesh: jax.sharding.Mesh) -> list[int]:
 
     Where `tensor` spans hosts, several have the same.
     """
-    devices = mesh.devices.reshape(_batch_shards(mesh), -1)
-    here = jax.process_index()
-    return [part for part, row in enumerate(devices) if any(d.process_index == here for d in row)]
+    processes = np.vectorize(lambda device: device.process_index)(mesh.devices)
+    return shards_on(jax.process_index(), processes)
+
+
+def shards_on(process: int, processes: np.ndarray) -> list[int]:
+    """Which parts of a batch are on `process`, where `processes` are those of a mesh's devices."""
+    parts = processes.reshape(-1, processes.shape[-1])  # [data * fsdp, tensor]
+    return [part for part, there in enumerate(parts) if process in there]
 
 
 def host_rows(mesh: jax.sharding.Mesh, size: int) -> list[int]:
@@ -114,7 +122,10 @@ def place_batch(batch: Mapping[str, Any], mesh: jax.sharding.Mesh) -> dict[str, 
 def parameter_shardings(
     shapes: Mapping[str, jax.ShapeDtypeStruct], mesh: jax.sharding.Mesh
 ) -> dict[str, NamedSharding]:
-    """Where each parameter lives: `tensor` by the rules, `fsdp` on the widest dimension it divides."""
+    """Where each parameter lives: `tensor` by the rules, `fsdp` on the widest dimension it divides.
+
+    Raises ConfigError where `tensor` does not divide what it splits.
+    """
     unused = {(module, rule) for module in {_module(path) for path in shapes} for rule in _RULES[module]}
     result = {}
     for path, shape in shapes.items():
@@ -123,6 +134,12 @@ def parameter_shardings(
         if rule is None:
             raise ValueError(f"no sharding rule for parameter {path}")
         unused.discard((module, rule))
+        tensor = mesh.shape["tensor"]
+        if rule[1] is not None and shape.shape[rule[1]] % tensor:
+            raise ConfigError(
+                f"config: `mesh.tensor` comes to {tensor}: it should divide the {shape.shape[rule[1]]} "
+                f"heads or channels of {path}"
+            )
         result[path] = NamedSharding(mesh, _spec(shape.shape, rule[1], mesh))
     if unused:
         raise ValueError(f"sharding rules that match no parameter: {sorted(map(str, unused))}")
