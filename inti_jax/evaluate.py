@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
-from inti_jax import checkpoint, config, initial, liveness, metrics, run, sharding, state, trained
+from inti_jax import agreement, checkpoint, config, initial, liveness, metrics, run, sharding, state, trained
 from inti_jax.config import Config
 from inti_jax.data import pipeline, views
 from inti_jax.data.dataset import Source, open_dataset
@@ -77,27 +77,26 @@ def predict(
     `after_batch` is called as often on each, and may raise to end it.
     """
     sharding.check_batch(settings.batch, "eval.batch", mesh)
-    batches = pipeline.eval_batches(
-        source, data, settings, process_index=jax.process_index(), process_count=jax.process_count()
-    )
+    rows = sharding.host_rows(mesh, settings.batch)
+    batches = pipeline.eval_batches(source, data, settings, rows=rows)
     total = -(-len(source) // settings.batch)
     progress = Progress("evaluate", total)
-    rows: list[dict[str, np.ndarray]] = []
+    results: list[dict[str, np.ndarray]] = []
     pending = None
     liveness.note("evaluation: batch 1", slow=True)
     for number, batch in enumerate(batches, start=2):
         result = forward(params, sharding.place_batch(batch, mesh))
         # Fetched one batch late, so that the host loads videos while the devices compute.
         if pending is not None:
-            rows.append(jax.device_get(pending))
+            results.append(jax.device_get(pending))
         pending = result
         progress.advance()
         liveness.note(f"evaluation: batch {number}", slow=number == 2)  # compiling may still go on
         after_batch()
     if pending is not None:
-        rows.append(jax.device_get(pending))
+        results.append(jax.device_get(pending))
     progress.close()
-    return _in_order({key: np.concatenate([row[key] for row in rows]) for key in rows[0]})
+    return _in_order({key: np.concatenate([result[key] for result in results]) for key in results[0]})
 
 
 def _in_order(rows: dict[str, np.ndarray]) -> Predictions:
@@ -159,13 +158,16 @@ def evaluate_run(settings: Config, workdir: Path, step: checkpoint.Step = None) 
 
 def _evaluate_run(settings: Config, workdir: Path, step: checkpoint.Step) -> None:
     mesh = sharding.make_mesh(settings.mesh)
+    agreement.check_workdir(workdir)
     at = checkpoint.find(workdir, step)
     if at is None and not (settings.model.head.init == "text" or settings.model.start_from):
         raise UserError(f"{workdir} holds no finished checkpoint: is it the directory of a run?")
     dataset = open_dataset(settings.data.name, settings.data.data_dir, "val")
     views.check(dataset, settings.data, settings.eval)
+    sha256 = dataset.manifest["sha256"]
     if at is None:
         record = run.RunRecord(settings, run.Dataset.of(dataset), initial.find_backbone(settings.model))
+        agreement.check(record, sha256, mode="eval", step=0)
         found = trained.start(record, mesh)
         if jax.process_index() == 0:
             record.write(workdir)
@@ -178,12 +180,13 @@ def _evaluate_run(settings: Config, workdir: Path, step: checkpoint.Step) -> Non
                 f"the labels of {settings.data.name} in {settings.data.data_dir} are not those that "
                 f"{workdir} was trained with: prepare the dataset again with --labels in the run's order"
             )
+        agreement.check(record, sha256, mode="eval", step=at)
         liveness.note("reading the checkpoint", slow=True)
         found = trained.load_run(record, workdir, mesh, at)
     graphdef, params = found.for_inference()
     figures = evaluate(make_forward(graphdef, mesh), params, dataset, settings.data, settings.eval, mesh)
     with contextlib.closing(MetricsWriter(workdir)) as writer:
-        writer.write(at or 0, "val", figures | {"dataset": dataset.manifest["sha256"]})
+        writer.write(at or 0, "val", figures | {"dataset": sha256})
     log.info("step %d: %s", at or 0, summary(figures))
 
 

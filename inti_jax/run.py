@@ -94,7 +94,7 @@ class RunRecord:
 
     def check_continues(self, earlier: "RunRecord", workdir: Path) -> None:
         """Raises ConfigError where a checkpoint of `earlier` cannot go on as this run."""
-        ours, theirs = _flat(dataclasses.asdict(self)), _flat(dataclasses.asdict(earlier))
+        ours, theirs = flat(dataclasses.asdict(self)), flat(dataclasses.asdict(earlier))
         for key in sorted(ours.keys() | theirs.keys()):
             name = key.removeprefix("config.")
             free = any(name == prefix or name.startswith(prefix + ".") for prefix in _FREE)
@@ -165,11 +165,12 @@ def tensorboard_dir(workdir: Path) -> Path:
     return workdir / "tensorboard"
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"a.b": value}` of nested dicts."""
     result: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):
-            result |= _flat(value, f"{prefix}{key}.")
+            result |= flat(value, f"{prefix}{key}.")
         else:
             result[prefix + key] = value
     return result

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -34,6 +35,8 @@ _RULES: dict[str, Sequence[tuple[str, int | None]]] = {
         (r"patch_embed\.kernel", None),
         (r"(class|positional)_embedding", None),
     ),
+    # Narrow beside what they are added to: with `tensor` each device computes all of them, from inputs that
+    # every device of a `tensor` group has anyway, and no sum over the group is needed after them.
     "adapters": ((r"\d+\..*", None),),
     "temporal": ((r"embedding", None),),
     "compressors": ((r"\d+\..*", None),),
@@ -57,12 +60,16 @@ def make_mesh(sizes: config.Mesh, devices: Sequence[jax.Device] | None = None) -
 
 def check_batch(size: int, key: str, mesh: jax.sharding.Mesh) -> None:
     """Raises ConfigError where `size` videos cannot be split evenly over the batch axes."""
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    shards = _batch_shards(mesh)
     if size % shards:
         raise ConfigError(
             f"config: `{key}` gives {size} videos at a time, but the mesh splits them over {shards} "
             f"devices: it should be a multiple of {shards}"
         )
+
+
+def _batch_shards(mesh: jax.sharding.Mesh) -> int:
+    return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
@@ -74,16 +81,51 @@ def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
+def host_shards(mesh: jax.sharding.Mesh) -> list[int]:
+    """Which of the parts that the mesh cuts a batch into are on devices of this host.
+
+    Where `tensor` spans hosts, several have the same.
+    """
+    processes = np.vectorize(lambda device: device.process_index)(mesh.devices)
+    return shards_on(jax.process_index(), processes)
+
+
+def shards_on(process: int, processes: np.ndarray) -> list[int]:
+    """Which parts of a batch are on `process`, where `processes` are those of a mesh's devices."""
+    parts = processes.reshape(-1, processes.shape[-1])  # [data * fsdp, tensor]
+    return [part for part, there in enumerate(parts) if process in there]
+
+
+def host_rows(mesh: jax.sharding.Mesh, size: int) -> list[int]:
+    """The rows of a batch of `size` that this host loads, in order."""
+    part = size // _batch_shards(mesh)
+    return [shard * part + row for shard in host_shards(mesh) for row in range(part)]
+
+
 def place_batch(batch: Mapping[str, Any], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
-    """This host's rows onto its devices, as its part of the global batch."""
-    sharding = batch_sharding(mesh)
-    return {key: jax.make_array_from_process_local_data(sharding, rows) for key, rows in batch.items()}
+    """The rows `host_rows` onto this host's devices, as its part of the global batch."""
+    sharding, shards = batch_sharding(mesh), host_shards(mesh)
+
+    def place(rows: Any) -> jax.Array:
+        part = len(rows) // len(shards)
+
+        def rows_at(index: tuple[slice, ...] | None) -> Any:
+            assert index is not None
+            at = shards.index((index[0].start or 0) // part) * part
+            return rows[at : at + part]
+
+        return jax.make_array_from_callback((part * _batch_shards(mesh), *rows.shape[1:]), sharding, rows_at)
+
+    return {key: place(rows) for key, rows in batch.items()}
 
 
 def parameter_shardings(
     shapes: Mapping[str, jax.ShapeDtypeStruct], mesh: jax.sharding.Mesh
 ) -> dict[str, NamedSharding]:
-    """Where each parameter lives: `tensor` by the rules, `fsdp` on the widest dimension it divides."""
+    """Where each parameter lives: `tensor` by the rules, `fsdp` on the widest dimension it divides.
+
+    Raises ConfigError where `tensor` does not divide what it splits.
+    """
     unused = {(module, rule) for module in {_module(path) for path in shapes} for rule in _RULES[module]}
     result = {}
     for path, shape in shapes.items():
@@ -92,6 +134,12 @@ def parameter_shardings(
         if rule is None:
             raise ValueError(f"no sharding rule for parameter {path}")
         unused.discard((module, rule))
+        tensor = mesh.shape["tensor"]
+        if rule[1] is not None and shape.shape[rule[1]] % tensor:
+            raise ConfigError(
+                f"config: `mesh.tensor` comes to {tensor}: it should divide the {shape.shape[rule[1]]} "
+                f"heads or channels of {path}"
+            )
         result[path] = NamedSharding(mesh, _spec(shape.shape, rule[1], mesh))
     if unused:
         raise ValueError(f"sharding rules that match no parameter: {sorted(map(str, unused))}")

@@ -16,6 +16,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array
 
 from inti_jax import (
+    agreement,
     checkpoint,
     evaluate,
     initial,
@@ -159,6 +160,7 @@ def train(config: Config, workdir: Path) -> None:
 
 def _train(config: Config, workdir: Path, preemption: Preemption) -> None:
     mesh = sharding.make_mesh(config.mesh)
+    agreement.check_workdir(workdir)
     sharding.check_batch(config.train.global_batch // config.train.accumulate, "train.global_batch", mesh)
     sharding.check_batch(config.eval.batch, "eval.batch", mesh)
     dataset = open_dataset(config.data.name, config.data.data_dir, "train")
@@ -179,6 +181,7 @@ def _train(config: Config, workdir: Path, preemption: Preemption) -> None:
     record = run.RunRecord(config, run.Dataset.of(dataset), _backbone(config, earlier))
     if earlier:
         record.check_continues(earlier, workdir)
+    agreement.check(record, validation.manifest["sha256"], mode="train", step=start)
     model = state.abstract_model(record)
     graphdef = nnx.graphdef(model)
     transform, schedule = optim.make_optimizer(config.train, steps)
@@ -206,8 +209,7 @@ def _train(config: Config, workdir: Path, preemption: Preemption) -> None:
             seed=config.train.seed,
             global_batch=config.train.global_batch,
             num_steps=steps,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            rows=sharding.host_rows(mesh, config.train.global_batch),
         )
         host_batches.set_state(position)
         stack.callback(host_batches.close)
