@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from inti_jax import cli
-from inti_jax.errors import run_command
+from inti_jax.errors import UsageError, run_command
 
 
 def main() -> None:
@@ -19,14 +19,22 @@ def main() -> None:
     parser.add_argument(
         "--mode", choices=("train", "eval"), default="train", help="train and evaluate, or evaluate only"
     )
+    parser.add_argument(
+        "--profile",
+        metavar="steps=FIRST:LAST",
+        help="write a trace of these steps to DIR/tensorboard, for XProf or TensorBoard",
+    )
     arguments, config = cli.parse_with_config(parser)
     cli.setup_logging()
 
     # Imported late: --help and a mistake in the config should not wait for them.
-    from inti_jax import evaluate, train
+    from inti_jax import evaluate, profiling, train
 
+    profile = profiling.Steps.parse(arguments.profile) if arguments.profile is not None else None
+    if profile is not None and arguments.mode != "train":
+        raise UsageError("--profile traces training steps: it does not go with --mode eval")
     if arguments.mode == "train":
-        train.train(config, arguments.workdir)
+        train.train(config, arguments.workdir, profile)
     else:
         evaluate.evaluate_run(config, arguments.workdir)
 

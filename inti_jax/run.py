@@ -116,6 +116,10 @@ def tensorboard_dir(workdir: Path) -> Path:
     return workdir / "tensorboard"
 
 
+def compiled_dir(workdir: Path) -> Path:
+    return workdir / "compiled"
+
+
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, value in values.items():

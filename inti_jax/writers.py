@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ class MetricsWriter:
         self._file = self._board = None
         if jax.process_index() != 0:
             return
-        path = run.metrics_path(workdir)
+        self._path = path = run.metrics_path(workdir)
         kept = [
             record
             for record in read_metrics(workdir)
@@ -67,6 +68,17 @@ class MetricsWriter:
         for name, value in figures.items():
             if isinstance(value, int | float) and math.isfinite(value):
                 self._board.add_scalar(f"{split}/{name}", value, step)
+
+    def settle(self) -> None:
+        """Sees to it that the records so far outlive this machine, as the checkpoint that follows does.
+
+        By closing the file: that is when a bucket that is mounted as a directory gets what was written.
+        """
+        if self._file is None:
+            return
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._file = self._path.open("a")
 
     def close(self) -> None:
         if self._file is not None and self._board is not None:
