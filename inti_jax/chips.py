@@ -4,7 +4,7 @@ Figures are of one JAX device, as their makers publish them, without sparsity.
 """
 
 import dataclasses
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,11 +14,12 @@ class Chip:
     name: str
     kinds: tuple[str, ...]  # `device_kind`, as JAX reports it
     flops: float  # a second, of matrix products in bfloat16
-    memory_gib: float  # the makers' GB, which are GiB
+    memory_gib: int  # the makers' GB, which are GiB
     memory_bandwidth: float  # bytes a second
     link_bandwidth: float  # bytes a second to other chips, one way, over all links
 
 
+@runtime_checkable
 class Device(Protocol):
     """What is read of a jax.Device."""
 

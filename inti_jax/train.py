@@ -275,7 +275,7 @@ class _Speed:
         self._videos = config.train.global_batch
         macs = utilization.training_macs(model, config.model.adaptation, config.data.num_frames)
         self._flops = 2 * macs * self._videos
-        self._peak = utilization.peak_flops(mesh)
+        self._peak = utilization.peak_flops(mesh.devices.flatten().tolist())
 
     def figures(self, step_seconds: float) -> dict[str, float]:
         """`mfu` is there where it is known what the devices could do."""

@@ -1,14 +1,14 @@
 """The multiply-accumulates of a training step, against XLA's count, and what comes of them."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from flax import nnx
 
-from inti_jax import state, utilization
+from inti_jax import memory, state, utilization
 from inti_jax.models.backbone import BACKBONES
 from tests.configs import record, tiny
 
@@ -64,5 +64,22 @@ def test_a_step_costs_what_xla_counts(method, kind, monkeypatch, nothing_twice):
     model = model_of(method, kind)
     ours = utilization.training_macs(model, method, FRAMES)
     theirs = counted(model, method)
-    print(method, kind, ours / theirs, ours/model.macs(FRAMES))
-    assert ours == pytest.approx(theirs, rel=0.05)
+    assert ours == pytest.approx(theirs, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "peak"), [(["TPU v5 lite"] * 4, 4 * 197e12), (["cpu"] * 4, None), (["TPU v4", "cpu"], None)]
+)
+def test_the_peak_is_that_of_all_devices_or_unknown(kinds, peak):
+    devices = [types.SimpleNamespace(device_kind=kind) for kind in kinds]
+    assert utilization.peak_flops(devices) == peak
+
+
+def test_the_fullest_device_counts(monkeypatch):
+    def device(used, peak):
+        stats = {"bytes_in_use": used, "peak_bytes_in_use": peak, "bytes_limit": 100}
+        return types.SimpleNamespace(memory_stats=lambda: stats)
+
+    assert memory.device_bytes() == {}  # CPUs do not say
+    monkeypatch.setattr(jax, "local_devices", lambda: [device(5, 70), device(20, 60)])
+    assert memory.device_bytes() == {"hbm_bytes": 20, "hbm_peak_bytes": 70}

@@ -1,7 +1,7 @@
 """How long a run takes to go on after a kill, with and without what it compiled kept on disk.
 
-    python -m inti_jax.prepare motion_digits --data_dir data
-    python -m tests.benchmarks.restart_benchmark [CONFIG]
+python -m inti_jax.prepare motion_digits --data_dir data
+python -m tests.benchmarks.restart_benchmark [CONFIG]
 """
 
 import os
