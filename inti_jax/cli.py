@@ -27,6 +27,16 @@ def add_config_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_process_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of `distributed.start`, for commands that run on several hosts."""
+    group = parser.add_argument_group(
+        "several processes", "found by themselves on Cloud TPU, SLURM and Open MPI; elsewhere give all three"
+    )
+    group.add_argument("--coordinator_address", metavar="HOST:PORT", help="where process 0 listens")
+    group.add_argument("--process_count", type=int, metavar="N", help="how many processes there are")
+    group.add_argument("--process_id", type=int, metavar="I", help="which of them this is, from 0")
+
+
 def parse_with_config(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Config]:
     """The arguments, and the config they name. Raises UsageError or ConfigError."""
     arguments, overrides = parse_with_overrides(parser)

@@ -24,15 +24,17 @@ def main() -> None:
         metavar="steps=FIRST:LAST",
         help="write a trace of these steps to DIR/tensorboard, for XProf or TensorBoard",
     )
+    cli.add_process_arguments(parser)
     arguments, config = cli.parse_with_config(parser)
     cli.setup_logging()
 
     # Imported late: --help and a mistake in the config should not wait for them.
-    from inti_jax import evaluate, profiling, train
+    from inti_jax import distributed, evaluate, profiling, train
 
     profile = profiling.Steps.parse(arguments.profile) if arguments.profile is not None else None
     if profile is not None and arguments.mode != "train":
         raise UsageError("--profile traces training steps: it does not go with --mode eval")
+    distributed.start(arguments.coordinator_address, arguments.process_count, arguments.process_id)
     if arguments.mode == "train":
         train.train(config, arguments.workdir, profile)
     else:
