@@ -53,6 +53,22 @@ def parse_with_overrides(parser: argparse.ArgumentParser) -> tuple[argparse.Name
     return arguments, overrides
 
 
+def add_step_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--step",
+        type=_step,
+        metavar="N|best",
+        help="which checkpoint of a run: that of step N, or the best by top-1 of those that were evaluated "
+        "(default: the newest)",
+    )
+
+
+def _step(text: str) -> int | str:
+    if text == "best" or text.isdecimal():
+        return text if text == "best" else int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is neither a step nor `best`")
+
+
 def load_config(spec: str, overrides: Sequence[str] = ()) -> Config:
     """The config of `FILE` or `FILE:key=value,...`, with `--config.a.b=value` overrides.
 

@@ -266,8 +266,9 @@ class Mesh:
 @pydantic.with_config(_STRICT)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    every_steps: Positive = 500
-    keep: Positive = 2
+    every_steps: Positive = 500  # and before every evaluation, at the end, and when the run is stopped
+    keep: Positive = 2  # the newest
+    keep_best: NonNegative = 1  # and those with the best `top1` of those that were evaluated
 
 
 @pydantic.with_config(_STRICT)

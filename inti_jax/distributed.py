@@ -30,6 +30,8 @@ def start(coordinator_address: str | None, process_count: int | None, process_id
     if process_count == 1 or not (by_flags or _environment_has_others()):
         return
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # preemption.py does that: JAX's own would swallow a SIGTERM that comes before the first step.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             coordinator_address,

@@ -24,8 +24,11 @@ def main() -> None:
         metavar="steps=FIRST:LAST",
         help="write a trace of these steps to DIR/tensorboard, for XProf or TensorBoard",
     )
+    cli.add_step_argument(parser)
     cli.add_process_arguments(parser)
     arguments, config = cli.parse_with_config(parser)
+    if arguments.step is not None and arguments.mode == "train":
+        raise UsageError("--step goes with --mode eval: training goes on from the newest checkpoint")
     cli.setup_logging()
 
     # Imported late: --help and a mistake in the config should not wait for them.
@@ -38,7 +41,7 @@ def main() -> None:
     if arguments.mode == "train":
         train.train(config, arguments.workdir, profile)
     else:
-        evaluate.evaluate_run(config, arguments.workdir)
+        evaluate.evaluate_run(config, arguments.workdir, arguments.step)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,23 @@
 """A run's directory: which files it holds, and the record of its config and dataset (config.json)."""
 
+import contextlib
 import dataclasses
+import errno
+import fcntl
 import json
+import os
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import pydantic
 
 from inti_jax import config
 from inti_jax.config import Config, ConfigError
 from inti_jax.data.dataset import VideoDataset
+from inti_jax.errors import UserError, naming
 from inti_jax.models.backbone import Backbone
 
 # What may differ when a run goes on: where things are and how fast, not what is computed.
@@ -57,7 +65,8 @@ class RunRecord:
         workdir.mkdir(parents=True, exist_ok=True)
         path = config_path(workdir)
         partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(self.to_json(), indent=2) + "\n")
+        with naming(partial):
+            partial.write_text(json.dumps(self.to_json(), indent=2) + "\n")
         partial.replace(path)
 
     @staticmethod
@@ -93,6 +102,45 @@ class RunRecord:
                     f"{workdir} holds checkpoints of another run: there `{name}` is {theirs.get(key)!r}, "
                     f"here it is {ours.get(key)!r}; choose another --workdir, or the same config"
                 )
+
+
+@contextlib.contextmanager
+def lock(workdir: Path) -> Iterator[None]:
+    """Meanwhile no other run can work in `workdir`, which is made; for the first host, others have no part.
+
+    Raises UserError where one does. What ends a process, however hard, ends its lock; a directory in which
+    nothing was written is removed again.
+    """
+    if jax.process_index() != 0:
+        yield
+        return
+    made = not workdir.exists()
+    workdir.mkdir(parents=True, exist_ok=True)
+    path = workdir / "lock"
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise UserError(
+                f"{workdir} is in use by {holder}: wait for it to end, or choose another --workdir"
+            ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP):
+                raise
+            # A file system without locks: then users have to take care.
+        try:
+            with naming(path):
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+                file.flush()
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            if made:
+                with contextlib.suppress(OSError):  # what it has by now stays
+                    workdir.rmdir()
 
 
 def is_run(path: Path) -> bool:

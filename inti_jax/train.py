@@ -17,6 +17,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array
 
 from inti_jax import (
+    checkpoint,
     evaluate,
     initial,
     losses,
@@ -30,7 +31,7 @@ from inti_jax import (
     state,
     utilization,
 )
-from inti_jax.checkpoint import Checkpoints, latest_step
+from inti_jax.checkpoint import Checkpoints
 from inti_jax.compilation import Compilations, kept
 from inti_jax.config import Config, ConfigError, Mix
 from inti_jax.data import mirror, pipeline, sampling, views
@@ -39,6 +40,7 @@ from inti_jax.data.device import DevicePrefetch
 from inti_jax.errors import UserError
 from inti_jax.models.backbone import Backbone
 from inti_jax.models.video import VideoModel
+from inti_jax.preemption import Preemption
 from inti_jax.state import Params, TrainState
 from inti_jax.writers import MetricsWriter, Progress
 
@@ -156,8 +158,14 @@ def compile_step(
 def train(config: Config, workdir: Path, profile: profiling.Steps | None = None) -> None:
     """Trains in `workdir`, going on from its newest checkpoint if it holds one, then evaluates.
 
-    A trace of the steps of `profile` is written to its `tensorboard/`.
+    A trace of the steps of `profile` is written to its `tensorboard/`. Raises Stopped where a signal asked
+    for it, when all that was done is saved.
     """
+    with run.lock(workdir), Preemption() as preemption:
+        _train(config, workdir, preemption, profile)
+
+
+def _train(config: Config, workdir: Path, preemption: Preemption, profile: profiling.Steps | None) -> None:
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch(config.train.global_batch // config.train.accumulate, "train.global_batch", mesh)
     sharding.check_batch(config.eval.batch, "eval.batch", mesh)
@@ -174,7 +182,7 @@ def train(config: Config, workdir: Path, profile: profiling.Steps | None = None)
             f"`train.global_batch` = {config.train.global_batch}"
         )
 
-    start = latest_step(workdir) or 0
+    start = checkpoint.find(workdir) or 0
     if profile is not None:
         profile.check_within(start, steps)
     earlier = run.RunRecord.read(workdir) if start else None
@@ -191,14 +199,13 @@ def train(config: Config, workdir: Path, profile: profiling.Steps | None = None)
 
     with contextlib.ExitStack() as stack:
         if start:
-            checkpoints = stack.enter_context(Checkpoints(workdir, keep=config.checkpoint.keep))
-            train_state, position = checkpoints.restore(target)
+            train_state, position = checkpoint.restore(workdir, start, target)
             log.info("going on from the checkpoint of step %d", start)
         else:
             # Before anything is written: a mistake found here leaves nothing behind.
             train_state = initial.initial_state(record, transform, target)
             position = {"next_step": 0, "bad": 0}
-            checkpoints = stack.enter_context(Checkpoints(workdir, keep=config.checkpoint.keep))
+        checkpoints = stack.enter_context(Checkpoints(workdir, config.checkpoint, start=start))
         if jax.process_index() == 0:
             record.write(workdir)
         stack.enter_context(kept(workdir))
@@ -229,7 +236,8 @@ def train(config: Config, workdir: Path, profile: profiling.Steps | None = None)
 
         def validate(step: int) -> None:
             params = {**train_state.trainable, **train_state.frozen}
-            figures = evaluate.evaluate(forward, params, validation, config.data, config.eval, mesh)
+            go_on = functools.partial(preemption.check, step)  # what is evaluated has been saved
+            figures = evaluate.evaluate(forward, params, validation, config.data, config.eval, mesh, go_on)
             monitor.note_compiled(step)
             writer.write(step, "val", figures | {"dataset": validation.manifest["sha256"]})
             log.info("step %d: %s", step, evaluate.summary(figures))
@@ -248,12 +256,14 @@ def train(config: Config, workdir: Path, profile: profiling.Steps | None = None)
                 # Reads the step before this one, which runs meanwhile.
                 monitor.push(step, metrics, batch["index"])
             trace.end_step(step, metrics)
-            saving = step == steps or step % config.checkpoint.every_steps == 0
-            if saving or evaluation_due(step):
+            stopping = preemption.reached()
+            if stopping or evaluation_due(step) or step % config.checkpoint.every_steps == 0:
                 monitor.flush()  # what is saved has been seen to be finite
-            if saving:
                 writer.settle()
                 checkpoints.save(step, train_state, {"next_step": step, "bad": monitor.bad})
+            checkpoints.check()
+            if stopping:
+                raise preemption.stopped(step)
             if evaluation_due(step):
                 validate(step)
     if jax.process_index() == 0:

@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from inti_jax import initial, losses, optim, run, sharding, state, train
-from inti_jax.checkpoint import latest_step
+from inti_jax import checkpoint, initial, losses, optim, run, sharding, state, train
 from inti_jax.config import ConfigError, Mesh
 from inti_jax.data import decode
 from inti_jax.data.dataset import open_dataset
@@ -148,7 +147,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(motion_data
     assert "\n" not in str(caught.value)
     (fault,) = [r for r in read_metrics(tmp_path) if r["split"] == "fault"]
     assert len(fault["ids"]) == 8 and all(name.startswith("train-00") for name in fault["ids"])
-    assert latest_step(tmp_path) is None  # nothing that is not finite was saved
+    assert checkpoint.find(tmp_path) is None  # nothing that is not finite was saved
     # What the fault left stays when the run is started again.
     with pytest.raises(UserError):
         train.train(tiny(motion_data), tmp_path)
