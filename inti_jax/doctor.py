@@ -349,8 +349,8 @@ class _Patient:
         needed = size * (keep.keep + keep.keep_best + 1)
         if self.free < needed:
             raise UserError(
-                f"{self._root} has {self.free / 2**30:.1f} GiB free; the checkpoints that are kept and the next "
-                f"one take {needed / 2**30:.1f} GiB"
+                f"{self._root} has {self.free / 2**30:.1f} GiB free; the checkpoints that are kept and the "
+                f"next one take {needed / 2**30:.1f} GiB"
             )
         scratch = self._root / ".doctor"
         with _made(self._root), contextlib.ExitStack() as stack:
@@ -377,7 +377,7 @@ class _Patient:
 
 @contextlib.contextmanager
 def _made(directory: Path) -> Iterator[None]:
-    """`directory` is there; in the end it is gone again, if it was made for this and nothing else is in it."""
+    """Meanwhile `directory` is there. If it was made for this and stays empty, it is gone in the end."""
     new = [path for path in (directory, *directory.parents) if not path.exists()]
     directory.mkdir(parents=True, exist_ok=True)
     try:

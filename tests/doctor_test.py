@@ -1,6 +1,7 @@
 """The doctor on a machine that is well, and on ones where one thing each is broken."""
 
 import json
+import shutil
 
 import pytest
 
@@ -8,10 +9,11 @@ from inti_jax import doctor
 from inti_jax.run import checkpoint_dir
 from tests.configs import INTI, tiny
 from tests.main_test import call
-from tests.pretrained.clips import write_tiny
+from tests.pretrained.weights import write_tiny
 
 LAYERS = (
-    "packages", "decoder", "devices", "mesh", "weights", "dataset", "workdir", "compile", "step", "checkpoint",
+    "packages", "decoder", "devices", "mesh", "weights", "dataset", "workdir", "compile", "step",
+    "checkpoint",
 )  # fmt: skip
 
 
@@ -34,7 +36,7 @@ def examine(tmp_path, monkeypatch):
 
 def test_all_is_well_here(tmp_path):
     workdir = tmp_path / "above" / "run"
-    result = call("doctor", "--json", "--workdir", str(workdir), timeout=300)
+    result = call("doctor", "--json", "--workdir", str(workdir))
     found = json.loads(result.stdout)  # and nothing else
     assert result.returncode == 0 and found["ok"], result.stdout + result.stderr
     assert [(each["name"], each["status"]) for each in found["layers"]] == [(name, "ok") for name in LAYERS]
@@ -69,7 +71,7 @@ def test_missing_weights(motion_data, tmp_path, examine):
 
 
 def test_weights_of_another_backbone(motion_data, tmp_path, examine):
-    path = write_tiny(tmp_path)
+    path = write_tiny(tmp_path / "tiny.safetensors")
     settings = tiny(
         motion_data, model__pretrained=str(path), model__backbone="clip_vit_b16", data__resolution=224
     )
@@ -78,7 +80,7 @@ def test_weights_of_another_backbone(motion_data, tmp_path, examine):
 
 
 def test_changed_weights(motion_data, tmp_path, examine):
-    path = write_tiny(tmp_path)
+    path = write_tiny(tmp_path / "tiny.safetensors")
     contents = bytearray(path.read_bytes())
     contents[-5] ^= 1
     path.write_bytes(contents)
@@ -98,8 +100,6 @@ def test_a_mesh_that_does_not_divide(changes, said, motion_data, examine):
 
 
 def damaged(tmp_path, motion_data, change):
-    import shutil
-
     shutil.copytree(motion_data, tmp_path / "damaged")
     (shard,) = tmp_path.glob("damaged/motion_digits/*/*train.array_record*")
     contents = bytearray(shard.read_bytes())
@@ -132,7 +132,7 @@ def test_a_workdir_that_cannot_be_written(motion_data, tmp_path, examine):
 
 def test_too_little_room_for_checkpoints(motion_data, tmp_path, examine, monkeypatch):
     usage = type("Usage", (), {"free": 2**20})()
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     layer = only(examine(tiny(motion_data, **INTI)), "checkpoint")
     assert "GiB free" in layer.detail and "room" in layer.remedy
 

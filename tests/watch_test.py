@@ -141,8 +141,8 @@ def test_steps_that_the_run_does_not_take_are_refused(motion_data, trained_run, 
 
 
 def test_evaluation_is_not_traced(tmp_path):
-    result = call("main", *CONFIG, "--workdir", str(tmp_path), "--mode", "eval", "--profile", "steps=1:2")
-    assert result.returncode == 2 and "--profile" in result.stderr
+    result = call("main", "--config", CONFIG, "--workdir", tmp_path, "--mode=eval", "--profile=steps=1:2")
+    assert result.returncode == 2 and "does not go with --mode eval" in result.stderr
 
 
 def test_what_was_compiled_is_found_again(no_cache, compilations, tmp_path):
