@@ -74,7 +74,7 @@ def main() -> None:
     )
     parser.add_argument(
         "--workdir",
-        type=Path,
+        type=cli.local_path,
         metavar="DIR",
         help="where the run shall be: a checkpoint is written below it and deleted (default: a temporary "
         "directory)",

@@ -1,7 +1,6 @@
 """The main job: `python -m inti_jax.main --config configs/X.py --workdir DIR`."""
 
 import argparse
-from pathlib import Path
 
 from inti_jax import cli
 from inti_jax.errors import UsageError, run_command
@@ -15,7 +14,9 @@ def main() -> None:
         "--workdir runs/inti --config.train.steps=200",
     )
     cli.add_config_argument(parser)
-    parser.add_argument("--workdir", required=True, type=Path, metavar="DIR", help="the run's directory")
+    parser.add_argument(
+        "--workdir", required=True, type=cli.local_path, metavar="DIR", help="the run's directory"
+    )
     parser.add_argument(
         "--mode", choices=("train", "eval"), default="train", help="train and evaluate, or evaluate only"
     )
