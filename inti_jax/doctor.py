@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import shutil
+import sys
 import tempfile
 import time
 import traceback
@@ -91,8 +92,9 @@ def main() -> None:
 
     from inti_jax import distributed
 
-    distributed.start(arguments.coordinator_address, arguments.process_count, arguments.process_id)
-    with tempfile.TemporaryDirectory(prefix="inti-jax-doctor-") as temporary:
+    with _stdout_to_stderr():
+        distributed.start(arguments.coordinator_address, arguments.process_count, arguments.process_id)
+    with tempfile.TemporaryDirectory(prefix="inti-jax-doctor-") as temporary, _stdout_to_stderr():
         layers = examine(settings, arguments.workdir, Path(temporary))
     well = all(layer.status == "ok" for layer in layers)
     if jax.process_index() == 0:
@@ -336,6 +338,7 @@ class _Patient:
     def checkpoint(self) -> str:
         import jax
         import numpy as np
+        from jax.experimental import multihost_utils
 
         from inti_jax import checkpoint
 
@@ -361,10 +364,12 @@ class _Patient:
                 started = time.perf_counter()
                 checkpoints.save(1, self.state, {"next_step": 1, "bad": 0})
                 checkpoints.wait()
+                multihost_utils.sync_global_devices("saved")  # the first host gives it its name
                 saved = time.perf_counter()
             restored, position = checkpoint.restore(scratch, 1, self.target)
             jax.block_until_ready(restored)
             ended = time.perf_counter()
+            multihost_utils.sync_global_devices("restored")  # before it is deleted
         same = all(
             np.array_equal(a.data, b.data)
             for ours, theirs in zip(leaves, jax.tree.leaves(restored), strict=True)
@@ -386,6 +391,19 @@ def _made(directory: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             for path in new:
                 path.rmdir()
+
+
+@contextlib.contextmanager
+def _stdout_to_stderr() -> Iterator[None]:
+    """Libraries that are not Python write to stdout as well, which is for what was found."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _requirements() -> list[str]:
