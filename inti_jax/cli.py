@@ -37,6 +37,15 @@ def add_process_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--process_id", type=int, metavar="I", help="which of them this is, from 0")
 
 
+def local_path(text: str) -> Path:
+    """A path on this machine. Raises UsageError for a URL, of which pathlib would make a directory `gs:`."""
+    if "://" in text:
+        raise UsageError(
+            f"{text} is a URL: mount the bucket (gcsfuse) and give the path there, see docs/pods.md"
+        )
+    return Path(text)
+
+
 def parse_with_config(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Config]:
     """The arguments, and the config they name. Raises UsageError or ConfigError."""
     arguments, overrides = parse_with_overrides(parser)

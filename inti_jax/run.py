@@ -165,6 +165,10 @@ def tensorboard_dir(workdir: Path) -> Path:
     return workdir / "tensorboard"
 
 
+def compiled_dir(workdir: Path) -> Path:
+    return workdir / "compiled"
+
+
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """`{"a.b": value}` of nested dicts."""
     result: dict[str, Any] = {}

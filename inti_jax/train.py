@@ -1,6 +1,7 @@
 """The training step and the loop around it."""
 
 import contextlib
+import dataclasses
 import functools
 import logging
 import math
@@ -25,12 +26,15 @@ from inti_jax import (
     memory,
     mixing,
     optim,
+    profiling,
     report,
     run,
     sharding,
     state,
+    utilization,
 )
 from inti_jax.checkpoint import Checkpoints
+from inti_jax.compilation import Compilations, kept
 from inti_jax.config import Config, ConfigError, Mix
 from inti_jax.data import mirror, pipeline, sampling, views
 from inti_jax.data.dataset import VideoDataset, open_dataset
@@ -46,6 +50,10 @@ log = logging.getLogger("inti_jax")
 
 Batch = dict[str, Array]
 Metrics = dict[str, Array]
+StepFn = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+# What compiles in less has no record.
+_NOTABLE_SECONDS = 0.1
 
 
 class TrainingError(UserError):
@@ -129,7 +137,7 @@ def compile_step(
     schedule: optax.Schedule,
     target: TrainState,
     mesh: jax.sharding.Mesh,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+) -> StepFn:
     """The jitted step, which keeps the state where `target` says and uses the old one's memory again."""
     step = functools.partial(
         train_step,
@@ -149,16 +157,17 @@ def compile_step(
 # The loop.
 
 
-def train(config: Config, workdir: Path) -> None:
+def train(config: Config, workdir: Path, profile: profiling.Steps | None = None) -> None:
     """Trains in `workdir`, going on from its newest checkpoint if it holds one, then evaluates.
 
-    Raises Stopped where a signal asked for it, when all that was done is saved.
+    A trace of the steps of `profile` is written to its `tensorboard/`. Raises Stopped where a signal asked
+    for it, when all that was done is saved.
     """
     with run.lock(workdir), Preemption() as preemption:
-        _train(config, workdir, preemption)
+        _train(config, workdir, preemption, profile)
 
 
-def _train(config: Config, workdir: Path, preemption: Preemption) -> None:
+def _train(config: Config, workdir: Path, preemption: Preemption, profile: profiling.Steps | None) -> None:
     mesh = sharding.make_mesh(config.mesh)
     agreement.check_workdir(workdir)
     sharding.check_batch(config.train.global_batch // config.train.accumulate, "train.global_batch", mesh)
@@ -177,6 +186,8 @@ def _train(config: Config, workdir: Path, preemption: Preemption) -> None:
         )
 
     start = checkpoint.find(workdir) or 0
+    if profile is not None:
+        profile.check_within(start, steps)
     earlier = run.RunRecord.read(workdir) if start else None
     record = run.RunRecord(config, run.Dataset.of(dataset), _backbone(config, earlier))
     if earlier:
@@ -202,6 +213,7 @@ def _train(config: Config, workdir: Path, preemption: Preemption) -> None:
         checkpoints = stack.enter_context(Checkpoints(workdir, config.checkpoint, start=start))
         if jax.process_index() == 0:
             record.write(workdir)
+        stack.enter_context(kept(workdir))
 
         host_batches = pipeline.train_batches(
             dataset,
@@ -219,7 +231,10 @@ def _train(config: Config, workdir: Path, preemption: Preemption) -> None:
         stack.callback(batches.close)
         writer = stack.enter_context(contextlib.closing(MetricsWriter(workdir, from_step=start)))
         progress = stack.enter_context(contextlib.closing(Progress("train", steps, start)))
-        monitor = _Monitor(config, dataset, writer, progress, last_step=steps, **position)
+        speed = _Speed(config, model, mesh)
+        monitor = _Monitor(config, dataset, writer, progress, speed, last_step=steps, **position)
+        stack.callback(monitor.close)
+        trace = stack.enter_context(contextlib.closing(profiling.Trace(profile, workdir)))
         step_fn = compile_step(config, graphdef, transform, schedule, target, mesh)
         forward = evaluate.make_forward(graphdef, mesh)
 
@@ -227,6 +242,7 @@ def _train(config: Config, workdir: Path, preemption: Preemption) -> None:
             params = {**train_state.trainable, **train_state.frozen}
             go_on = functools.partial(preemption.check, step)  # what is evaluated has been saved
             figures = evaluate.evaluate(forward, params, validation, config.data, config.eval, mesh, go_on)
+            monitor.note_compiled(step)
             writer.write(step, "val", figures | {"dataset": validation.manifest["sha256"]})
             log.info("step %d: %s", step, evaluate.summary(figures))
             monitor.restart_clock()
@@ -238,16 +254,19 @@ def _train(config: Config, workdir: Path, preemption: Preemption) -> None:
         if start and evaluation_due(start) and not evaluate.was_evaluated(workdir, start):
             validate(start)  # the run was stopped between its checkpoint and its evaluation
         for step in range(start + 1, steps + 1):
-            # A worker process starts before the first batch; and the first two wait for compiling.
-            liveness.note(f"step {step}: its batch", slow=step == start + 1)
-            batch = monitor.next_batch(batches)
-            liveness.note(f"step {step}: computing", slow=step <= start + 2)
-            train_state, metrics = step_fn(train_state, batch)
-            # Reads the step before this one, which runs meanwhile.
-            monitor.push(step, metrics, batch["index"])
+            with trace.step(step):
+                # A worker process starts before the first batch; and the first two wait for compiling.
+                liveness.note(f"step {step}: its batch", slow=step == start + 1)
+                batch = monitor.next_batch(batches)
+                liveness.note(f"step {step}: computing", slow=step <= start + 2)
+                train_state, metrics = monitor.dispatch(step, step_fn, train_state, batch)
+                # Reads the step before this one, which runs meanwhile.
+                monitor.push(step, metrics, batch["index"])
+            trace.end_step(step, metrics)
             stopping = preemption.reached()
             if stopping or evaluation_due(step) or step % config.checkpoint.every_steps == 0:
                 monitor.flush()  # what is saved has been seen to be finite
+                writer.settle()
                 liveness.note(f"step {step}: its checkpoint", slow=True)
                 checkpoints.save(step, train_state, {"next_step": step, "bad": monitor.bad})
             checkpoints.check()
@@ -268,6 +287,21 @@ def _backbone(config: Config, earlier: run.RunRecord | None) -> Backbone:
     return initial.find_backbone(config.model)
 
 
+class _Speed:
+    """What the seconds of a step mean."""
+
+    def __init__(self, config: Config, model: VideoModel, mesh: jax.sharding.Mesh):
+        self._videos = config.train.global_batch
+        macs = utilization.training_macs(model, config.model.adaptation, config.data.num_frames)
+        self._flops = 2 * macs * self._videos
+        self._peak = utilization.peak_flops(mesh.devices.flatten().tolist())
+
+    def figures(self, step_seconds: float) -> dict[str, float]:
+        """`mfu` is there where it is known what the devices could do."""
+        found = {"videos_per_second": self._videos / step_seconds}
+        return found if self._peak is None else found | {"mfu": self._flops / step_seconds / self._peak}
+
+
 class _Monitor:
     """Checks and logs each step's figures one step late, so that reading them stalls nothing."""
 
@@ -277,6 +311,7 @@ class _Monitor:
         dataset: VideoDataset,
         writer: MetricsWriter,
         progress: Progress,
+        speed: _Speed,
         *,
         last_step: int,
         next_step: int,
@@ -284,7 +319,8 @@ class _Monitor:
     ):
         """`bad` clips of the `next_step` steps so far did not decode."""
         self._config, self._dataset = config, dataset
-        self._writer, self._progress = writer, progress
+        self._writer, self._progress, self._speed = writer, progress, speed
+        self._compilations = Compilations()
         self._last_step = last_step
         self._pending: tuple[int, Metrics, Array] | None = None
         self.bad = bad
@@ -295,6 +331,10 @@ class _Monitor:
         self._since = time.perf_counter() if now is None else now
         self._steps = 0
         self._waited = 0.0
+        self._compiling = 0.0
+
+    def close(self) -> None:
+        self._compilations.close()
 
     def next_batch(self, batches: Iterator[Batch]) -> Batch:
         """The next batch; the time spent waiting for it is the data-wait share."""
@@ -302,6 +342,25 @@ class _Monitor:
         batch = next(batches)
         self._waited += time.perf_counter() - asked
         return batch
+
+    def dispatch(
+        self, step: int, step_fn: StepFn, train_state: TrainState, batch: Batch
+    ) -> tuple[TrainState, Metrics]:
+        """Starts the step. Where it has to be compiled first, that time is no step's."""
+        asked = time.perf_counter()
+        result = step_fn(train_state, batch)
+        if self.note_compiled(step):
+            self._compiling += time.perf_counter() - asked
+        return result
+
+    def note_compiled(self, step: int) -> bool:
+        """Writes a record of each program that was compiled since the last time, if any was."""
+        found = [each for each in self._compilations.take() if each.seconds >= _NOTABLE_SECONDS]
+        for each in found:
+            self._writer.write(step, "compile", dataclasses.asdict(each))
+            how = "found compiled on disk" if each.cached else "compiled"
+            log.info("step %d: %s was %s, in %.1f s", step, each.what, how, each.seconds)
+        return bool(found)
 
     def push(self, step: int, metrics: Metrics, index: Array) -> None:
         """Takes the figures of a step just dispatched, and reads those of the one before."""
@@ -343,17 +402,21 @@ class _Monitor:
 
     def _log(self, step: int, figures: dict[str, float | int]) -> None:
         now = time.perf_counter()
-        elapsed = now - self._since
+        elapsed = now - self._since - self._compiling
+        step_seconds = elapsed / self._steps
         record = figures | {
             "bad": self.bad,
-            "step_seconds": elapsed / self._steps,
+            "step_seconds": step_seconds,
             "data_wait": self._waited / elapsed,
+            **self._speed.figures(step_seconds),
             "resident_bytes": memory.resident_bytes(),
+            **memory.device_bytes(),
         }
         self._writer.write(step, "train", record)
         self._progress.show(
             f"loss {record['loss']:.3f}  top1 {record['top1']:.2f}  "
-            f"{1000 * record['step_seconds']:.0f} ms/step  data wait {record['data_wait']:.0%}"
+            f"{1000 * step_seconds:.0f} ms/step  data wait {record['data_wait']:.0%}"
+            + (f"  MFU {record['mfu']:.0%}" if "mfu" in record else "")
         )
         self.restart_clock(now)
 

@@ -4,6 +4,8 @@ A method is a choice of modules for named places in the block, so that methods, 
 compressors combine. The tower stays CLIP's own; what is added is beside it, one `BlockAdapters` a block.
 """
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
@@ -32,6 +34,15 @@ def temporal_modules(config: Model) -> set[str]:
 def has_temporal_embedding(config: Model) -> bool:
     """AIM and ZeroI2V have one; and attention over time knows no order without it."""
     return config.adaptation == "zero_i2v" or "attention" in temporal_modules(config)
+
+
+class BlockMacs(NamedTuple):
+    """Multiply-accumulates of a block for one frame, by what is multiplied."""
+
+    matrices: int  # the tower's, with activations
+    products: int  # of activations with each other: the attention's two
+    additions: int  # the method's own modules
+    merging: int  # ToMe's choice of patches
 
 
 class BlockAdapters(nnx.Module):
@@ -154,17 +165,26 @@ class BlockAdapters(nnx.Module):
         As if it were asked to merge `merging` patches. With `folded`, what can be folded into the block's
         matrices costs nothing.
         """
+        return sum(self.macs_by_kind(block, tokens, frames, merging=merging, folded=folded))
+
+    def macs_by_kind(
+        self, block: Block, tokens: int, frames: int, *, merging: int, folded: bool
+    ) -> BlockMacs:
+        """The same, split up."""
         left = tokens - tome.merged(tokens, merging)
-        total = block.attention_macs(tokens) + block.mlp_macs(left)
-        if merging:
-            total += tome.macs(tokens, block.attn.head_size)
+        matrices = block.attention_macs(tokens) + block.mlp_macs(left)
+        products = block.attention_product_macs(tokens)
         if self.temporal_out is not None:
-            total += block.attention_macs(frames) * tokens // frames
-        for place in PLACES:
-            module = getattr(self, place)
-            if module is not None and not (folded and isinstance(module, _FOLDING)):
-                total += module.macs(left if place in _BEHIND_MERGE else tokens)
-        return total
+            matrices += block.attention_macs(frames) * tokens // frames
+            products += block.attention_product_macs(frames) * tokens // frames
+        modules = {place: getattr(self, place) for place in PLACES}
+        additions = sum(
+            module.macs(left if place in _BEHIND_MERGE else tokens)
+            for place, module in modules.items()
+            if module is not None and not (folded and isinstance(module, _FOLDING))
+        )
+        choice = tome.macs(tokens, block.attn.head_size) if merging else 0
+        return BlockMacs(matrices - products, products, additions, choice)
 
 
 PLACES = tuple(BlockAdapters.__annotations__)

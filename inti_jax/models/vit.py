@@ -122,8 +122,11 @@ class Block(nnx.Module):
 
     def attention_macs(self, tokens: int) -> int:
         """Multiply-accumulates of the attention among `tokens` tokens."""
-        width = self.mlp.fc.in_features
-        return 4 * tokens * width**2 + 2 * tokens**2 * width
+        return 4 * tokens * self.mlp.fc.in_features**2 + self.attention_product_macs(tokens)
+
+    def attention_product_macs(self, tokens: int) -> int:
+        """Of these, those that multiply activations with each other."""
+        return 2 * tokens**2 * self.mlp.fc.in_features
 
     def mlp_macs(self, tokens: int) -> int:
         """Multiply-accumulates of the MLP on `tokens` tokens."""
