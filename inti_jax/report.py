@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inti_jax import cli
-from inti_jax.errors import UserError, run_command
+from inti_jax.errors import UserError, naming, run_command
 from inti_jax.run import RunRecord
 from inti_jax.writers import read_metrics
 
@@ -83,9 +83,15 @@ def write(workdirs: Sequence[Path], out: Path, title: str, *, timed: bool) -> st
     headers = [name for name, _ in _COLUMNS]
 
     out.mkdir(parents=True, exist_ok=True)
-    (out / "curves.png").write_bytes(picture)
-    (out / "report.json").write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=2) + "\n")
-    (out / "report.html").write_text(_page(title, headers, cells, picture, records))
+    table = json.dumps([dataclasses.asdict(row) for row in rows], indent=2) + "\n"
+    page = _page(title, headers, cells, picture, records)
+    for name, content in (
+        ("curves.png", picture),
+        ("report.json", table.encode()),
+        ("report.html", page.encode()),
+    ):
+        with naming(out / name):
+            (out / name).write_bytes(content)
     return text_table(headers, cells)
 
 

@@ -118,12 +118,12 @@ def lock(workdir: Path) -> Iterator[None]:
     made = not workdir.exists()
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / "lock"
-    with path.open("a+") as file:
+    with path.open("ab+", buffering=0) as file:  # else closing it would try again what a full disk refused
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            holder = file.read().strip() or "another process"
+            holder = file.read().decode(errors="replace").strip() or "another process"
             raise UserError(
                 f"{workdir} is in use by {holder}: wait for it to end, or choose another --workdir"
             ) from None
@@ -134,8 +134,7 @@ def lock(workdir: Path) -> Iterator[None]:
         try:
             with naming(path):
                 file.truncate(0)
-                file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-                file.flush()
+                file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
             yield
         finally:
             path.unlink(missing_ok=True)

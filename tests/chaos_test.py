@@ -1,4 +1,4 @@
-"""One training of two processes, killed three times in a row; `python -m tests.chaos` does it dozens of times."""
+"""One training of two processes, killed three times in a row; `python -m tests.chaos` does so to dozens."""
 
 import pytest
 

@@ -1,8 +1,8 @@
 """What a checkpoint every 50 steps costs: `python -m tests.benchmarks.checkpoint_overhead --data_dir DIR`.
 
-Runs the embedded training's own loop, with evaluation left to its end and decoding left out (one batch, again and
-again), and a checkpoint due every 50 steps of which every other one is left out. So intervals of 50 steps with
-and without a save take turns, and what else the machine does hits both alike; the first interval, which
+Runs the embedded training's own loop, with evaluation left to its end and decoding left out (one batch, again
+and again), and a checkpoint due every 50 steps of which every other one is left out. So intervals of 50 steps
+with and without a save take turns, and what else the machine does hits both alike; the first interval, which
 compiles, is not counted. The cost is the median of what a save adds to an interval, as a share of its two
 neighbours without.
 Needs motion_digits in DIR.
@@ -71,9 +71,8 @@ def main() -> None:
         f"a save holds the loop up for {1000 * statistics.median(blocked):.0f} ms and goes on for "
         f"{1000 * statistics.median(busy):.0f} ms beside it"
     )
-    print(
-        f"cost of a checkpoint every {EVERY} steps: {statistics.median(added):.2%} (median of {len(added)})"
-    )
+    cost = statistics.median(added)
+    print(f"cost of a checkpoint every {EVERY} steps: {cost:.2%} (median of {len(added)})")
 
 
 if __name__ == "__main__":
