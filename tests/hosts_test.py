@@ -17,15 +17,16 @@ from inti_jax.liveness import Judge, Place
 from inti_jax.writers import read_metrics
 from tests import hosts
 
-# The rest runs by `python -m tests.hosts --all`.
-COMBINATIONS = [["full", "data=2 fsdp=2 tensor=2"], ["st_adapter", "data=2 fsdp=4"], ["zero_i2v", "data=8"]]
+# The rest, and one process of eight devices, by `python -m tests.hosts --all`: compiling takes all of the time.
+COMBINATIONS = [["full", "data=2 fsdp=2 tensor=2"], ["zero_i2v", "data=2 fsdp=4"]]
+PAIR, SINGLE = (2, 4), (1, 1)
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     out = tmp_path_factory.mktemp("hosts")
     hosts.prepare(out)
-    for layout in hosts.LAYOUTS:
+    for layout in (PAIR, SINGLE):
         for process in hosts.start(out, COMBINATIONS, layout):
             _, errors = process.communicate(timeout=400)
             assert process.returncode == 0, errors
@@ -33,17 +34,16 @@ def trained(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("method", "mesh"), COMBINATIONS)
-def test_two_processes_compute_what_one_does(trained, method, mesh):
-    pair, one, single = (hosts.run_directory(trained, method, mesh, layout) for layout in hosts.LAYOUTS)
+def test_two_processes_compute_what_one_device_does(trained, method, mesh):
+    pair, single = (hosts.run_directory(trained, method, mesh, layout) for layout in (PAIR, SINGLE))
     expected = hosts.losses(single)
     assert len(expected) == hosts.STEPS and expected[-1] != expected[0]
     assert hosts.losses(pair) == pytest.approx(expected, abs=1e-5)
-    assert hosts.losses(one) == pytest.approx(expected, abs=1e-5)
 
-    records = [next(r for r in read_metrics(path) if r["split"] == "val") for path in (pair, one, single)]
+    records = [next(r for r in read_metrics(path) if r["split"] == "val") for path in (pair, single)]
     for record in records:
         assert record.pop("seconds") > 0
-    assert records[0] == records[1] == records[2]
+    assert records[0] == records[1]
     assert records[0]["evaluated"] == 20 and records[0]["missing"] == 0
 
     parts = [json.loads((pair / f"seen-{index}.json").read_text()) for index in (0, 1)]
