@@ -17,7 +17,7 @@ from inti_jax.liveness import Judge, Place
 from inti_jax.writers import read_metrics
 from tests import hosts
 
-# The rest, and one process of eight devices, by `python -m tests.hosts --all`: compiling takes all of the time.
+# The rest, and one process of eight devices, by `python -m tests.hosts --all`: compiling takes the time.
 COMBINATIONS = [["full", "data=2 fsdp=2 tensor=2"], ["zero_i2v", "data=2 fsdp=4"]]
 PAIR, SINGLE = (2, 4), (1, 1)
 
