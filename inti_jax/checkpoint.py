@@ -313,7 +313,7 @@ def _crc32_or_error(path: Path) -> int | OSError:
 def _reason(error: BaseException) -> str:
     """Why Orbax failed, without what only its authors want to know."""
     said = str(error)
-    for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES):
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES):
         if os.strerror(number) in said:
             return os.strerror(number)
     return textwrap.shorten(said, 200) or type(error).__name__

@@ -18,12 +18,12 @@ class UsageError(UserError):
     exit_code = 2
 
 
-class Stopped(Exception):  # noqa: N818 - not an error
+class Stopped(SystemExit):
     """A signal ended the work in good order. Shown as it is; the exit status is 128 + the signal's number."""
 
     def __init__(self, message: str, number: int):
-        super().__init__(message)
-        self.exit_code = 128 + number
+        super().__init__(128 + number)
+        self.message = message
 
 
 @contextlib.contextmanager
@@ -53,8 +53,8 @@ def run_command(main: Callable[[], None]) -> None:
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         sys.exit(1)
     except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        sys.exit(stopped.exit_code)
+        print(stopped.message, file=sys.stderr)
+        raise
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

@@ -1,8 +1,8 @@
 """Trainings of two processes that are killed at random: `python -m tests.chaos --runs 50 [--seed 0]`.
 
 Each run is hit by one to three faults, one after the other, and started again after each: SIGKILL of one
-process or both, SIGTERM to one or both, either of these while a checkpoint is being written, or a disk that is
-full (a small tmpfs, where this user may mount one). What has to hold:
+process or both, SIGTERM to one or both, either of these while a checkpoint is being written, or a full disk
+(a small tmpfs, where this user may mount one). What has to hold:
 
 - no process lives longer than its limit after a fault;
 - a restart goes on from the newest checkpoint that was whole, after SIGTERM from the last step that was done;
@@ -77,7 +77,7 @@ class Training:
             "--workdir", str(workdir), f"--config.data.data_dir={data}", f"--config.train.steps={STEPS}",
             "--config.train.global_batch=4", "--config.train.log_every_steps=1",
             "--config.train.eval_every_steps=15", "--config.checkpoint.every_steps=6",
-            "--config.eval.batch=4", "--config.data.num_frames=4",
+            "--config.eval.batch=4", "--config.data.num_frames=4", "--config.hosts.silent_seconds=10",
             "--coordinator_address", f"localhost:{port}", "--process_count", str(PROCESSES),
         ]  # fmt: skip
         self._logs = [logs / f"{index}.log" for index in range(PROCESSES)]

@@ -1,7 +1,10 @@
 """Checkpoints: which are kept and used, what a fault leaves, and other meshes."""
 
 import logging
+import resource
 import shutil
+import signal
+import time
 
 import jax
 import numpy as np
@@ -170,6 +173,33 @@ def test_a_run_goes_on_before_its_damaged_checkpoint_and_saves_that_step_again(
     assert inti_jax.load(workdir, step="best").labels == inti_jax.load(workdir).labels
     evaluate.evaluate_run(settings, workdir, 2)
     assert read_metrics(workdir)[-1]["step"] == 2
+
+
+def test_one_that_cannot_be_written_is_an_error_of_one_line_and_none_for_a_checkpoint(tmp_path):
+    """A file size limit is how a test fills a disk: Orbax meets the same refusal of a write."""
+    save(tmp_path, [2])
+    noise = jax.random.normal(jax.random.key(0), (2**19,))  # 2 MB, which do not compress
+    large = TrainState(jax.numpy.int32(4), {"head.bias": noise}, {}, {"mu": noise})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, before[1]))
+    try:
+        with (
+            pytest.raises(UserError, match=r"checkpoints/4 cannot be written \(File too large\)") as caught,
+            Checkpoints(tmp_path, config.Checkpoint(), start=2) as checkpoints,
+        ):
+            checkpoints.save(4, large, {"next_step": 4, "bad": 0})
+            deadline = time.monotonic() + 60
+            while time.monotonic() < deadline:
+                checkpoints.check()  # as the loop does after each step
+                time.sleep(0.01)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert "\n" not in str(caught.value)
+    assert checkpoint.find(tmp_path) == 2 and len(names(tmp_path)) == 2
+    save(tmp_path, [4])
+    assert names(tmp_path) == ["2", "4"] and value_at(tmp_path, 4) == 4
 
 
 # Other meshes.
