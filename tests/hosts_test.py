@@ -235,3 +235,16 @@ def test_the_launcher_passes_on_what_fails():
     )
     assert failed.returncode == 2
     assert "[1] error: --config absent.py: there is no such file" in failed.stderr.splitlines()
+
+
+def test_the_launcher_passes_on_signals(tmp_path):
+    config = tmp_path / "config.py"
+    config.write_text("import time\nprint('here')\ntime.sleep(100)\n")
+    process = subprocess.Popen(
+        ["launch/multiprocess.sh", "2", "--", "--config", config, "--workdir", tmp_path / "run"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert sorted(process.stdout.readline() for _ in (0, 1)) == ["[0] here\n", "[1] here\n"]
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 128 + signal.SIGTERM
