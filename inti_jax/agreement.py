@@ -5,6 +5,7 @@ Each tells process 0, whose answer all raise: one line that names a process and 
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import socket
 import time
@@ -28,6 +29,9 @@ _LONGEST = 24 * 3600 * 1000
 
 Facts = dict[str, Any]
 
+# All processes agree on the same things in the same order; a key of the service is set once.
+_rounds = itertools.count()
+
 
 def check_workdir(workdir: Path) -> None:
     """Raises UserError, on all processes, where one does not see what process 0 writes to `workdir`."""
@@ -35,16 +39,14 @@ def check_workdir(workdir: Path) -> None:
         return
     liveness.note("whether all see the same workdir", slow=True)
     client, first = _client(), jax.process_index() == 0
-    probe = workdir / "seen-by-all"
+    key, probe = f"inti_jax/probe/{next(_rounds)}", workdir / "seen-by-all"
     if first:
         workdir.mkdir(parents=True, exist_ok=True)
         probe.write_text(uuid.uuid4().hex)
-        client.key_value_set("inti_jax/probe", probe.read_text())
+        client.key_value_set(key, probe.read_text())
     try:
-        token = client.blocking_key_value_get("inti_jax/probe", _LONGEST)
-        _agree(
-            "workdir", {"sees": _sees(probe, token)}, lambda ours, theirs: _unshared(workdir, ours, theirs)
-        )
+        token = client.blocking_key_value_get(key, _LONGEST)
+        _agree({"sees": _sees(probe, token)}, lambda ours, theirs: _unshared(workdir, ours, theirs))
     finally:
         if first:
             probe.unlink(missing_ok=True)
@@ -68,13 +70,13 @@ def check(record: run.RunRecord, validation_sha256: str, *, mode: str, step: int
         "the validation data's hash": validation_sha256,
         **record_facts,
     }
-    _agree("facts", facts, _different)
+    _agree(facts, _different)
 
 
-def _agree(name: str, facts: Facts, complaint: Callable[[Facts, Facts], str | None]) -> None:
+def _agree(facts: Facts, complaint: Callable[[Facts, Facts], str | None]) -> None:
     """`complaint` says what is wrong with another process's facts, given process 0's and theirs."""
     client, index = _client(), jax.process_index()
-    prefix = f"inti_jax/agree/{name}/"
+    prefix = f"inti_jax/agree/{next(_rounds)}/"
     posted = {"host": socket.gethostname(), "process": index, **facts}
     client.key_value_set(f"{prefix}{index}", json.dumps(posted, default=repr))
     if index == 0:

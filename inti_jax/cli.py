@@ -28,7 +28,7 @@ def add_config_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def add_process_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of `distributed.start`, for commands that run on several hosts."""
+    """The flags of `distributed.joined`, for commands that run on several hosts."""
     group = parser.add_argument_group(
         "several processes", "found by themselves on Cloud TPU, SLURM and Open MPI; elsewhere give all three"
     )

@@ -92,9 +92,13 @@ def main() -> None:
 
     from inti_jax import distributed
 
-    with _stdout_to_stderr():
-        distributed.start(arguments.coordinator_address, arguments.process_count, arguments.process_id)
-    with tempfile.TemporaryDirectory(prefix="inti-jax-doctor-") as temporary, _stdout_to_stderr():
+    flags = (arguments.coordinator_address, arguments.process_count, arguments.process_id)
+    hosts = config.Hosts() if settings is None else settings.hosts
+    with (
+        _stdout_to_stderr(),
+        distributed.joined(*flags, hosts),
+        tempfile.TemporaryDirectory(prefix="inti-jax-doctor-") as temporary,
+    ):
         layers = examine(settings, arguments.workdir, Path(temporary))
     well = all(layer.status == "ok" for layer in layers)
     if jax.process_index() == 0:

@@ -74,7 +74,7 @@ left=("${pids[@]}")
 while [ ${#left[@]} -gt 0 ]; do
   finished='' code=0
   wait -n -p finished "${left[@]}" || code=$?
-  [ -n "$finished" ] || continue # a signal came, and was passed on
+  [ -n "${finished:-}" ] || continue # a signal came, and was passed on
   still=()
   for pid in "${left[@]}"; do [ "$pid" = "$finished" ] || still+=("$pid"); done
   left=("${still[@]+"${still[@]}"}")

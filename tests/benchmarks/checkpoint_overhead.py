@@ -1,12 +1,10 @@
 """What a checkpoint every 50 steps costs: `python -m tests.benchmarks.checkpoint_overhead --data_dir DIR`.
 
-Runs the embedded training's own loop, with evaluation left to its end and decoding left out (one batch, again
-and again), and a checkpoint due every 50 steps of which every other one is left out. So intervals of 50 steps
-with and without a save take turns, and what else the machine does hits both alike; the first interval, which
-compiles, is not counted. The cost is the median of what a save adds to an interval, as a share of its two
-neighbours without.
-Needs motion_digits in DIR.
-"""
+Runs the embedded training's own loop, with evaluation left to its end and decoding left out (one batch,
+again and again), and a checkpoint due every 50 steps of which every other one is left out. So intervals of
+50 steps with and without a save take turns, and what else the machine does hits both alike; the first
+interval, which compiles, is not counted. The cost is the median of what a save adds to an interval, as a
+share of its two neighbours without. Needs motion_digits in DIR. """
 
 import argparse
 import statistics
