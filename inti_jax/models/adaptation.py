@@ -14,7 +14,7 @@ from inti_jax.config import TEMPORAL_OF, Model
 from inti_jax.models import tome
 from inti_jax.models.adapters import Adapter, LinearAdapter, LowRank, TemporalConv, shift_heads
 from inti_jax.models.backbone import BackboneSize
-from inti_jax.models.dropout import Key, drop_path, fold_in
+from inti_jax.models.dropout import Key, Rate, drop_path, fold_in
 from inti_jax.models.vit import Block, attend
 
 Tokens = Float[Array, "BT N D"]
@@ -72,7 +72,6 @@ class BlockAdapters(nnx.Module):
             setattr(self, place, modules.get(place))
         self.shifts = config.zero_i2v.shifts if "shift" in temporal_modules(config) else ()
         self.beside_scale = config.aim.scale
-        self.drop_rate = config.drop_path * block / max(size.layers - 1, 1)
         # AIM drops what it adds; where the block itself trains, its own branches are dropped.
         self.drops_block = config.adaptation == "full"
         self.merging = tome.merging(config, size.layers)[block]
@@ -81,19 +80,20 @@ class BlockAdapters(nnx.Module):
         )
 
     def __call__(
-        self, block: Block, x: Tokens, sizes: Sizes | None, frames: int, key: Key | None
+        self, block: Block, x: Tokens, sizes: Sizes | None, frames: int, key: Key | None, drop_rate: Rate
     ) -> tuple[Float[Array, "BT M D"], Float[Array, "BT M"] | None]:
-        """Videos of `frames` frames through `block`; `key` is given in training.
+        """Videos of `frames` frames through `block`; `key` is given in training, when trained branches are
+        dropped at `drop_rate`.
 
         `sizes` is None as long as every token stands for one patch.
         """
         keys = [fold_in(key, i) for i in range(8)]
-        branch_rate = self.drop_rate if self.drops_block else 0.0
+        branch_rate = drop_rate if self.drops_block else 0.0
         if self.before_attn is not None:
             x = self.before_attn(x, frames)
         if self.temporal_out is not None:
             x = x + drop_path(
-                self._over_time(block, self.temporal_out, x, frames), frames, self.drop_rate, keys[0]
+                self._over_time(block, self.temporal_out, x, frames), frames, drop_rate, keys[0]
             )
 
         q, k, v = self._project(block, _through(self.attn_in, block.ln_1(x), keys[1]))
@@ -111,7 +111,7 @@ class BlockAdapters(nnx.Module):
         hidden = _through(self.mlp_out, self._mlp(block, _through(self.mlp_in, y, keys[4])), keys[5])
         x = x + drop_path(hidden, frames, branch_rate, keys[7])
         if self.mlp_beside is not None:
-            x = x + drop_path(self.beside_scale * self.mlp_beside(y), frames, self.drop_rate, keys[6])
+            x = x + drop_path(self.beside_scale * self.mlp_beside(y), frames, drop_rate, keys[6])
         return x, sizes
 
     def _over_time(self, block: Block, out: Adapter, x: Tokens, frames: int) -> Tokens:
