@@ -145,8 +145,8 @@ class Model:
     compression: Compression = Compression()
     head: Head = Head()
     remat: bool = False  # recompute each block in the backward pass: less memory, more time
-    # Blocks that follow each other and are alike as one loop: a program that is compiled sooner and computes the
-    # same. `auto` does so in towers of 12 blocks and more.
+    # Blocks that follow each other and are alike as one loop: a program that computes the same and compiles
+    # sooner. `auto` does so in towers of 12 blocks and more.
     scan: Literal["auto", "on", "off"] = "auto"
 
 

@@ -5,7 +5,7 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -114,8 +114,11 @@ def compile_step(
     schedule: optax.Schedule,
     target: TrainState,
     mesh: jax.sharding.Mesh,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The jitted step, which keeps the state where `target` says and uses the old one's memory again."""
+) -> jax.stages.Wrapped:
+    """The jitted step, a function of state and batch.
+
+    It keeps the state where `target` says and uses the old one's memory again.
+    """
     step = functools.partial(
         train_step,
         graphdef=graphdef,
@@ -127,7 +130,12 @@ def compile_step(
         seed=config.train.seed,
     )
     placed = (state.shardings_of(target), sharding.replicated(mesh))
-    return jax.jit(step, donate_argnums=0, out_shardings=placed)
+    return jax.jit(
+        sharding.using(mesh, step),
+        donate_argnums=0,
+        out_shardings=placed,
+        compiler_options=sharding.compiler_options(mesh),
+    )
 
 
 # --------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from inti_jax import sharding
 from inti_jax.config import TEMPORAL_OF, Model
 from inti_jax.models import tome
 from inti_jax.models.adapters import Adapter, LinearAdapter, LowRank, TemporalConv, shift_heads
@@ -87,6 +88,7 @@ class BlockAdapters(nnx.Module):
 
         `sizes` is None as long as every token stands for one patch.
         """
+        x = sharding.over_batch(x)
         keys = [fold_in(key, i) for i in range(8)]
         branch_rate = drop_rate if self.drops_block else 0.0
         if self.before_attn is not None:

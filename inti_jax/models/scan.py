@@ -1,6 +1,6 @@
 """One loop over modules that differ in their parameters alone.
 
-Unrolled, a deep tower is a program whose compilation takes time in proportion to its depth; a loop's does not.
+Unrolled, a deep tower is a program whose compilation takes time with its depth; a loop's does not.
 Parameters stay apart outside: they are stacked inside the step, and so are their gradients taken apart.
 """
 
@@ -20,12 +20,12 @@ def scan(
     x: Array,
     *each: Array | None,
     dtype: DTypeLike,
-    remat: bool,
+    kept: Callable[..., bool],
 ) -> Array:
     """`x = body(module, x, *one)` for each of `modules`, in order, with its row `one` of each of `each`.
 
-    `modules` are alike: `nnx.graphdef` of each is the same. `dtype` is that of their computation. With `remat` the
-    backward pass computes each body again.
+    `modules` are alike: `nnx.graphdef` of each is the same. `dtype` is that of their computation. `kept` is
+    the policy of what the backward pass does not compute again.
     """
     graphdef = nnx.graphdef(modules[0])
     states = [_as_computed(module, dtype) for module in modules]
@@ -35,11 +35,13 @@ def scan(
         arrays, *one = inputs
         return body(nnx.merge(graphdef, traverse_util.unflatten_dict(arrays)), x, *one), None
 
-    return jax.lax.scan(jax.checkpoint(step, prevent_cse=False) if remat else step, x, (stacked, *each))[0]
+    # In a loop nothing can take what is computed again to be what was computed before.
+    step = jax.checkpoint(step, policy=kept, prevent_cse=False)
+    return jax.lax.scan(step, x, (stacked, *each))[0]
 
 
 def _as_computed(module: Any, dtype: DTypeLike) -> dict[tuple[Any, ...], Array]:
-    """The parameters by path. Layers compute with their kernels in `dtype`: what is stacked is then smaller."""
+    """The parameters by path, kernels in `dtype`, as their layers compute with them: less to stack."""
     wanted = jnp.dtype(dtype)
     arrays = traverse_util.flatten_dict(nnx.to_pure_dict(nnx.state(module)))
     return {

@@ -22,8 +22,14 @@ from inti_jax.models.compressors import Compressor, build_compressor
 from inti_jax.models.dropout import Key, dropout, fold_in
 from inti_jax.models.heads import LinearHead, TextHead
 from inti_jax.models.scan import scan
-from inti_jax.models.vit import Block, ImageTower
+from inti_jax.models.vit import ATTENDED, Block, ImageTower
 
+_NOTHING = jax.checkpoint_policies.nothing_saveable
+# The outputs of matrix products with parameters, and of attention.
+_PRODUCTS = jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    jax.checkpoint_policies.save_only_these_names(ATTENDED),
+)
 _DEEP = 12  # blocks, from which on `scan` is `auto`matic
 
 
@@ -121,7 +127,8 @@ class VideoModel(nnx.Module):
         adapters_dropout = config.zero_i2v.dropout if config.adaptation == "zero_i2v" else 0.0
         self.random = max(config.drop_path, config.head.dropout, adapters_dropout) > 0  # in training
         self.drop_rates = tuple(config.drop_path * i / max(size.layers - 1, 1) for i in range(size.layers))
-        self.remat = config.remat
+        # Of a block, for its backward pass. Its input is kept as well.
+        self.kept = _NOTHING if config.remat else _PRODUCTS
         self.scans = config.scan == "on" or (config.scan == "auto" and size.layers >= _DEEP)
         self.dtype = dtype
 
@@ -176,7 +183,7 @@ class VideoModel(nnx.Module):
         def run(x: Array, sizes: Array | None, key: Key | None) -> tuple[Array, Array | None]:
             return adapters(block, x, sizes, frames, key, self.drop_rates[index])
 
-        return (jax.checkpoint(run) if self.remat else run)(x, sizes, key)
+        return jax.checkpoint(run, policy=self.kept)(x, sizes, key)
 
     def _runs(self, blocks: range) -> Iterator[Sequence[int]]:
         """`blocks` in runs that one loop can go through: of each, all but the parameters are the same."""
@@ -214,7 +221,7 @@ class VideoModel(nnx.Module):
             jnp.asarray(run),
             jnp.asarray(rates) if any(rates) else None,
             dtype=self.dtype,
-            remat=self.remat,
+            kept=self.kept,
         )
 
     def macs(self, frames: int, *, folded: bool = False, schedule: Schedule | None = None) -> int:

@@ -16,11 +16,13 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from inti_jax.models.backbone import OPENAI, BackboneSize, Numerics
 
+ATTENDED = "attended"  # what `attend` returns, for policies of what the backward pass keeps
 _PROJECTION_INIT = nnx.initializers.lecun_normal()
 
 
@@ -38,7 +40,8 @@ def attend(
     causal: bool = False,
 ) -> Float[Array, "B N A Dh"]:
     """Attention with the softmax, of logits scaled by 1/sqrt(head size) plus `bias`, in float32."""
-    return jax.checkpoint(partial(jax.nn.dot_product_attention, is_causal=causal))(q, k, v, bias)
+    attended = jax.checkpoint(partial(jax.nn.dot_product_attention, is_causal=causal))(q, k, v, bias)
+    return checkpoint_name(attended, ATTENDED)
 
 
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
