@@ -14,7 +14,7 @@ class Chip:
     name: str
     kinds: tuple[str, ...]  # `device_kind`, as JAX reports it
     flops: float  # a second, of matrix products in bfloat16
-    memory_gib: float  # the makers' GB, which are GiB
+    memory_gib: int  # the makers' GB, which are GiB
     memory_bandwidth: float  # bytes a second
     link_bandwidth: float  # bytes a second to other chips, one way, over all links
 

@@ -246,7 +246,7 @@ def _bytes_of(shapes: Any) -> int:
 
 
 def _remedies(record: "RunRecord", mesh: "jax.sharding.Mesh", shapes: Any, hbm: float | None) -> list[str]:
-    """What would make a step smaller, with what it saves of each device; what costs least time comes first."""
+    """What makes a step smaller, with what it saves of each device; what costs least time comes first."""
     import jax.numpy as jnp
 
     from inti_jax import activations, state
