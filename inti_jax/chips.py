@@ -4,7 +4,7 @@ Figures are of one JAX device, as their makers publish them, without sparsity.
 """
 
 import dataclasses
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +19,7 @@ class Chip:
     link_bandwidth: float  # bytes a second to other chips, one way, over all links
 
 
+@runtime_checkable
 class Device(Protocol):
     """What is read of a jax.Device."""
 
