@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 
 from inti_jax.config import Model
-from inti_jax.models import tome
+from inti_jax.models import kept, tome
 from inti_jax.models.adaptation import BlockAdapters, has_temporal_embedding
 from inti_jax.models.adapters import TemporalEmbedding
 from inti_jax.models.backbone import BACKBONES, Backbone
@@ -22,15 +22,9 @@ from inti_jax.models.compressors import Compressor, build_compressor
 from inti_jax.models.dropout import Key, dropout, fold_in
 from inti_jax.models.heads import LinearHead, TextHead
 from inti_jax.models.scan import scan
-from inti_jax.models.vit import ATTENDED, Block, ImageTower
+from inti_jax.models.vit import Block, ImageTower
 
-_NOTHING = jax.checkpoint_policies.nothing_saveable
-# The outputs of matrix products with parameters, and of attention.
-_PRODUCTS = jax.checkpoint_policies.save_from_both_policies(
-    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    jax.checkpoint_policies.save_only_these_names(ATTENDED),
-)
-_DEEP = 12  # blocks, from which on `scan` is `auto`matic
+_DEEP = 24  # blocks, from which on `scan` is `auto`matic
 
 
 def normalize(
@@ -127,8 +121,7 @@ class VideoModel(nnx.Module):
         adapters_dropout = config.zero_i2v.dropout if config.adaptation == "zero_i2v" else 0.0
         self.random = max(config.drop_path, config.head.dropout, adapters_dropout) > 0  # in training
         self.drop_rates = tuple(config.drop_path * i / max(size.layers - 1, 1) for i in range(size.layers))
-        # Of a block, for its backward pass. Its input is kept as well.
-        self.kept = _NOTHING if config.remat else _PRODUCTS
+        self.kept = kept.NOTHING if config.remat else kept.NAMED  # besides a block's input
         self.scans = config.scan == "on" or (config.scan == "auto" and size.layers >= _DEEP)
         self.dtype = dtype
 

@@ -16,13 +16,12 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from inti_jax.models.backbone import OPENAI, BackboneSize, Numerics
+from inti_jax.models.kept import keep
 
-ATTENDED = "attended"  # what `attend` returns, for policies of what the backward pass keeps
 _PROJECTION_INIT = nnx.initializers.lecun_normal()
 
 
@@ -41,7 +40,7 @@ def attend(
 ) -> Float[Array, "B N A Dh"]:
     """Attention with the softmax, of logits scaled by 1/sqrt(head size) plus `bias`, in float32."""
     attended = jax.checkpoint(partial(jax.nn.dot_product_attention, is_causal=causal))(q, k, v, bias)
-    return checkpoint_name(attended, ATTENDED)
+    return keep(attended)
 
 
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
