@@ -169,7 +169,7 @@ class Program:
 
     def _repeats(self, computation: str) -> Cost:
         """What the loops of a computation cost in all, less one round of each."""
-        total = Cost(0, 0)
+        total = Cost(0.0, 0.0)
         for body, trips in self._loops(computation):
             total = total + self._repeats(body) * trips
             if trips != 1:
@@ -350,7 +350,7 @@ def _sizes(shape: str) -> tuple[int, int]:
 
 def _group(line: str) -> int:
     """How many devices take part, from `{{0,1},{2,3}}`, `[2,8]<=[16]` or `mesh['a'=2,'b'=8] {'b'}`."""
-    if match := re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", line):
+    if match := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", line):
         sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", match[1])}
         # A part of an axis is written 'a':(1)2, where 2 is its size.
         axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", match[2])
