@@ -60,7 +60,7 @@ def make_mesh(sizes: config.Mesh, devices: Sequence[jax.Device] | None = None) -
     return jax.sharding.Mesh(_arranged(shape, devices), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def _arranged(shape: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
+def _arranged(shape: Sequence[int], devices: Sequence[Any]) -> np.ndarray:
     """The devices of a mesh of `shape`: neighbours along its axes are near each other, as far as may be.
 
     Several slices of TPUs, between which there is but the data centre's network, are put along `data`, or

@@ -188,7 +188,7 @@ def compile_step(record: "RunRecord", target: Target) -> Compiled:
         peak += memory.output_size_in_bytes - memory.alias_size_in_bytes
     seconds = time.perf_counter() - start
 
-    hbm = None if chip is None else chip.memory_gib
+    hbm = None if chip is None else float(chip.memory_gib)
     fits = cost is not None and (hbm is None or peak is None or peak <= hbm * 2**30)
     return Compiled(
         topology=target.name,
