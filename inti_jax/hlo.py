@@ -201,13 +201,13 @@ class Program:
     def _trips(self, computation: str, loop: _Instruction) -> int:
         """How often a loop goes round: what XLA notes, or else counted from its condition `i < n`.
 
-        Raises ValueError for a loop that is not one of a known number of rounds.
+        Once, where that is decided as it runs, as in drawing random numbers by rejection.
         """
         if match := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.line):
             return int(match[1])
         condition, body = loop.attribute("condition"), loop.attribute("body")
         if condition is None or body is None:
-            raise ValueError(f"loop {loop.name} has no condition")
+            return 1
         test = self._root(condition)
         if "direction=LT" in test.line:
             index = self._carried(condition, test.operands[0])
@@ -224,7 +224,7 @@ class Program:
                 step = self._step(body, index)
                 if start is not None and step and bound is not None:
                     return max(0, math.ceil((bound - start) / step))
-        raise ValueError(f"loop {loop.name} of the compiled program has no constant number of rounds")
+        return 1
 
     def _step(self, body: str, index: int) -> int | None:
         """What a loop's body adds to its counter, which is carried at `index`."""

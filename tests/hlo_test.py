@@ -113,10 +113,10 @@ def test_rounds_are_read_from_the_condition_where_they_are_not_noted(bound, firs
     assert program.cost(once).flops == pytest.approx(once.flops + 65 * (rounds - 1), abs=1)
 
 
-def test_a_loop_without_a_known_number_of_rounds_is_refused():
+def test_a_loop_whose_rounds_are_decided_as_it_runs_counts_once():
     program = compiled(lambda x: jax.lax.while_loop(lambda x: x < 100, lambda x: x * x, x), 3.0)
-    with pytest.raises(ValueError, match="no constant number of rounds"):
-        hlo.Program(program.as_text()).loops()
+    read = hlo.Program(program.as_text())
+    assert list(read.loops().values()) == [1] and read.cost(counted(program)) == counted(program)
 
 
 def test_text_that_is_no_program_is_refused():

@@ -31,22 +31,13 @@ run_command(plan.main)
 def start(*arguments):
     environment = os.environ | {"JAX_EXEC_TIME_OPTIMIZATION_EFFORT": "-1.0"}
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
-    command = [
-        sys.executable,
-        "-c",
-        SHALLOW,
-        "--config",
-        CONFIG,
-        "--topology",
-        "v5e:2x2",
-        "--json",
-        *arguments,
-    ]
+    command = [sys.executable, "-c", SHALLOW, "--config", CONFIG, "--topology", "v5e:2x2", "--json"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env=environment, **pipes)
+    return subprocess.Popen([*command, *arguments], env=environment, **pipes)
 
 
 NONE = ("--config.model.compression.kind=none", "--config.model.compression.after=()")
+LORA = ("--config.model.adaptation=lora", "--config.model.pretrained=absent")
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +46,7 @@ def compiled():
     started = {
         "none": start(*NONE),
         "inti": start("--config.mesh.fsdp=4", "--config.model.scan=on"),
-        "lora": start(
-            *NONE,
-            "--config.model.adaptation=lora",
-            "--config.model.pretrained=absent",
-            "--config.model.scan=on",
-        ),
+        "lora": start(*NONE, *LORA, "--config.model.scan=on"),
     }
     results = {}
     for name, process in started.items():
@@ -179,7 +165,7 @@ def test_remedies_are_those_that_apply_and_the_cheapest_comes_first():
     run = record(settings)
     mesh = sharding.make_mesh(Mesh(), jax.devices()[:4])
     shapes = state.abstract_state(run, optim.make_optimizer(settings.train, 4)[0], mesh)
-    found = topology._remedies(run, mesh, shapes, 16)
+    found = topology._remedies(run, mesh, shapes, 16.0)
     assert [remedy.partition("=")[0] for remedy in found[:-1]] == [
         "model.frozen_dtype",
         "train.dtype",
@@ -197,7 +183,7 @@ def test_remedies_are_those_that_apply_and_the_cheapest_comes_first():
     sliced = tiny(model__remat=True, train__dtype="bfloat16", mesh__data=1, mesh__fsdp=-1)
     mesh = sharding.make_mesh(sliced.mesh, jax.devices()[:8])
     shapes = state.abstract_state(record(sliced), optim.make_optimizer(sliced.train, 4)[0], mesh)
-    assert len(topology._remedies(record(sliced), mesh, shapes, 16)) == 1
+    assert len(topology._remedies(record(sliced), mesh, shapes, 16.0)) == 1
 
 
 # Chips and meshes.
