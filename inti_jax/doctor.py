@@ -253,8 +253,6 @@ class _Patient:
         return f"{model.pretrained}: {model.backbone}, sha256 {file.hash[:16]}"
 
     def dataset(self) -> str:
-        import jax
-
         from inti_jax.data import pipeline, views
         from inti_jax.data.dataset import open_dataset
 
@@ -272,8 +270,6 @@ class _Patient:
             seed=settings.train.seed,
             global_batch=settings.train.global_batch,
             num_steps=10_000,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
         )
         with contextlib.closing(batches):
             self.batch = next(batches)
@@ -315,12 +311,16 @@ class _Patient:
         model = state.abstract_model(self.record)
         self.transform, schedule = optim.make_optimizer(settings.train, max(settings.train.steps, 1))
         self.target = state.abstract_state(self.record, self.transform, self.mesh)
-        self.placed = sharding.place_batch(self.batch, self.mesh)
+        rows = sharding.host_rows(self.mesh, settings.train.global_batch)
+        own = {key: value[rows] for key, value in self.batch.items()}
+        self.placed = sharding.place_batch(own, self.mesh)
         step_fn = train.compile_step(
             settings, nnx.graphdef(model), self.transform, schedule, self.target, self.mesh
         )
-        self.compiled = step_fn.lower(self.target, self.placed).compile()  # type: ignore[attr-defined]
+        self.compiled = step_fn.lower(self.target, self.placed).compile()
         memory = self.compiled.memory_analysis()
+        if memory is None:
+            return "the training step"
         needs = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
         return f"the training step; {(needs - memory.alias_size_in_bytes) / 2**30:.2f} GiB a device"
 

@@ -24,6 +24,7 @@ from inti_jax.models.backbone import Backbone
 _FREE = (
     "model.pretrained",  # the backbone's hash is compared instead
     "model.start_from",
+    "model.scan",
     "data.data_dir",
     "data.workers",
     "data.threads",

@@ -4,18 +4,22 @@ Mesh axes: `data` (the batch), `fsdp` (the batch, and a slice of every large par
 (heads and MLP channels, as in Megatron-LM, arXiv:1909.08053).
 """
 
+import functools
 import math
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 import optax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from inti_jax import config
 from inti_jax.config import ConfigError
+
+R = TypeVar("R")
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -55,7 +59,29 @@ def make_mesh(sizes: config.Mesh, devices: Sequence[jax.Device] | None = None) -
             f"but there are {len(devices)} devices: the sizes should multiply to {len(devices)}"
         )
     shape = [len(devices) // given if size == -1 else size for size in shape]
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    return jax.sharding.Mesh(_arranged(shape, devices), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def _arranged(shape: Sequence[int], devices: Sequence[Any]) -> np.ndarray:
+    """The devices of a mesh of `shape`: neighbours along its axes are near each other, as far as may be.
+
+    Several slices of TPUs, between which there is but the data centre's network, are put along `data`, or
+    else along `fsdp`. Raises ConfigError where neither is a multiple of their number.
+    """
+    if devices[0].platform != "tpu":
+        return mesh_utils.create_device_mesh(shape, devices)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    along = next((axis for axis in (0, 1) if shape[axis] % slices == 0), None)
+    if along is None:
+        raise ConfigError(
+            f"config: `mesh` is {dict(zip(AXES, shape, strict=True))}, on {slices} slices of devices: `data` "
+            f"or `fsdp` should be a multiple of {slices}"
+        )
+    between = [slices if axis == along else 1 for axis in range(3)]
+    within = [size // count for size, count in zip(shape, between, strict=True)]
+    return mesh_utils.create_hybrid_device_mesh(within, between, devices, allow_split_physical_axes=True)
 
 
 def check_batch(size: int, key: str, mesh: jax.sharding.Mesh) -> None:
@@ -100,6 +126,38 @@ def host_rows(mesh: jax.sharding.Mesh, size: int) -> list[int]:
     """The rows of a batch of `size` that this host loads, in order."""
     part = size // _batch_shards(mesh)
     return [shard * part + row for shard in host_shards(mesh) for row in range(part)]
+
+
+def over_batch(x: Any) -> Any:
+    """`x`, whose first dimension counts videos or frames, kept over `data` and `fsdp` inside a jitted step.
+
+    Where arrays inside a step live, the compiler finds out from state and batch; but without this it may cut
+    activations as parameters are cut, and gather them. Does nothing where no mesh is in use; see `using`.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
+
+
+def using(mesh: jax.sharding.Mesh, function: Callable[..., R]) -> Callable[..., R]:
+    """`function`, traced with `mesh` in use."""
+
+    @functools.wraps(function)
+    def traced(*arguments: Any) -> R:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*arguments)
+
+    return traced
+
+
+def compiler_options(mesh: jax.sharding.Mesh) -> dict[str, str]:
+    """What is set of the compiler for programs on `mesh`."""
+    if mesh.devices.flat[0].platform != "tpu":
+        return {}
+    # Parameters in slices are gathered, then used. By default a product with one is cut into as many parts as
+    # there are slices, whose sums go through memory each time: for matrices of our sizes twice the traffic.
+    return {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
 
 
 def place_batch(batch: Mapping[str, Any], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:

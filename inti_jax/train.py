@@ -6,7 +6,7 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -50,7 +50,6 @@ log = logging.getLogger("inti_jax")
 
 Batch = dict[str, Array]
 Metrics = dict[str, Array]
-StepFn = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 # What compiles in less has no record.
 _NOTABLE_SECONDS = 0.1
@@ -137,8 +136,11 @@ def compile_step(
     schedule: optax.Schedule,
     target: TrainState,
     mesh: jax.sharding.Mesh,
-) -> StepFn:
-    """The jitted step, which keeps the state where `target` says and uses the old one's memory again."""
+) -> jax.stages.Wrapped:
+    """The jitted step, a function of state and batch.
+
+    It keeps the state where `target` says and uses the old one's memory again.
+    """
     step = functools.partial(
         train_step,
         graphdef=graphdef,
@@ -150,7 +152,12 @@ def compile_step(
         seed=config.train.seed,
     )
     placed = (state.shardings_of(target), sharding.replicated(mesh))
-    return jax.jit(step, donate_argnums=0, out_shardings=placed)
+    return jax.jit(
+        sharding.using(mesh, step),
+        donate_argnums=0,
+        out_shardings=placed,
+        compiler_options=sharding.compiler_options(mesh),
+    )
 
 
 # --------------------------------------------------------------------------------------------------
@@ -344,7 +351,7 @@ class _Monitor:
         return batch
 
     def dispatch(
-        self, step: int, step_fn: StepFn, train_state: TrainState, batch: Batch
+        self, step: int, step_fn: jax.stages.Wrapped, train_state: TrainState, batch: Batch
     ) -> tuple[TrainState, Metrics]:
         """Starts the step. Where it has to be compiled first, that time is no step's."""
         asked = time.perf_counter()

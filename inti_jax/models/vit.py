@@ -20,6 +20,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from inti_jax.models.backbone import OPENAI, BackboneSize, Numerics
+from inti_jax.models.kept import keep
 
 _PROJECTION_INIT = nnx.initializers.lecun_normal()
 
@@ -38,7 +39,8 @@ def attend(
     causal: bool = False,
 ) -> Float[Array, "B N A Dh"]:
     """Attention with the softmax, of logits scaled by 1/sqrt(head size) plus `bias`, in float32."""
-    return jax.checkpoint(partial(jax.nn.dot_product_attention, is_causal=causal))(q, k, v, bias)
+    attended = jax.checkpoint(partial(jax.nn.dot_product_attention, is_causal=causal))(q, k, v, bias)
+    return keep(attended)
 
 
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {

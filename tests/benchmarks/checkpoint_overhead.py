@@ -4,7 +4,8 @@ Runs the embedded training's own loop, with evaluation left to its end and decod
 again and again), and a checkpoint due every 50 steps of which every other one is left out. So intervals of
 50 steps with and without a save take turns, and what else the machine does hits both alike; the first
 interval, which compiles, is not counted. The cost is the median of what a save adds to an interval, as a
-share of its two neighbours without. Needs motion_digits in DIR. """
+share of its two neighbours without. Needs motion_digits in DIR.
+"""
 
 import argparse
 import statistics
