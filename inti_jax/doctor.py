@@ -302,6 +302,7 @@ class _Patient:
         return self._workdir or self._temporary
 
     def compile(self) -> str:
+        import jax
         from flax import nnx
 
         from inti_jax import optim, run, sharding, state, train
@@ -312,7 +313,7 @@ class _Patient:
         self.transform, schedule = optim.make_optimizer(settings.train, max(settings.train.steps, 1))
         self.target = state.abstract_state(self.record, self.transform, self.mesh)
         rows = sharding.host_rows(self.mesh, settings.train.global_batch)
-        own = {key: value[rows] for key, value in self.batch.items()}
+        own = jax.tree.map(lambda array: array[rows], dict(self.batch))
         self.placed = sharding.place_batch(own, self.mesh)
         step_fn = train.compile_step(
             settings, nnx.graphdef(model), self.transform, schedule, self.target, self.mesh
