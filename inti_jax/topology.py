@@ -258,13 +258,15 @@ def _remedies(record: "RunRecord", mesh: "jax.sharding.Mesh", shapes: Any, hbm: 
     views = config.train.global_batch // config.train.accumulate // shards
     kept = views * (saved.embedding + sum(saved.blocks) + saved.head) / mesh.shape["tensor"]
     held = _bytes_of(shapes)
+    least = 0.005 * (held + kept)  # less is not worth a line
     found = []
-    if config.model.frozen_dtype == "float32" and (frozen := _bytes_of(shapes.frozen)):
+    frozen = _bytes_of(shapes.frozen)
+    if config.model.frozen_dtype == "float32" and frozen / 2 > least:
         found.append(f"model.frozen_dtype=bfloat16 saves {frozen / 2 / 2**30:.1f} GiB of parameters")
     if config.train.dtype == "float32":
         found.append(f"train.dtype=bfloat16 saves {kept / 2 / 2**30:.1f} GiB of activations")
-    if mesh.shape["data"] > 1:
-        rest = held * (1 - 1 / mesh.shape["data"])
+    rest = held * (1 - 1 / mesh.shape["data"])
+    if rest > least:
         found.append(
             f"mesh.data=1 with mesh.fsdp=-1 saves {rest / 2**30:.1f} GiB of parameters and optimizer state"
         )
