@@ -74,7 +74,12 @@ left=("${pids[@]}")
 while [ ${#left[@]} -gt 0 ]; do
   finished='' code=0
   wait -n -p finished "${left[@]}" || code=$?
-  [ -n "${finished:-}" ] || continue # a signal came, and was passed on
+  if [ -z "${finished:-}" ]; then # a signal came, and was passed on: who has ended since then is not told again
+    for pid in "${left[@]}"; do
+      kill -0 "$pid" 2>/dev/null || { finished=$pid code=0; wait "$pid" || code=$?; break; }
+    done
+    [ -n "${finished:-}" ] || { sleep 0.2; continue; }
+  fi
   still=()
   for pid in "${left[@]}"; do [ "$pid" = "$finished" ] || still+=("$pid"); done
   left=("${still[@]+"${still[@]}"}")
