@@ -18,7 +18,7 @@ from inti_jax import agreement, checkpoint, config, initial, liveness, metrics, 
 from inti_jax.config import Config
 from inti_jax.data import pipeline, views
 from inti_jax.data.dataset import Source, open_dataset
-from inti_jax.errors import UserError
+from inti_jax.errors import UsageError, UserError
 from inti_jax.models.video import VideoModel
 from inti_jax.state import Params
 from inti_jax.writers import MetricsWriter, Progress, read_metrics
@@ -161,7 +161,7 @@ def _evaluate_run(settings: Config, workdir: Path, step: checkpoint.Step) -> Non
     agreement.check_workdir(workdir)
     at = checkpoint.find(workdir, step)
     if at is None and not (settings.model.head.init == "text" or settings.model.start_from):
-        raise UserError(f"{workdir} holds no finished checkpoint: is it the directory of a run?")
+        raise UsageError(f"{workdir} holds no finished checkpoint: is it the directory of a run?")
     dataset = open_dataset(settings.data.name, settings.data.data_dir, "val")
     views.check(dataset, settings.data, settings.eval)
     sha256 = dataset.manifest["sha256"]
