@@ -87,16 +87,6 @@ def test_every_field_survives_json():
         ),
         ({"mesh__data": -1, "mesh__fsdp": -1}, "at most one is -1"),
         ({"mesh__tensor": 3}, "it should divide the 4 heads"),
-        (
-            {"mesh__data": 3},
-            "`train.global_batch` over `train.accumulate` is 8: it should be a multiple of 3",
-        ),
-        ({"mesh__fsdp": 4, "train__accumulate": 4}, "is 2: it should be a multiple of 4"),
-        (
-            {"mesh__data": 4, "mesh__fsdp": 2, "eval__batch": 20},
-            "`eval.batch` is 20: it should be a multiple of 8",
-        ),
-        ({"hosts__silent_seconds": 1}, "`hosts.silent_seconds` is 1"),
     ],
 )
 def test_impossible_configs_name_the_key_and_what_is_valid(changes, message):
@@ -109,7 +99,7 @@ def test_impossible_configs_name_the_key_and_what_is_valid(changes, message):
 
 @given(st.text(alphabet="abcdefghijklmnopqrstuvwxyz_.", min_size=1, max_size=20))
 def test_a_key_is_either_a_field_or_refused(key):
-    if key in run.flat(dataclasses.asdict(config.Config())):
+    if key in run._flat(dataclasses.asdict(config.Config())):
         config.check_key(key)
     else:
         with pytest.raises(ConfigError):

@@ -20,7 +20,6 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from inti_jax.models.backbone import OPENAI, BackboneSize, Numerics
-from inti_jax.models.kept import keep
 
 _PROJECTION_INIT = nnx.initializers.lecun_normal()
 
@@ -39,8 +38,7 @@ def attend(
     causal: bool = False,
 ) -> Float[Array, "B N A Dh"]:
     """Attention with the softmax, of logits scaled by 1/sqrt(head size) plus `bias`, in float32."""
-    attended = jax.checkpoint(partial(jax.nn.dot_product_attention, is_causal=causal))(q, k, v, bias)
-    return keep(attended)
+    return jax.checkpoint(partial(jax.nn.dot_product_attention, is_causal=causal))(q, k, v, bias)
 
 
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -124,11 +122,8 @@ class Block(nnx.Module):
 
     def attention_macs(self, tokens: int) -> int:
         """Multiply-accumulates of the attention among `tokens` tokens."""
-        return 4 * tokens * self.mlp.fc.in_features**2 + self.attention_product_macs(tokens)
-
-    def attention_product_macs(self, tokens: int) -> int:
-        """Of these, those that multiply activations with each other."""
-        return 2 * tokens**2 * self.mlp.fc.in_features
+        width = self.mlp.fc.in_features
+        return 4 * tokens * width**2 + 2 * tokens**2 * width
 
     def mlp_macs(self, tokens: int) -> int:
         """Multiply-accumulates of the MLP on `tokens` tokens."""
