@@ -99,25 +99,35 @@ def decode_frames(
 
 
 @contextmanager
-def _opened(video: bytes) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    """The container and its first video stream; every failure inside becomes a DecodeError."""
+def opened(video: bytes) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+    """The container and its first video stream, to be decoded on one thread.
+
+    Raises DecodeError where there is none, and passes on what FFmpeg raises.
+    """
     if not video:
         raise DecodeError("the file is empty")
+    with av.open(io.BytesIO(video), "r", metadata_errors="replace") as container:
+        if container.format.name.endswith("_pipe"):
+            raise DecodeError("it is a still image")
+        # An audio file's cover is a video stream too.
+        cover = av.stream.Disposition.attached_pic
+        streams = [stream for stream in container.streams.video if not stream.disposition & cover]
+        if not streams:
+            raise DecodeError("it has no video stream")
+        stream = streams[0]
+        if stream.codec_context is None:
+            raise DecodeError("its codec is unknown")
+        # Parallelism is over videos: more threads in each would only get in each other's way.
+        stream.codec_context.thread_count = 1
+        yield container, stream
+
+
+@contextmanager
+def _opened(video: bytes) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+    """As `opened`; every failure inside becomes a DecodeError."""
     try:
-        with av.open(io.BytesIO(video), "r", metadata_errors="replace") as container:
-            if container.format.name.endswith("_pipe"):
-                raise DecodeError("it is a still image")
-            # An audio file's cover is a video stream too.
-            cover = av.stream.Disposition.attached_pic
-            streams = [stream for stream in container.streams.video if not stream.disposition & cover]
-            if not streams:
-                raise DecodeError("it has no video stream")
-            stream = streams[0]
-            if stream.codec_context is None:
-                raise DecodeError("its codec is unknown")
-            # Parallelism is over videos: more threads in each would only get in each other's way.
-            stream.codec_context.thread_count = 1
-            yield container, stream
+        with opened(video) as found:
+            yield found
     except av.FFmpegError as error:
         raise DecodeError(f"it does not decode: {error.strerror}") from None
     except (

@@ -57,16 +57,7 @@ def _encode(video: bytes, short_side: int) -> tuple[bytes, int, bool]:
     Where that is not certain, which saves decoding most videos twice, `decode.validate` has to judge.
     """
     file = io.BytesIO()
-    with (
-        av.open(io.BytesIO(video), "r", metadata_errors="replace") as source,
-        av.open(file, "w", format="mp4") as target,
-    ):
-        cover = av.stream.Disposition.attached_pic
-        streams = [stream for stream in source.streams.video if not stream.disposition & cover]
-        if not streams or streams[0].codec_context is None:
-            raise ValueError("no video")
-        stream = streams[0]
-        stream.codec_context.thread_count = 1
+    with decode.opened(video) as (source, stream), av.open(file, "w", format="mp4") as target:
         rate = Fraction(stream.average_rate or _UNKNOWN_RATE).limit_denominator(_LARGEST_DENOMINATOR)
         output = target.add_stream("libx264", rate=rate, options=_OPTIONS)
         output.pix_fmt = "yuv420p"

@@ -182,3 +182,21 @@ def test_a_still_image_is_rejected():
         container.mux([*stream.encode(frame), *stream.encode(None)])
     with pytest.raises(decode.DecodeError, match="still image"):
         reencode(picture.getvalue(), 32)
+
+
+def test_a_title_that_is_no_text_is_in_nobodys_way():
+    file = io.BytesIO()
+    with (
+        av.open(io.BytesIO(clips.encode(clips.moving_square(6)))) as source,
+        av.open(file, "w", "mp4") as out,
+    ):
+        out.metadata["title"] = "caf\u00e9"
+        stream = out.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                out.mux(packet)
+    video = file.getvalue().replace("caf\u00e9".encode(), b"caf\xff\xff")
+    with pytest.raises(UnicodeDecodeError):
+        av.open(io.BytesIO(video))
+    assert reencode(video, 256)[1] == decode.validate(video)
