@@ -97,9 +97,17 @@ def test_impossible_configs_name_the_key_and_what_is_valid(changes, message):
     assert caught.value.exit_code == 2
 
 
+KEYS = run._flat(dataclasses.asdict(config.Config()))
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_every_value_has_a_key(key):
+    config.check_key(key)
+
+
 @given(st.text(alphabet="abcdefghijklmnopqrstuvwxyz_.", min_size=1, max_size=20))
 def test_a_key_is_either_a_field_or_refused(key):
-    if key in run._flat(dataclasses.asdict(config.Config())):
+    if key in KEYS:
         config.check_key(key)
     else:
         with pytest.raises(ConfigError):
