@@ -38,16 +38,17 @@ def differences(directory: Path, *, decode_all: bool = False, workers: int | Non
         info = tfds.builder_from_directory(directory).info
         if info.features["label"].names != list(contents.labels):
             yield "dataset_info.json has other labels than the manifest"
+        stored = {name: _shards_of(info, name) for name in contents.splits}
     except Exception as error:  # whatever TFDS raises for metadata that is not there, or not its own
         yield f"TFDS's metadata cannot be read, and so no record: {_line(error)}"
         return
     check = functools.partial(_record_differences, info.features, contents.labels, decode_all)
     for split_name, split in contents.splits.items():
-        shards = split.shards or _shards_of(info, split_name)
+        shards = split.shards or stored[split_name]
         counts = [shard.count for shard in shards]
         if sum(counts) != split.count:
             yield f"{split_name}: its shards have {sum(counts)} videos, not {split.count}"
-        if counts != list(info.splits[split_name].shard_lengths):
+        if counts != [shard.count for shard in stored[split_name]]:
             yield f"{split_name}: dataset_info.json has other numbers of records than the manifest"
         faults: list[str] = []
         records = _records(directory, split, shards, faults)
@@ -59,7 +60,7 @@ def differences(directory: Path, *, decode_all: bool = False, workers: int | Non
 
 
 def _shards_of(info: tfds.core.DatasetInfo, split_name: str) -> tuple[manifest.Shard, ...]:
-    """The shards as TFDS knows them, of a dataset whose manifest does not list them: there is no hash."""
+    """The shards as TFDS knows them, without a hash. All that is read of its metadata about a split."""
     split = info.splits[split_name]
     names = (Path(path).name for path in split.filepaths)
     return tuple(

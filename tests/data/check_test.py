@@ -78,6 +78,15 @@ def test_a_byte_that_was_flipped_anywhere(prepared, copy):
     assert _run("--check", copy)[0] == 0
 
 
+def test_a_split_of_another_name(copy):
+    path = copy / "dataset_info.json"
+    path.write_text(path.read_text().replace('"train"', '"traij"'))
+    status, out, err = _run("--check", copy)
+    assert status == 1 and err[-1].endswith("differences: 2")
+    assert out[0].startswith("dataset_info.json was changed")
+    assert out[1].startswith("TFDS's metadata cannot be read, and so no record: ") and "'train'" in out[1]
+
+
 def test_a_flipped_byte_of_a_video_names_its_record(copy):
     listed = manifest.read(copy).splits["train"]
     shard = copy / listed.shards[1].file
