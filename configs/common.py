@@ -159,6 +159,11 @@ LORA: Settings = AIM | {"model.drop_path": 0.0}
 LINEAR: Settings = {"train.learning_rate": 1e-3, "train.weight_decay": 0.05}
 
 
+# Where all parameters train, they and the optimizer's state are in slices over all devices; where few do,
+# each device has them all, and nothing but their gradients is exchanged.
+SLICED: Settings = {"mesh.data": 1, "mesh.fsdp": -1}
+
+
 def small_datasets(batch: int) -> dict[str, Settings]:
     """For UCF101 and HMDB51, of which ZeroI2V alone published a recipe with all of the training videos.
 
@@ -220,6 +225,7 @@ def build(
             "train.log_every_steps": 50,
             "checkpoint.every_steps": 1000,
         }
+        | (SLICED if method == "full" else {})
         | adapters
         | recipes[method]
     )

@@ -92,7 +92,7 @@ def _block(model: VideoModel, cost: BlockCost, data: tuple[Any, ...]) -> _Part:
 
     names = [f"tower.blocks.{index}.", f"adapters.{index}."]
     names += [] if behind is None else [f"compressors.{behind}."]
-    kind = (cost.tokens_out, behind is None, model.adapters[index].drop_rate > 0)
+    kind = (cost.tokens_out, behind is None, model.drop_rates[index] > 0)
     return _Part(run, data, tuple(names), kind)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
-from inti_jax import sharding, state, trained
+from inti_jax import checkpoint, sharding, state, trained
 from inti_jax.config import Config, Mesh
 from inti_jax.data import augment
 from inti_jax.errors import UserError
@@ -17,7 +17,7 @@ from inti_jax.state import Params
 
 
 class VideoClassifier:
-    """The model of a run's newest checkpoint, on one device. `labels[k]` names logit k."""
+    """A trained model on one device. `labels[k]` names logit k."""
 
     def __init__(
         self, graphdef: nnx.GraphDef[VideoModel], params: Params, config: Config, labels: tuple[str, ...]
@@ -55,14 +55,18 @@ class VideoClassifier:
         return result[0] if video.ndim == 4 else result
 
 
-def load(path: str | Path, *, pretrained: str | Path | None = None) -> VideoClassifier:
+def load(
+    path: str | Path, *, pretrained: str | Path | None = None, step: checkpoint.Step = None
+) -> VideoClassifier:
     """The classifier that a run trained: its directory, or a file that `convert --to trained` wrote.
 
-    Such a file goes on the converted CLIP `pretrained`, by default the one that the run named. What can be
-    folded into the backbone is. Raises UserError where `path` holds no finished checkpoint, or the two do not
-    belong together.
+    Of a run it is the newest checkpoint, that of `step`, or with "best" the best of those that were
+    evaluated. A file goes on the converted CLIP `pretrained`, by default the one that the run named. What can
+    be folded into the backbone is. Raises UserError where `path` holds no finished checkpoint, or the two do
+    not belong together.
     """
     mesh = sharding.make_mesh(Mesh(), jax.local_devices()[:1])
-    found = trained.load(Path(path), mesh, pretrained=None if pretrained is None else Path(pretrained))
+    weights = None if pretrained is None else Path(pretrained)
+    found = trained.load(Path(path), mesh, pretrained=weights, step=step)
     graphdef, params = found.for_inference()
     return VideoClassifier(graphdef, params, found.record.config, found.record.dataset.labels)

@@ -27,6 +27,25 @@ def add_config_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_process_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of `distributed.joined`, for commands that run on several hosts."""
+    group = parser.add_argument_group(
+        "several processes", "found by themselves on Cloud TPU, SLURM and Open MPI; elsewhere give all three"
+    )
+    group.add_argument("--coordinator_address", metavar="HOST:PORT", help="where process 0 listens")
+    group.add_argument("--process_count", type=int, metavar="N", help="how many processes there are")
+    group.add_argument("--process_id", type=int, metavar="I", help="which of them this is, from 0")
+
+
+def local_path(text: str) -> Path:
+    """A path on this machine. Raises UsageError for a URL, of which pathlib would make a directory `gs:`."""
+    if "://" in text:
+        raise UsageError(
+            f"{text} is a URL: mount the bucket (gcsfuse) and give the path there, see docs/pods.md"
+        )
+    return Path(text)
+
+
 def parse_with_config(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Config]:
     """The arguments, and the config they name. Raises UsageError or ConfigError."""
     arguments, overrides = parse_with_overrides(parser)
@@ -41,6 +60,22 @@ def parse_with_overrides(parser: argparse.ArgumentParser) -> tuple[argparse.Name
     if unknown:
         parser.error(f"unknown argument: {unknown[0]}")
     return arguments, overrides
+
+
+def add_step_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--step",
+        type=_step,
+        metavar="N|best",
+        help="which checkpoint of a run: that of step N, or the best by top-1 of those that were evaluated "
+        "(default: the newest)",
+    )
+
+
+def _step(text: str) -> int | str:
+    if text == "best" or text.isdecimal():
+        return text if text == "best" else int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is neither a step nor `best`")
 
 
 def load_config(spec: str, overrides: Sequence[str] = ()) -> Config:
@@ -92,11 +127,15 @@ def _literal(text: str) -> Any:
         return text
 
 
-def setup_logging() -> None:
-    """The project's own messages to stderr, one line each; other libraries' from warnings up."""
+def setup_logging(process_index: int = 0) -> None:
+    """The project's own messages to stderr, one line each; other libraries' from warnings up.
+
+    Of several processes the first says everything, the others warnings alone, with their number.
+    """
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    prefix = f"process {process_index}: " if process_index else ""
+    handler.setFormatter(logging.Formatter(f"%(asctime)s {prefix}%(message)s", "%H:%M:%S"))
     logger = logging.getLogger("inti_jax")
     logger.handlers = [handler]
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.WARNING if process_index else logging.INFO)
     logger.propagate = False

@@ -145,6 +145,9 @@ class Model:
     compression: Compression = Compression()
     head: Head = Head()
     remat: bool = False  # recompute each block in the backward pass: less memory, more time
+    # Blocks that follow each other and are alike as one loop: a program that computes the same and compiles
+    # sooner. `auto` does so in towers of 24 blocks and more.
+    scan: Literal["auto", "on", "off"] = "auto"
 
 
 @pydantic.with_config(_STRICT)
@@ -266,8 +269,19 @@ class Mesh:
 @pydantic.with_config(_STRICT)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    every_steps: Positive = 500
-    keep: Positive = 2
+    every_steps: Positive = 500  # and before every evaluation, at the end, and when the run is stopped
+    keep: Positive = 2  # the newest
+    keep_best: NonNegative = 1  # and those with the best `top1` of those that were evaluated
+
+
+@pydantic.with_config(_STRICT)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Hosts:
+    """When several processes end, saying which of them is lost or stands still, in seconds."""
+
+    silent_seconds: Annotated[float, Field(ge=5, le=300)] = 30.0  # without a sign of life of one
+    stall_seconds: PositiveFloat = 300.0  # at a training step or evaluation batch that others wait for
+    slow_seconds: PositiveFloat = 3600.0  # at what takes long: compiling, weights, a checkpoint
 
 
 @pydantic.with_config(_STRICT)
@@ -279,6 +293,7 @@ class Config:
     eval: Eval = Eval()
     mesh: Mesh = Mesh()
     checkpoint: Checkpoint = Checkpoint()
+    hosts: Hosts = Hosts()
 
 
 def defaults() -> ml_collections.ConfigDict:

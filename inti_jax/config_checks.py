@@ -12,12 +12,28 @@ from inti_jax.models.backbone import BACKBONES
 
 def problems(settings: config.Config) -> Iterator[str]:
     """One line for each thing that is wrong with `settings`."""
+    yield from _paths(settings)
     yield from _weights(settings.model)
     yield from _compression(settings.model, settings.data.num_frames)
     yield from _adaptation(settings.model, settings.data.num_frames)
     yield from _data(settings)
     yield from _training(settings.train)
     yield from _mesh(settings)
+
+
+def _paths(settings: config.Config) -> Iterator[str]:
+    model = settings.model
+    paths = {
+        "model.pretrained": model.pretrained,
+        "model.start_from": model.start_from,
+        "data.data_dir": settings.data.data_dir,
+    }
+    for key, path in paths.items():
+        if "://" in path:
+            yield (
+                f"`{key}` is {path!r}, a URL: mount the bucket (gcsfuse) or copy what is there, and give the "
+                "path, see docs/pods.md"
+            )
 
 
 def _weights(model: config.Model) -> Iterator[str]:
@@ -155,9 +171,18 @@ def _mesh(settings: config.Config) -> Iterator[str]:
     axes = dataclasses.asdict(settings.mesh)
     if any(size < 1 and size != -1 for size in axes.values()) or list(axes.values()).count(-1) > 1:
         yield f"`mesh` is {axes}: sizes are positive, and at most one is -1 (what the others leave)"
+    # How many devices -1 stands for is known when the mesh is made, which checks the rest.
+    data, fsdp, tensor = (max(axes[axis], 1) for axis in ("data", "fsdp", "tensor"))
     heads = BACKBONES[settings.model.backbone].heads
-    if heads % max(axes["tensor"], 1):
-        yield (
-            f"`mesh.tensor` is {axes['tensor']}: it should divide the {heads} heads of "
-            f"{settings.model.backbone}"
-        )
+    if heads % tensor:  # else it divides the width and the MLP's channels, too
+        yield (f"`mesh.tensor` is {tensor}: it should divide the {heads} heads of {settings.model.backbone}")
+    part = settings.train.global_batch // settings.train.accumulate
+    for count, keys in (
+        (part, "`train.global_batch` over `train.accumulate`"),
+        (settings.eval.batch, "`eval.batch`"),
+    ):
+        if count % (data * fsdp):
+            yield (
+                f"{keys} is {count}: it should be a multiple of {data * fsdp}, over which `mesh` = {axes} "
+                "splits the videos"
+            )

@@ -11,6 +11,7 @@ from inti_jax import cli
 from inti_jax.errors import UsageError, UserError, run_command
 
 if TYPE_CHECKING:
+    from inti_jax.checkpoint import Step
     from inti_jax.pretrained.file import Description
     from inti_jax.pretrained.lazy import LazyArray
 
@@ -72,6 +73,7 @@ def main() -> None:
         help="the text tower's vocabulary: bpe_simple_vocab_16e6.txt.gz, tokenizer.json, vocab.json, or a "
         "directory with one (default: the one beside SRC, if any)",
     )
+    cli.add_step_argument(parser)
     parser.add_argument("--verify", type=Path, metavar="F", help="compare this file of ours ...")
     parser.add_argument("--against", type=Path, metavar="SRC", help="... with what it was made from")
     arguments = parser.parse_args()
@@ -80,7 +82,7 @@ def main() -> None:
     if (arguments.verify is None) != (arguments.against is None):
         raise UsageError("--verify F and --against SRC go together")
     if arguments.verify is not None:
-        others = ("source", "out", "to", "activation", "head_size", "vocab")
+        others = ("source", "out", "to", "activation", "head_size", "vocab", "step")
         if any(getattr(arguments, name) is not None for name in others):
             raise UsageError("--verify takes --against SRC and nothing else: the file says the rest")
         _verify(arguments.verify, arguments.against)
@@ -91,10 +93,12 @@ def main() -> None:
         raise UsageError(f"--head_size is {arguments.head_size}: it should be at least 1")
     if not arguments.out.absolute().parent.is_dir():
         raise UsageError(f"--out {arguments.out}: there is no directory {arguments.out.absolute().parent}")
+    if arguments.step is not None and not arguments.source.is_dir():
+        raise UsageError(f"--step goes with the directory of a run, which {arguments.source} is not")
     if arguments.to is not None:
         if arguments.activation or arguments.head_size or arguments.vocab:
             raise UsageError("--to takes SRC and --out alone: the file says the rest")
-        _give_back(arguments.source, arguments.out, arguments.to)
+        _give_back(arguments.source, arguments.out, arguments.to, arguments.step)
     else:
         _convert(arguments)
 
@@ -136,23 +140,23 @@ def _convert_run(arguments: argparse.Namespace, start: float) -> None:
 
     if arguments.activation or arguments.head_size or arguments.vocab:
         raise UsageError(f"{arguments.source} is a run: it takes --out alone, since the run says the rest")
-    arrays, description, left = export.read_run(arguments.source)
+    arrays, description, left = export.read_run(arguments.source, arguments.step)
     digest = file.write(arguments.out, arrays, description)
     print(f"left out    {', '.join(left)}")
     _print_description(description)
     _print_written(arguments.out, arrays, digest, start)
 
 
-def _give_back(source: Path, out: Path, naming: str) -> None:
+def _give_back(source: Path, out: Path, naming: str, step: "Step") -> None:
     from inti_jax.pretrained import export
     from inti_jax.pretrained.file import ClipFile
 
     start = time.monotonic()
     if naming == "trained":
-        _give_trained(source, out, start)
+        _give_trained(source, out, step, start)
         return
     if source.is_dir():
-        arrays, description, left = export.read_run(source)
+        arrays, description, left = export.read_run(source, step)
         print(f"left out    {', '.join(left)}")
         written = export.export(arrays, description, naming, out)
     else:
@@ -163,7 +167,7 @@ def _give_back(source: Path, out: Path, naming: str) -> None:
     print(f"wrote       {out}: {naming} naming, {written} keys, in {time.monotonic() - start:.1f} s")
 
 
-def _give_trained(source: Path, out: Path, start: float) -> None:
+def _give_trained(source: Path, out: Path, step: "Step", start: float) -> None:
     import jax
 
     from inti_jax import sharding, trained
@@ -172,7 +176,7 @@ def _give_trained(source: Path, out: Path, start: float) -> None:
 
     if out.suffix != ".safetensors":
         raise UsageError(f"--out {out}: the file's name should end in .safetensors")
-    found = trained.load(source, sharding.make_mesh(Mesh(), jax.local_devices()[:1]))
+    found = trained.load(source, sharding.make_mesh(Mesh(), jax.local_devices()[:1]), step=step)
     digest = trained_file.write(out, found.record, found.params)
     print(f"of          {found.record.config.model.adaptation}, {len(found.record.dataset.labels)} labels")
     print(f"goes on     {found.record.backbone.sha256 or 'nothing: it started from random weights'}")

@@ -1,7 +1,9 @@
 """Errors whose message is meant for the user: one line that says what, where and the remedy."""
 
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -14,6 +16,25 @@ class UsageError(UserError):
     """The command was called wrongly."""
 
     exit_code = 2
+
+
+class Stopped(SystemExit):
+    """A signal ended the work in good order. Shown as it is; the exit status is 128 + the signal's number."""
+
+    def __init__(self, message: str, number: int):
+        super().__init__(128 + number)
+        self.message = message
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Gives what the system refuses meanwhile the name of `path`: writing to an open file leaves it out."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def run_command(main: Callable[[], None]) -> None:
@@ -31,6 +52,9 @@ def run_command(main: Callable[[], None]) -> None:
             raise
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         sys.exit(1)
+    except Stopped as stopped:
+        print(stopped.message, file=sys.stderr)
+        raise
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

@@ -14,12 +14,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
-from inti_jax import config, initial, metrics, run, sharding, state, trained
-from inti_jax.checkpoint import latest_step
+from inti_jax import agreement, checkpoint, config, initial, liveness, metrics, run, sharding, state, trained
 from inti_jax.config import Config
 from inti_jax.data import pipeline, views
 from inti_jax.data.dataset import Source, open_dataset
-from inti_jax.errors import UserError
+from inti_jax.errors import UsageError, UserError
 from inti_jax.models.video import VideoModel
 from inti_jax.state import Params
 from inti_jax.writers import MetricsWriter, Progress, read_metrics
@@ -71,27 +70,33 @@ def predict(
     data: config.Data,
     settings: config.Eval,
     mesh: jax.sharding.Mesh,
+    after_batch: Callable[[], None] = lambda: None,
 ) -> Predictions:
-    """Runs every video of `source` through the model, over all hosts."""
+    """Runs every video of `source` through the model, over all hosts.
+
+    `after_batch` is called as often on each, and may raise to end it.
+    """
     sharding.check_batch(settings.batch, "eval.batch", mesh)
-    batches = pipeline.eval_batches(
-        source, data, settings, process_index=jax.process_index(), process_count=jax.process_count()
-    )
+    rows = sharding.host_rows(mesh, settings.batch)
+    batches = pipeline.eval_batches(source, data, settings, rows=rows)
     total = -(-len(source) // settings.batch)
     progress = Progress("evaluate", total)
-    rows: list[dict[str, np.ndarray]] = []
+    results: list[dict[str, np.ndarray]] = []
     pending = None
-    for batch in batches:
+    liveness.note("evaluation: batch 1", slow=True)
+    for number, batch in enumerate(batches, start=2):
         result = forward(params, sharding.place_batch(batch, mesh))
         # Fetched one batch late, so that the host loads videos while the devices compute.
         if pending is not None:
-            rows.append(jax.device_get(pending))
+            results.append(jax.device_get(pending))
         pending = result
         progress.advance()
+        liveness.note(f"evaluation: batch {number}", slow=number == 2)  # compiling may still go on
+        after_batch()
     if pending is not None:
-        rows.append(jax.device_get(pending))
+        results.append(jax.device_get(pending))
     progress.close()
-    return _in_order({key: np.concatenate([row[key] for row in rows]) for key in rows[0]})
+    return _in_order({key: np.concatenate([result[key] for result in results]) for key in results[0]})
 
 
 def _in_order(rows: dict[str, np.ndarray]) -> Predictions:
@@ -112,14 +117,15 @@ def evaluate(
     data: config.Data,
     settings: config.Eval,
     mesh: jax.sharding.Mesh,
+    after_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, float | int]:
-    """Accuracies over all of `dataset`, as the record of metrics.jsonl.
+    """Accuracies over all of `dataset`, as the record of metrics.jsonl; `after_batch` as for `predict`.
 
     Videos that cannot be decoded count as `missing` and in no accuracy. `*_one_view` is the middle clip's
     middle crop alone.
     """
     started = time.perf_counter()
-    found = predict(forward, params, dataset, data, settings, mesh)
+    found = predict(forward, params, dataset, data, settings, mesh, after_batch)
     if not len(found.index):
         raise UserError(f"none of the {len(dataset)} videos of the evaluation could be decoded")
     rank = metrics.ranks(found.probabilities, found.labels)
@@ -138,24 +144,35 @@ def evaluate(
     }
 
 
-def evaluate_run(settings: Config, workdir: Path) -> None:
-    """Evaluates the newest checkpoint of `workdir` under `settings`, and adds the record to its metrics.
+def evaluate_run(settings: Config, workdir: Path, step: checkpoint.Step = None) -> None:
+    """Evaluates a checkpoint of `workdir` under `settings`, and adds the record to its metrics.
+
+    It is the newest one, or that of `step`.
 
     Where there is no checkpoint, that is what the run would start from, as step 0: zero-shot classification
     by the pretrained weights, or what another run trained (`model.start_from`).
     """
+    with run.lock(workdir):
+        _evaluate_run(settings, workdir, step)
+
+
+def _evaluate_run(settings: Config, workdir: Path, step: checkpoint.Step) -> None:
     mesh = sharding.make_mesh(settings.mesh)
-    step = latest_step(workdir)
-    untrained = step is None and (settings.model.head.init == "text" or bool(settings.model.start_from))
-    earlier = None if untrained else run.RunRecord.read(workdir)
+    agreement.check_workdir(workdir)
+    at = checkpoint.find(workdir, step)
+    if at is None and not (settings.model.head.init == "text" or settings.model.start_from):
+        raise UsageError(f"{workdir} holds no finished checkpoint: is it the directory of a run?")
     dataset = open_dataset(settings.data.name, settings.data.data_dir, "val")
     views.check(dataset, settings.data, settings.eval)
-    if earlier is None:
+    sha256 = dataset.manifest["sha256"]
+    if at is None:
         record = run.RunRecord(settings, run.Dataset.of(dataset), initial.find_backbone(settings.model))
+        agreement.check(record, sha256, mode="eval", step=0)
         found = trained.start(record, mesh)
         if jax.process_index() == 0:
             record.write(workdir)
     else:
+        earlier = run.RunRecord.read(workdir)
         record = run.RunRecord(settings, earlier.dataset, earlier.backbone)
         record.check_continues(earlier, workdir)
         if dataset.labels != record.dataset.labels:
@@ -163,12 +180,14 @@ def evaluate_run(settings: Config, workdir: Path) -> None:
                 f"the labels of {settings.data.name} in {settings.data.data_dir} are not those that "
                 f"{workdir} was trained with: prepare the dataset again with --labels in the run's order"
             )
-        found = trained.load_run(record, workdir, mesh)
+        agreement.check(record, sha256, mode="eval", step=at)
+        liveness.note("reading the checkpoint", slow=True)
+        found = trained.load_run(record, workdir, mesh, at)
     graphdef, params = found.for_inference()
     figures = evaluate(make_forward(graphdef, mesh), params, dataset, settings.data, settings.eval, mesh)
     with contextlib.closing(MetricsWriter(workdir)) as writer:
-        writer.write(step or 0, "val", figures | {"dataset": dataset.manifest["sha256"]})
-    log.info("step %d: %s", step or 0, summary(figures))
+        writer.write(at or 0, "val", figures | {"dataset": sha256})
+    log.info("step %d: %s", at or 0, summary(figures))
 
 
 def was_evaluated(workdir: Path, step: int) -> bool:

@@ -1,10 +1,9 @@
 """The main job: `python -m inti_jax.main --config configs/X.py --workdir DIR`."""
 
 import argparse
-from pathlib import Path
 
 from inti_jax import cli
-from inti_jax.errors import run_command
+from inti_jax.errors import UsageError, run_command
 
 
 def main() -> None:
@@ -15,20 +14,39 @@ def main() -> None:
         "--workdir runs/inti --config.train.steps=200",
     )
     cli.add_config_argument(parser)
-    parser.add_argument("--workdir", required=True, type=Path, metavar="DIR", help="the run's directory")
+    parser.add_argument(
+        "--workdir", required=True, type=cli.local_path, metavar="DIR", help="the run's directory"
+    )
     parser.add_argument(
         "--mode", choices=("train", "eval"), default="train", help="train and evaluate, or evaluate only"
     )
+    parser.add_argument(
+        "--profile",
+        metavar="steps=FIRST:LAST",
+        help="write a trace of these steps to DIR/tensorboard, for XProf or TensorBoard",
+    )
+    cli.add_step_argument(parser)
+    cli.add_process_arguments(parser)
     arguments, config = cli.parse_with_config(parser)
+    if arguments.step is not None and arguments.mode == "train":
+        raise UsageError("--step goes with --mode eval: training goes on from the newest checkpoint")
     cli.setup_logging()
 
     # Imported late: --help and a mistake in the config should not wait for them.
-    from inti_jax import evaluate, train
+    import jax
 
-    if arguments.mode == "train":
-        train.train(config, arguments.workdir)
-    else:
-        evaluate.evaluate_run(config, arguments.workdir)
+    from inti_jax import distributed, evaluate, profiling, train
+
+    profile = profiling.Steps.parse(arguments.profile) if arguments.profile is not None else None
+    if profile is not None and arguments.mode != "train":
+        raise UsageError("--profile traces training steps: it does not go with --mode eval")
+    flags = (arguments.coordinator_address, arguments.process_count, arguments.process_id)
+    with distributed.joined(*flags, config.hosts):
+        cli.setup_logging(jax.process_index())
+        if arguments.mode == "train":
+            train.train(config, arguments.workdir, profile)
+        else:
+            evaluate.evaluate_run(config, arguments.workdir, arguments.step)
 
 
 if __name__ == "__main__":

@@ -11,12 +11,13 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inti_jax import cli, config
+from inti_jax import cli, config, topology
 from inti_jax.config import Config
 from inti_jax.errors import UsageError, run_command
 
 if TYPE_CHECKING:
     from inti_jax.models.backbone import Backbone
+    from inti_jax.run import RunRecord
     from inti_jax.schedules import Halvings, Merging
 
 log = logging.getLogger("inti_jax")
@@ -105,27 +106,54 @@ def main() -> None:
     parser.add_argument(
         "--classes", type=int, metavar="K", help="the number of classes, for a dataset that is not prepared"
     )
+    parser.add_argument(
+        "--topology",
+        metavar="NAME",
+        help="also compile the training step for TPUs of this name, such as v5e:4x4 or, of two slices, "
+        "v5e:16x16*2, with TPU's own compiler; takes minutes",
+    )
+    parser.add_argument(
+        "--platform", choices=["cuda"], help="also compile the training step for this host's devices"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON: an object")
     arguments, settings = cli.parse_with_config(parser)
     if arguments.budget is not None and not 0 < arguments.budget <= 1:
         raise UsageError(f"--budget is {arguments.budget}: it should be a share, above 0 and up to 1")
     if arguments.classes is not None and arguments.classes < 1:
         raise UsageError(f"--classes is {arguments.classes}: it should be at least 1")
+    if arguments.topology and arguments.platform:
+        raise UsageError("--topology and --platform exclude each other")
     cli.setup_logging()
+    if arguments.topology:
+        topology.prepare_environment()
 
     import jax
 
-    jax.config.update("jax_platforms", "cpu")  # an accelerator may be in use
+    # An accelerator may be in use.
+    jax.config.update("jax_platforms", f"{arguments.platform},cpu" if arguments.platform else "cpu")
+    target = None
+    if arguments.topology:
+        target = topology.tpu_target(arguments.topology)
+    elif arguments.platform:
+        target = topology.local_target(arguments.platform)
     plan, budget = make_plan(settings, arguments.classes, arguments.budget)
+    compiled = None
+    if target is not None:
+        log.info("compiling the training step for %s", target.name)
+        compiled = topology.compile_step(_record(settings, plan.classes), target)
     if arguments.json:
         values = dataclasses.asdict(plan)
         if budget is not None:
             values["budget"] = dataclasses.asdict(budget)
+        if compiled is not None:
+            values["compile"] = dataclasses.asdict(compiled)
         print(json.dumps(values, indent=2))
     else:
         print(_render(plan))
         if budget is not None:
             print("\n" + _render_budget(budget))
+        if compiled is not None:
+            print("\n" + _render_compiled(compiled))
 
 
 def make_plan(
@@ -138,11 +166,9 @@ def make_plan(
     # Imported late: --help and a mistake in the config should not wait for JAX.
     from inti_jax import activations, state
     from inti_jax.models.video import UNCOMPRESSED
-    from inti_jax.run import Dataset, RunRecord
 
     count = _classes(settings.data, classes)
-    dataset = Dataset(settings.data.name, "", "", tuple(map(str, range(count))))
-    model = state.abstract_model(RunRecord(settings, dataset, _backbone(settings.model)))
+    model = state.abstract_model(_record(settings, count))
     frames, views = settings.data.num_frames, settings.eval.clips * settings.eval.crops
     method, compression = settings.model.adaptation, settings.model.compression
 
@@ -220,6 +246,14 @@ def _fitting(model: Any, compression: config.Compression, frames: int, share: fl
         )
     )
     return Budget(share, chosen.kind, schedules.halvings(model, compressor, frames, share, _LISTED))
+
+
+def _record(settings: Config, classes: int) -> "RunRecord":
+    """As of a run of this config; the classes have no names."""
+    from inti_jax.run import Dataset, RunRecord
+
+    dataset = Dataset(settings.data.name, "", "", tuple(map(str, range(classes))))
+    return RunRecord(settings, dataset, _backbone(settings.model))
 
 
 def _classes(data: config.Data, given: int | None) -> int:
@@ -330,6 +364,37 @@ def _render_budget(budget: Budget) -> str:
         where = f"after={found.after}" if isinstance(found, Halvings) else f"r={found.r}"
         cells.append([where, f"{100 * found.share:.2f} %", f"{found.gmacs_per_view:.4g}"])
     return f"{title}\n\n" + text_table(["model.compression", "share", "GMACs/view"], cells)
+
+
+def _render_compiled(compiled: "topology.Compiled") -> str:
+    from inti_jax.report import text_table
+
+    mesh = ", ".join(f"{axis} {size}" for axis, size in compiled.mesh.items())
+    hbm = "" if compiled.hbm_gib is None else f" of {compiled.hbm_gib:g} GiB HBM"
+    peak = "more" if compiled.peak_hbm_gib is None else f"{compiled.peak_hbm_gib:.2f}"
+    lines = [
+        f"training step for {compiled.topology}: {compiled.devices} devices (mesh: {mesh}), compiled in "
+        f"{compiled.seconds:.0f} s",
+        "",
+        f"memory       {peak}{hbm} a device: {'fits' if compiled.fits else 'does NOT fit'}; parameters and "
+        f"optimizer state are {compiled.state_gib:.2f} GiB of it",
+    ]
+    if not compiled.fits:
+        return "\n".join([*lines, *(f"remedy       {remedy}" for remedy in compiled.remedies)])
+    lines += [
+        f"a step       {compiled.flops_per_device:.4g} FLOPs (2 for a MAC, forward and backward), "
+        f"{compiled.bytes_per_device:.4g} bytes: {compiled.arithmetic_intensity:.0f} FLOPs a byte",
+    ]
+    if compiled.roofline is not None:
+        bound = compiled.roofline
+        lines.append(
+            f"at least     {1000 * bound.compute:.1f} ms by compute, {1000 * bound.hbm:.1f} by memory, "
+            f"{1000 * bound.interconnect:.1f} by interconnect: {bound.binds} binds"
+        )
+    if compiled.collectives:
+        cells = [[one.kind, str(one.count), f"{one.bytes / 1e6:.2f}"] for one in compiled.collectives]
+        lines += ["", text_table(["collective", "count", "MB"], cells)]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,13 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from inti_jax import cli
 from inti_jax.errors import UsageError, UserError, run_command
+
+if TYPE_CHECKING:
+    from inti_jax.checkpoint import Step
 
 log = logging.getLogger("inti_jax")
 
@@ -35,6 +38,7 @@ def main() -> None:
         metavar="F",
         help="the converted CLIP that such a file goes on (default: where the run found it)",
     )
+    cli.add_step_argument(parser)
     parser.add_argument("--topk", type=int, default=5, metavar="K", help="labels a video (default 5)")
     parser.add_argument("--json", action="store_true", help="print JSON: a list with an entry for each video")
     arguments = parser.parse_args()
@@ -42,7 +46,9 @@ def main() -> None:
         raise UsageError(f"--topk is {arguments.topk}: it should be at least 1")
     cli.setup_logging()
 
-    results = predict_files(arguments.checkpoint, arguments.videos, arguments.topk, arguments.pretrained)
+    results = predict_files(
+        arguments.checkpoint, arguments.videos, arguments.topk, arguments.pretrained, arguments.step
+    )
     failed = [result for result in results if "error" in result]
     if arguments.json:
         print(json.dumps(results, indent=2))
@@ -60,7 +66,11 @@ def main() -> None:
 
 
 def predict_files(
-    checkpoint: Path, paths: list[Path], topk: int, pretrained: Path | None = None
+    checkpoint: Path,
+    paths: list[Path],
+    topk: int,
+    pretrained: Path | None = None,
+    step: "Step" = None,
 ) -> list[dict[str, Any]]:
     """For each path `{video, predictions: [{label, probability}]}`, best first, or `{video, error}`."""
     # Imported late: --help and a wrong argument should not wait for JAX.
@@ -74,7 +84,7 @@ def predict_files(
     from inti_jax.data.decode import DecodeError
 
     mesh = sharding.make_mesh(Mesh(), jax.local_devices()[:1])
-    found = trained.load(checkpoint, mesh, pretrained=pretrained)
+    found = trained.load(checkpoint, mesh, pretrained=pretrained, step=step)
     record, labels = found.record, found.record.dataset.labels
     graphdef, params = found.for_inference()
     settings = dataclasses.replace(record.config.eval, batch=min(record.config.eval.batch, len(paths)))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inti_jax import cli
-from inti_jax.errors import UserError, run_command
+from inti_jax.errors import UserError, naming, run_command
 from inti_jax.run import RunRecord
 from inti_jax.writers import read_metrics
 
@@ -58,8 +58,10 @@ _COLUMNS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m inti_jax.report", description="Compares finished runs.")
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="directories of runs")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="for the report's files")
+    parser.add_argument("runs", nargs="+", type=cli.local_path, metavar="RUN", help="directories of runs")
+    parser.add_argument(
+        "--out", required=True, type=cli.local_path, metavar="DIR", help="for the report's files"
+    )
     parser.add_argument("--title", default="Comparison of runs")
     arguments = parser.parse_args()
     cli.setup_logging()
@@ -81,9 +83,15 @@ def write(workdirs: Sequence[Path], out: Path, title: str, *, timed: bool) -> st
     headers = [name for name, _ in _COLUMNS]
 
     out.mkdir(parents=True, exist_ok=True)
-    (out / "curves.png").write_bytes(picture)
-    (out / "report.json").write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=2) + "\n")
-    (out / "report.html").write_text(_page(title, headers, cells, picture, records))
+    table = json.dumps([dataclasses.asdict(row) for row in rows], indent=2) + "\n"
+    page = _page(title, headers, cells, picture, records)
+    for name, content in (
+        ("curves.png", picture),
+        ("report.json", table.encode()),
+        ("report.html", page.encode()),
+    ):
+        with naming(out / name):
+            (out / name).write_bytes(content)
     return text_table(headers, cells)
 
 
@@ -135,19 +143,23 @@ def _curves(metrics: dict[str, list[dict[str, Any]]]) -> bytes:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, (loss, accuracy) = pyplot.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    figure, (loss, accuracy, speed) = pyplot.subplots(1, 3, figsize=(14, 3.6), layout="constrained")
     for name, records in metrics.items():
-        for axes, split, key in ((loss, "train", "loss"), (accuracy, "val", "top1")):
-            chosen = [record for record in records if record["split"] == split]
-            scale = 100 if key == "top1" else 1
-            axes.plot(
-                [record["step"] for record in chosen],
-                [scale * record[key] for record in chosen],
-                marker="o" if split == "val" else None,
-                markersize=4,
-                label=name,
-            )
-    for axes, label in ((loss, "training loss"), (accuracy, "validation top-1 (%)")):
+        train, val = ([each for each in records if each["split"] == split] for split in ("train", "val"))
+        steps = [each["step"] for each in train]
+        loss.plot(steps, [each["loss"] for each in train], label=name)
+        accuracy.plot(
+            [each["step"] for each in val],
+            [100 * each["top1"] for each in val],
+            marker="o",
+            markersize=4,
+            label=name,
+        )
+        (line,) = speed.plot(steps, [1000 * each["step_seconds"] for each in train], label=name)
+        waits = [1000 * each["step_seconds"] * each["data_wait"] for each in train]
+        speed.plot(steps, waits, color=line.get_color(), linestyle=":", label=f"{name}, waiting for data")
+    labels = ((loss, "training loss"), (accuracy, "validation top-1 (%)"), (speed, "ms a step"))
+    for axes, label in labels:
         axes.set_xlabel("step")
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
@@ -210,7 +222,7 @@ img {{ max-width: 100%; }}
 <table><tr>{head}</tr>{body}</table>
 <p>1 MAC is one multiply-accumulate. A view is one clip in one spatial crop. Inference is timed on random
 frames in batches of {_TIMED_BATCH}, training over the whole run with its input.</p>
-<img alt="training loss and validation top-1 by step" src="data:image/png;base64,{image}">
+<img alt="training loss, validation top-1 and time of a step, by step" src="data:image/png;base64,{image}">
 {configs}
 </html>
 """

@@ -1,21 +1,30 @@
 """A run's directory: which files it holds, and the record of its config and dataset (config.json)."""
 
+import contextlib
 import dataclasses
+import errno
+import fcntl
 import json
+import os
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import pydantic
 
 from inti_jax import config
 from inti_jax.config import Config, ConfigError
 from inti_jax.data.dataset import VideoDataset
+from inti_jax.errors import UserError, naming
 from inti_jax.models.backbone import Backbone
 
 # What may differ when a run goes on: where things are and how fast, not what is computed.
 _FREE = (
     "model.pretrained",  # the backbone's hash is compared instead
     "model.start_from",
+    "model.scan",
     "data.data_dir",
     "data.workers",
     "data.threads",
@@ -26,6 +35,7 @@ _FREE = (
     "eval",
     "mesh",
     "checkpoint",
+    "hosts",
 )
 
 
@@ -57,7 +67,8 @@ class RunRecord:
         workdir.mkdir(parents=True, exist_ok=True)
         path = config_path(workdir)
         partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(self.to_json(), indent=2) + "\n")
+        with naming(partial):
+            partial.write_text(json.dumps(self.to_json(), indent=2) + "\n")
         partial.replace(path)
 
     @staticmethod
@@ -84,7 +95,7 @@ class RunRecord:
 
     def check_continues(self, earlier: "RunRecord", workdir: Path) -> None:
         """Raises ConfigError where a checkpoint of `earlier` cannot go on as this run."""
-        ours, theirs = _flat(dataclasses.asdict(self)), _flat(dataclasses.asdict(earlier))
+        ours, theirs = flat(dataclasses.asdict(self)), flat(dataclasses.asdict(earlier))
         for key in sorted(ours.keys() | theirs.keys()):
             name = key.removeprefix("config.")
             free = any(name == prefix or name.startswith(prefix + ".") for prefix in _FREE)
@@ -93,6 +104,44 @@ class RunRecord:
                     f"{workdir} holds checkpoints of another run: there `{name}` is {theirs.get(key)!r}, "
                     f"here it is {ours.get(key)!r}; choose another --workdir, or the same config"
                 )
+
+
+@contextlib.contextmanager
+def lock(workdir: Path) -> Iterator[None]:
+    """Meanwhile no other run can work in `workdir`, which is made; for the first host, others have no part.
+
+    Raises UserError where one does. What ends a process, however hard, ends its lock; a directory in which
+    nothing was written is removed again.
+    """
+    if jax.process_index() != 0:
+        yield
+        return
+    made = not workdir.exists()
+    workdir.mkdir(parents=True, exist_ok=True)
+    path = workdir / "lock"
+    with path.open("ab+", buffering=0) as file:  # else closing it would try again what a full disk refused
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().decode(errors="replace").strip() or "another process"
+            raise UserError(
+                f"{workdir} is in use by {holder}: wait for it to end, or choose another --workdir"
+            ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP):
+                raise
+            # A file system without locks: then users have to take care.
+        try:
+            with naming(path):
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            if made:
+                with contextlib.suppress(OSError):  # what it has by now stays
+                    workdir.rmdir()
 
 
 def is_run(path: Path) -> bool:
@@ -116,11 +165,16 @@ def tensorboard_dir(workdir: Path) -> Path:
     return workdir / "tensorboard"
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def compiled_dir(workdir: Path) -> Path:
+    return workdir / "compiled"
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"a.b": value}` of nested dicts."""
     result: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):
-            result |= _flat(value, f"{prefix}{key}.")
+            result |= flat(value, f"{prefix}{key}.")
         else:
             result[prefix + key] = value
     return result

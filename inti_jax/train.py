@@ -1,11 +1,12 @@
 """The training step and the loop around it."""
 
 import contextlib
+import dataclasses
 import functools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -15,8 +16,25 @@ from flax import nnx
 from jax.experimental import multihost_utils
 from jaxtyping import Array
 
-from inti_jax import evaluate, initial, losses, memory, mixing, optim, report, run, sharding, state
-from inti_jax.checkpoint import Checkpoints, latest_step
+from inti_jax import (
+    agreement,
+    checkpoint,
+    evaluate,
+    initial,
+    liveness,
+    losses,
+    memory,
+    mixing,
+    optim,
+    profiling,
+    report,
+    run,
+    sharding,
+    state,
+    utilization,
+)
+from inti_jax.checkpoint import Checkpoints
+from inti_jax.compilation import Compilations, kept
 from inti_jax.config import Config, ConfigError, Mix
 from inti_jax.data import mirror, pipeline, sampling, views
 from inti_jax.data.dataset import VideoDataset, open_dataset
@@ -24,6 +42,7 @@ from inti_jax.data.device import DevicePrefetch
 from inti_jax.errors import UserError
 from inti_jax.models.backbone import Backbone
 from inti_jax.models.video import VideoModel
+from inti_jax.preemption import Preemption
 from inti_jax.state import Params, TrainState
 from inti_jax.writers import MetricsWriter, Progress
 
@@ -31,6 +50,9 @@ log = logging.getLogger("inti_jax")
 
 Batch = dict[str, Array]
 Metrics = dict[str, Array]
+
+# What compiles in less has no record.
+_NOTABLE_SECONDS = 0.1
 
 
 class TrainingError(UserError):
@@ -114,8 +136,11 @@ def compile_step(
     schedule: optax.Schedule,
     target: TrainState,
     mesh: jax.sharding.Mesh,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The jitted step, which keeps the state where `target` says and uses the old one's memory again."""
+) -> jax.stages.Wrapped:
+    """The jitted step, a function of state and batch.
+
+    It keeps the state where `target` says and uses the old one's memory again.
+    """
     step = functools.partial(
         train_step,
         graphdef=graphdef,
@@ -127,16 +152,31 @@ def compile_step(
         seed=config.train.seed,
     )
     placed = (state.shardings_of(target), sharding.replicated(mesh))
-    return jax.jit(step, donate_argnums=0, out_shardings=placed)
+    return jax.jit(
+        sharding.using(mesh, step),
+        donate_argnums=0,
+        out_shardings=placed,
+        compiler_options=sharding.compiler_options(mesh),
+    )
 
 
 # --------------------------------------------------------------------------------------------------
 # The loop.
 
 
-def train(config: Config, workdir: Path) -> None:
-    """Trains in `workdir`, going on from its newest checkpoint if it holds one, then evaluates."""
+def train(config: Config, workdir: Path, profile: profiling.Steps | None = None) -> None:
+    """Trains in `workdir`, going on from its newest checkpoint if it holds one, then evaluates.
+
+    A trace of the steps of `profile` is written to its `tensorboard/`. Raises Stopped where a signal asked
+    for it, when all that was done is saved.
+    """
+    with run.lock(workdir), Preemption() as preemption:
+        _train(config, workdir, preemption, profile)
+
+
+def _train(config: Config, workdir: Path, preemption: Preemption, profile: profiling.Steps | None) -> None:
     mesh = sharding.make_mesh(config.mesh)
+    agreement.check_workdir(workdir)
     sharding.check_batch(config.train.global_batch // config.train.accumulate, "train.global_batch", mesh)
     sharding.check_batch(config.eval.batch, "eval.batch", mesh)
     dataset = open_dataset(config.data.name, config.data.data_dir, "train")
@@ -152,11 +192,14 @@ def train(config: Config, workdir: Path) -> None:
             f"`train.global_batch` = {config.train.global_batch}"
         )
 
-    start = latest_step(workdir) or 0
+    start = checkpoint.find(workdir) or 0
+    if profile is not None:
+        profile.check_within(start, steps)
     earlier = run.RunRecord.read(workdir) if start else None
     record = run.RunRecord(config, run.Dataset.of(dataset), _backbone(config, earlier))
     if earlier:
         record.check_continues(earlier, workdir)
+    agreement.check(record, validation.manifest["sha256"], mode="train", step=start)
     model = state.abstract_model(record)
     graphdef = nnx.graphdef(model)
     transform, schedule = optim.make_optimizer(config.train, steps)
@@ -166,17 +209,18 @@ def train(config: Config, workdir: Path) -> None:
     _warn_of_short_videos(config, dataset, validation)
 
     with contextlib.ExitStack() as stack:
+        liveness.note("the first state", slow=True)
         if start:
-            checkpoints = stack.enter_context(Checkpoints(workdir, keep=config.checkpoint.keep))
-            train_state, position = checkpoints.restore(target)
+            train_state, position = checkpoint.restore(workdir, start, target)
             log.info("going on from the checkpoint of step %d", start)
         else:
             # Before anything is written: a mistake found here leaves nothing behind.
             train_state = initial.initial_state(record, transform, target)
             position = {"next_step": 0, "bad": 0}
-            checkpoints = stack.enter_context(Checkpoints(workdir, keep=config.checkpoint.keep))
+        checkpoints = stack.enter_context(Checkpoints(workdir, config.checkpoint, start=start))
         if jax.process_index() == 0:
             record.write(workdir)
+        stack.enter_context(kept(workdir))
 
         host_batches = pipeline.train_batches(
             dataset,
@@ -184,8 +228,7 @@ def train(config: Config, workdir: Path) -> None:
             seed=config.train.seed,
             global_batch=config.train.global_batch,
             num_steps=steps,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            rows=sharding.host_rows(mesh, config.train.global_batch),
         )
         host_batches.set_state(position)
         stack.callback(host_batches.close)
@@ -195,13 +238,18 @@ def train(config: Config, workdir: Path) -> None:
         stack.callback(batches.close)
         writer = stack.enter_context(contextlib.closing(MetricsWriter(workdir, from_step=start)))
         progress = stack.enter_context(contextlib.closing(Progress("train", steps, start)))
-        monitor = _Monitor(config, dataset, writer, progress, last_step=steps, **position)
+        speed = _Speed(config, model, mesh)
+        monitor = _Monitor(config, dataset, writer, progress, speed, last_step=steps, **position)
+        stack.callback(monitor.close)
+        trace = stack.enter_context(contextlib.closing(profiling.Trace(profile, workdir)))
         step_fn = compile_step(config, graphdef, transform, schedule, target, mesh)
         forward = evaluate.make_forward(graphdef, mesh)
 
         def validate(step: int) -> None:
             params = {**train_state.trainable, **train_state.frozen}
-            figures = evaluate.evaluate(forward, params, validation, config.data, config.eval, mesh)
+            go_on = functools.partial(preemption.check, step)  # what is evaluated has been saved
+            figures = evaluate.evaluate(forward, params, validation, config.data, config.eval, mesh, go_on)
+            monitor.note_compiled(step)
             writer.write(step, "val", figures | {"dataset": validation.manifest["sha256"]})
             log.info("step %d: %s", step, evaluate.summary(figures))
             monitor.restart_clock()
@@ -213,17 +261,27 @@ def train(config: Config, workdir: Path) -> None:
         if start and evaluation_due(start) and not evaluate.was_evaluated(workdir, start):
             validate(start)  # the run was stopped between its checkpoint and its evaluation
         for step in range(start + 1, steps + 1):
-            batch = monitor.next_batch(batches)
-            train_state, metrics = step_fn(train_state, batch)
-            # Reads the step before this one, which runs meanwhile.
-            monitor.push(step, metrics, batch["index"])
-            saving = step == steps or step % config.checkpoint.every_steps == 0
-            if saving or evaluation_due(step):
+            with trace.step(step):
+                # A worker process starts before the first batch; and the first two wait for compiling.
+                liveness.note(f"step {step}: its batch", slow=step == start + 1)
+                batch = monitor.next_batch(batches)
+                liveness.note(f"step {step}: computing", slow=step <= start + 2)
+                train_state, metrics = monitor.dispatch(step, step_fn, train_state, batch)
+                # Reads the step before this one, which runs meanwhile.
+                monitor.push(step, metrics, batch["index"])
+            trace.end_step(step, metrics)
+            stopping = preemption.reached()
+            if stopping or evaluation_due(step) or step % config.checkpoint.every_steps == 0:
                 monitor.flush()  # what is saved has been seen to be finite
-            if saving:
+                writer.settle()
+                liveness.note(f"step {step}: its checkpoint", slow=True)
                 checkpoints.save(step, train_state, {"next_step": step, "bad": monitor.bad})
+            checkpoints.check()
+            if stopping:
+                raise preemption.stopped(step)
             if evaluation_due(step):
                 validate(step)
+        liveness.note("the end", slow=True)
     if jax.process_index() == 0:
         report.write([workdir], workdir, f"{config.data.name}: {workdir.name}", timed=False)
 
@@ -236,6 +294,21 @@ def _backbone(config: Config, earlier: run.RunRecord | None) -> Backbone:
     return initial.find_backbone(config.model)
 
 
+class _Speed:
+    """What the seconds of a step mean."""
+
+    def __init__(self, config: Config, model: VideoModel, mesh: jax.sharding.Mesh):
+        self._videos = config.train.global_batch
+        macs = utilization.training_macs(model, config.model.adaptation, config.data.num_frames)
+        self._flops = 2 * macs * self._videos
+        self._peak = utilization.peak_flops(mesh.devices.flatten().tolist())
+
+    def figures(self, step_seconds: float) -> dict[str, float]:
+        """`mfu` is there where it is known what the devices could do."""
+        found = {"videos_per_second": self._videos / step_seconds}
+        return found if self._peak is None else found | {"mfu": self._flops / step_seconds / self._peak}
+
+
 class _Monitor:
     """Checks and logs each step's figures one step late, so that reading them stalls nothing."""
 
@@ -245,6 +318,7 @@ class _Monitor:
         dataset: VideoDataset,
         writer: MetricsWriter,
         progress: Progress,
+        speed: _Speed,
         *,
         last_step: int,
         next_step: int,
@@ -252,7 +326,8 @@ class _Monitor:
     ):
         """`bad` clips of the `next_step` steps so far did not decode."""
         self._config, self._dataset = config, dataset
-        self._writer, self._progress = writer, progress
+        self._writer, self._progress, self._speed = writer, progress, speed
+        self._compilations = Compilations()
         self._last_step = last_step
         self._pending: tuple[int, Metrics, Array] | None = None
         self.bad = bad
@@ -263,6 +338,10 @@ class _Monitor:
         self._since = time.perf_counter() if now is None else now
         self._steps = 0
         self._waited = 0.0
+        self._compiling = 0.0
+
+    def close(self) -> None:
+        self._compilations.close()
 
     def next_batch(self, batches: Iterator[Batch]) -> Batch:
         """The next batch; the time spent waiting for it is the data-wait share."""
@@ -270,6 +349,25 @@ class _Monitor:
         batch = next(batches)
         self._waited += time.perf_counter() - asked
         return batch
+
+    def dispatch(
+        self, step: int, step_fn: jax.stages.Wrapped, train_state: TrainState, batch: Batch
+    ) -> tuple[TrainState, Metrics]:
+        """Starts the step. Where it has to be compiled first, that time is no step's."""
+        asked = time.perf_counter()
+        result = step_fn(train_state, batch)
+        if self.note_compiled(step):
+            self._compiling += time.perf_counter() - asked
+        return result
+
+    def note_compiled(self, step: int) -> bool:
+        """Writes a record of each program that was compiled since the last time, if any was."""
+        found = [each for each in self._compilations.take() if each.seconds >= _NOTABLE_SECONDS]
+        for each in found:
+            self._writer.write(step, "compile", dataclasses.asdict(each))
+            how = "found compiled on disk" if each.cached else "compiled"
+            log.info("step %d: %s was %s, in %.1f s", step, each.what, how, each.seconds)
+        return bool(found)
 
     def push(self, step: int, metrics: Metrics, index: Array) -> None:
         """Takes the figures of a step just dispatched, and reads those of the one before."""
@@ -311,17 +409,21 @@ class _Monitor:
 
     def _log(self, step: int, figures: dict[str, float | int]) -> None:
         now = time.perf_counter()
-        elapsed = now - self._since
+        elapsed = now - self._since - self._compiling
+        step_seconds = elapsed / self._steps
         record = figures | {
             "bad": self.bad,
-            "step_seconds": elapsed / self._steps,
+            "step_seconds": step_seconds,
             "data_wait": self._waited / elapsed,
+            **self._speed.figures(step_seconds),
             "resident_bytes": memory.resident_bytes(),
+            **memory.device_bytes(),
         }
         self._writer.write(step, "train", record)
         self._progress.show(
             f"loss {record['loss']:.3f}  top1 {record['top1']:.2f}  "
-            f"{1000 * record['step_seconds']:.0f} ms/step  data wait {record['data_wait']:.0%}"
+            f"{1000 * step_seconds:.0f} ms/step  data wait {record['data_wait']:.0%}"
+            + (f"  MFU {record['mfu']:.0%}" if "mfu" in record else "")
         )
         self.restart_clock(now)
 

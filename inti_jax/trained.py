@@ -1,4 +1,4 @@
-"""A trained model from where it was left: a run's newest checkpoint, or a small file of what it trained."""
+"""A trained model from where it was left: a checkpoint of a run, or a small file of what it trained."""
 
 import dataclasses
 from pathlib import Path
@@ -7,8 +7,7 @@ import jax
 import optax
 from flax import nnx
 
-from inti_jax import initial, state
-from inti_jax.checkpoint import Checkpoints
+from inti_jax import checkpoint, initial, state
 from inti_jax.errors import UserError
 from inti_jax.models.fold import fold
 from inti_jax.models.video import VideoModel
@@ -31,17 +30,25 @@ class Trained:
         return graphdef, jax.jit(lambda params: fold(model, params))(self.params)
 
 
-def load(path: Path, mesh: jax.sharding.Mesh, *, pretrained: Path | None = None) -> Trained:
+def load(
+    path: Path, mesh: jax.sharding.Mesh, *, pretrained: Path | None = None, step: checkpoint.Step = None
+) -> Trained:
     """What `path` holds, a run's directory or a file that `convert --to trained` wrote.
 
-    The latter goes on the weights of `pretrained`, by default those that the run named. Raises UserError
-    where there is nothing, or where they do not belong together.
+    Of a run it is the newest checkpoint, or that of `step`. A file goes on the weights of `pretrained`, by
+    default those that the run named. Raises UserError where there is nothing, or where they do not belong
+    together.
     """
     if not path.is_file():
         if pretrained is not None:
             raise UserError(f"{path} is a run, which has its own weights: it takes no pretrained ones")
         record = RunRecord.read(path)
-        return load_run(record, path, mesh)
+        found = checkpoint.find(path, step)
+        if found is None:
+            raise UserError(f"{path} holds no finished checkpoint: is it the directory of a run?")
+        return load_run(record, path, mesh, found)
+    if step is not None:
+        raise UserError(f"{path} is a file, not a run's directory: it has no steps to choose from")
     record = trained_file.read_record(path)
     model = dataclasses.replace(record.config.model, start_from=str(path))
     if pretrained is not None:
@@ -57,8 +64,7 @@ def start(record: RunRecord, mesh: jax.sharding.Mesh) -> Trained:
     return Trained(record, {**first.trainable, **first.frozen})
 
 
-def load_run(record: RunRecord, workdir: Path, mesh: jax.sharding.Mesh) -> Trained:
-    """The newest checkpoint of `workdir`, whose run `record` describes."""
+def load_run(record: RunRecord, workdir: Path, mesh: jax.sharding.Mesh, step: int) -> Trained:
+    """The checkpoint of `step` in `workdir`, whose run `record` describes."""
     target = state.abstract_state(record, optax.identity(), mesh)
-    with Checkpoints.reading(workdir) as checkpoints:
-        return Trained(record, checkpoints.restore_params({**target.trainable, **target.frozen}))
+    return Trained(record, checkpoint.restore_params(workdir, step, {**target.trainable, **target.frozen}))

@@ -1,18 +1,23 @@
 """What a run reports while it runs: metrics.jsonl, TensorBoard and progress. Process 0 alone writes."""
 
+import contextlib
 import json
 import logging
 import math
+import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import jax
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto import event_pb2
 from tqdm import tqdm
 
 from inti_jax import run
-from inti_jax.errors import UserError
+from inti_jax.errors import UserError, naming
 
 log = logging.getLogger("inti_jax")
 
@@ -46,32 +51,87 @@ class MetricsWriter:
         self._file = self._board = None
         if jax.process_index() != 0:
             return
-        path = run.metrics_path(workdir)
+        self._path = run.metrics_path(workdir)
         kept = [
             record
             for record in read_metrics(workdir)
             if from_step is None or record["step"] <= from_step or record["split"] == "fault"
         ]
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        partial.replace(path)
-        self._file = path.open("a")
-        purge = None if from_step is None else from_step + 1
-        self._board = SummaryWriter(str(run.tensorboard_dir(workdir)), purge_step=purge)
+        partial = self._path.with_suffix(".partial")
+        with naming(partial):
+            partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        partial.replace(self._path)
+        self._board = _Board(run.tensorboard_dir(workdir), from_step)
+        self._file = self._path.open("a")
 
     def write(self, step: int, split: str, figures: dict[str, Any]) -> None:
+        """Raises OSError, with the file's name, where it cannot be written."""
         if self._file is None or self._board is None:
             return
-        self._file.write(json.dumps({"step": step, "split": split, **figures}) + "\n")
-        self._file.flush()
+        with naming(self._path):
+            self._file.write(json.dumps({"step": step, "split": split, **figures}) + "\n")
+            self._file.flush()
         for name, value in figures.items():
             if isinstance(value, int | float) and math.isfinite(value):
                 self._board.add_scalar(f"{split}/{name}", value, step)
+        self._board.flush()
+
+    def settle(self) -> None:
+        """Sees to it that the records so far outlive this machine, as the checkpoint that follows does.
+
+        By closing the file: that is when a bucket that is mounted as a directory gets what was written.
+        """
+        if self._file is None:
+            return
+        with naming(self._path):
+            os.fsync(self._file.fileno())
+            self._file.close()
+            self._file = self._path.open("a")
 
     def close(self) -> None:
         if self._file is not None and self._board is not None:
-            self._file.close()
-            self._board.close()
+            # All is written; what a full disk refused would be tried again, and refused again.
+            with contextlib.suppress(OSError):
+                self._file.close()
+            with contextlib.suppress(OSError):
+                self._board.close()
+
+
+class _Board:
+    """An event file for TensorBoard, written at once by who calls.
+
+    tensorboardX's own writer has a thread for it, which a full disk ends; then the next records would wait
+    for it for ever.
+    """
+
+    def __init__(self, directory: Path, from_step: int | None):
+        directory.mkdir(parents=True, exist_ok=True)
+        self._path = directory / "events"
+        with naming(self._path):
+            self._events = EventsWriter(str(self._path))
+            if from_step is not None:
+                # Hides what earlier files have from there on.
+                self._write(
+                    event_pb2.Event(
+                        step=from_step + 1,
+                        session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START),
+                    )
+                )
+
+    def add_scalar(self, name: str, value: int | float, step: int) -> None:
+        self._write(event_pb2.Event(step=step, summary=summary.scalar(name, value)))
+
+    def flush(self) -> None:
+        with naming(self._path):
+            self._events.flush()
+
+    def close(self) -> None:
+        self._events.close()
+
+    def _write(self, event: event_pb2.Event) -> None:
+        event.wall_time = time.time()
+        with naming(self._path):
+            self._events.write_event(event)
 
 
 class Progress:

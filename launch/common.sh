@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the launch scripts: makes .venv hold exactly what a lock file names.
 
 # ensure_venv LOCK: creates .venv or brings it up to date with LOCK, and activates it.

@@ -87,6 +87,16 @@ def test_every_field_survives_json():
         ),
         ({"mesh__data": -1, "mesh__fsdp": -1}, "at most one is -1"),
         ({"mesh__tensor": 3}, "it should divide the 4 heads"),
+        (
+            {"mesh__data": 3},
+            "`train.global_batch` over `train.accumulate` is 8: it should be a multiple of 3",
+        ),
+        ({"mesh__fsdp": 4, "train__accumulate": 4}, "is 2: it should be a multiple of 4"),
+        (
+            {"mesh__data": 4, "mesh__fsdp": 2, "eval__batch": 20},
+            "`eval.batch` is 20: it should be a multiple of 8",
+        ),
+        ({"hosts__silent_seconds": 1}, "`hosts.silent_seconds` is 1"),
     ],
 )
 def test_impossible_configs_name_the_key_and_what_is_valid(changes, message):
@@ -97,7 +107,7 @@ def test_impossible_configs_name_the_key_and_what_is_valid(changes, message):
     assert caught.value.exit_code == 2
 
 
-KEYS = run._flat(dataclasses.asdict(config.Config()))
+KEYS = run.flat(dataclasses.asdict(config.Config()))
 
 
 @pytest.mark.parametrize("key", KEYS)

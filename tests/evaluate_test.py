@@ -120,7 +120,7 @@ def video_files(motion_data, tmp_path):
 def test_predict_says_what_the_evaluation_says(trained_run, motion_data, video_files):
     run = RunRecord.read(trained_run)
     mesh = sharding.make_mesh(Mesh(), jax.devices()[:1])
-    params = trained.load_run(run, trained_run, mesh).params
+    params = trained.load(trained_run, mesh).params
     graphdef = nnx.graphdef(state.abstract_model(run))
     expected = evaluate.predict(
         evaluate.make_forward(graphdef, mesh),

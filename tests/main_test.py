@@ -13,7 +13,9 @@ def call(module, *arguments):
     return subprocess.run(command, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("module", ["main", "ablate", "prepare", "plan", "predict", "report", "convert"])
+@pytest.mark.parametrize(
+    "module", ["main", "ablate", "prepare", "plan", "predict", "report", "convert", "doctor"]
+)
 def test_help(module):
     process = call(module, "--help")
     assert process.returncode == 0
@@ -32,8 +34,11 @@ def test_help(module):
         (["--config", CONFIG, "--config.data.num_frames=5"], 2, "should be divisible by 2"),
         (["--config", CONFIG, "--config.model.compression.after=(9,)"], 2, "the depth of tiny"),
         (["--config", CONFIG, "--config.data.data_dir=nowhere"], 1, "inti_jax.prepare motion_digits"),
-        (["--config", CONFIG, "--config.mesh.data=3"], 2, "`mesh` is data=3"),
+        (["--config", CONFIG, "--config.mesh.data=16"], 2, "`mesh` is data=16"),
+        (["--config", CONFIG, "--coordinator_address", "localhost:1"], 2, "give all three, or none"),
         (["--config", CONFIG, "--mode", "eval"], 2, "the directory of a run?"),
+        (["--config", CONFIG, "--config.data.data_dir=gs://b/data"], 2, "mount the bucket"),
+        (["--config", CONFIG, "--profile", "10:15"], 2, "write it as steps=FIRST:LAST"),
         (["--config", CONFIG, "--workers", "3"], 2, "unknown argument: --workers"),
     ],
 )
@@ -51,6 +56,11 @@ def test_a_workdir_that_is_a_file_is_one_clear_line(tmp_path):
     process = call("main", "--config", CONFIG, "--mode", "eval", "--workdir", tmp_path / "run")
     assert process.returncode in (1, 2)
     assert str(tmp_path / "run") in process.stderr and "Traceback" not in process.stderr
+
+
+def test_a_workdir_that_is_a_url_is_refused(tmp_path):
+    process = call("main", "--config", CONFIG, "--workdir", "gs://bucket/run")
+    assert process.returncode == 2 and "error: gs://bucket/run is a URL" in process.stderr
 
 
 @pytest.mark.parametrize("content", ["[]", "{", '{"dataset": 3, "backbone": 1}'])

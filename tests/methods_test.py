@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from inti_jax import initial, optim, sharding, state, train
+from inti_jax import checkpoint, config, initial, optim, sharding, state, train
 from inti_jax.checkpoint import Checkpoints
 from inti_jax.config import Mesh
 from inti_jax.evaluate import make_forward
@@ -105,10 +105,9 @@ def test_it_trains_what_it_says_and_is_evaluated_and_restored(weights, tmp_path,
     views = {**batch, "video": batch["video"][:, None], "missing": ~batch["mask"]}
     probabilities = make_forward(graphdef, mesh)({**current.trainable, **current.frozen}, views)
     np.testing.assert_allclose(probabilities["probabilities"].sum(-1), 1, atol=1e-5)
-    with Checkpoints(tmp_path, keep=1) as checkpoints:
+    with Checkpoints(tmp_path, config.Checkpoint(), start=None) as checkpoints:
         checkpoints.save(2, current, {"next_step": 2, "bad": 0})
-    with Checkpoints(tmp_path, keep=1) as checkpoints:
-        restored, _ = checkpoints.restore(target)
+    restored, _ = checkpoint.restore(tmp_path, 2, target)
     jax.tree.map(np.testing.assert_array_equal, restored, current)
 
 

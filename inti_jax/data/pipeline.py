@@ -12,7 +12,7 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypedDict
 
 import grain
@@ -66,9 +66,9 @@ class EvalBatch(TypedDict):
 
 
 class TrainOrder:
-    """Element k of a host: the (epoch, index, repeat) it sees at row k % b of step k // b.
+    """Element k of a host with b rows: the (epoch, index, repeat) of its row k % b in step k // b.
 
-    Over all hosts, row by row and step by step, each epoch is a permutation of the dataset. A step may
+    Over all rows of a batch and step by step, each epoch is a permutation of the dataset. A step may
     straddle two epochs, so no video is dropped. With `repeats`, a step's batch is that many times the same
     videos, one time after the other, and repeat counts the times: neighbours are never of one video.
     """
@@ -81,41 +81,40 @@ class TrainOrder:
         global_batch: int,
         num_steps: int,
         repeats: int = 1,
-        process_index: int = 0,
-        process_count: int = 1,
+        rows: Sequence[int] | None = None,
     ):
+        """`rows` of each batch are this host's, by default all."""
         self._size = size
         self._seed = seed
         self._videos = global_batch // repeats
         self._num_steps = num_steps
-        self._process_index = process_index
-        self._host_batch = _host_share(global_batch, process_count)
+        self.rows = range(global_batch) if rows is None else rows
 
     def __len__(self) -> int:
-        return self._num_steps * self._host_batch
+        return self._num_steps * len(self.rows)
 
     def __getitem__(self, k: int) -> tuple[int, int, int]:
-        step, row = divmod(k, self._host_batch)
-        repeat, video = divmod(self._process_index * self._host_batch + row, self._videos)
+        step, place = divmod(k, len(self.rows))
+        repeat, video = divmod(self.rows[place], self._videos)
         epoch, place = divmod(step * self._videos + video, self._size)
         return epoch, int(_permutation(self._size, self._seed, epoch)[place]), repeat
 
 
 class EvalOrder:
-    """Element k of a host: the index at row k % b of batch k // b, or -1 past the end of the dataset."""
+    """Element k of a host with b rows: the index at its row k % b of batch k // b, or -1 past the dataset."""
 
-    def __init__(self, size: int, *, global_batch: int, process_index: int = 0, process_count: int = 1):
+    def __init__(self, size: int, *, global_batch: int, rows: Sequence[int] | None = None):
+        """`rows` of each batch are this host's, by default all."""
         self._size = size
         self._global_batch = global_batch
-        self._process_index = process_index
-        self._host_batch = _host_share(global_batch, process_count)
+        self.rows = range(global_batch) if rows is None else rows
 
     def __len__(self) -> int:
-        return -(-self._size // self._global_batch) * self._host_batch
+        return -(-self._size // self._global_batch) * len(self.rows)
 
     def __getitem__(self, k: int) -> int:
-        batch, row = divmod(k, self._host_batch)
-        index = batch * self._global_batch + self._process_index * self._host_batch + row
+        batch, place = divmod(k, len(self.rows))
+        index = batch * self._global_batch + self.rows[place]
         return index if index < self._size else -1
 
 
@@ -161,13 +160,11 @@ def train_batches(
     seed: int,
     global_batch: int,
     num_steps: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
 ) -> TrainBatches:
-    """Training batches of one host, of steps 0 to `num_steps` - 1.
+    """Training batches of one host, of steps 0 to `num_steps` - 1: `rows` of each, by default all.
 
-    Raises UserError if `global_batch` is not divisible by `process_count`, or if `cfg.flip` is set and the
-    labels cannot be mirrored.
+    Raises UserError if `cfg.flip` is set and the labels cannot be mirrored.
     """
     order = TrainOrder(
         len(dataset),
@@ -175,14 +172,11 @@ def train_batches(
         global_batch=global_batch,
         num_steps=num_steps,
         repeats=cfg.repeats,
-        process_index=process_index,
-        process_count=process_count,
+        rows=rows,
     )
     mirrored = mirror.mirrored_labels(dataset.labels) if cfg.flip else ()
     load = functools.partial(_load_train, dataset, cfg, seed, mirrored)
-    return TrainBatches(
-        functools.partial(_Batches, order, load, cfg, _host_share(global_batch, process_count))
-    )
+    return TrainBatches(functools.partial(_Batches, order, load, cfg))
 
 
 def eval_batches(
@@ -190,18 +184,15 @@ def eval_batches(
     cfg: config.Data,
     eval_cfg: config.Eval,
     *,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
 ) -> Iterator[EvalBatch]:
-    """Evaluation batches of one host, as many on each: over all hosts every video comes exactly once.
+    """Evaluation batches of one host, as many on each: `rows` of each, by default all.
 
-    Raises UserError if `eval.batch` is not divisible by `process_count`, and LoadingError as TrainBatches.
+    Over all rows every video comes exactly once. Raises LoadingError as TrainBatches does.
     """
-    order = EvalOrder(
-        len(dataset), global_batch=eval_cfg.batch, process_index=process_index, process_count=process_count
-    )
+    order = EvalOrder(len(dataset), global_batch=eval_cfg.batch, rows=rows)
     load = functools.partial(_load_eval, dataset, cfg, eval_cfg)
-    batches = _Batches(order, load, cfg, _host_share(eval_cfg.batch, process_count))
+    batches = _Batches(order, load, cfg)
     try:
         yield from batches
     finally:
@@ -297,10 +288,9 @@ class _Batches(Iterator[Any]):
         order: TrainOrder | EvalOrder,
         load: Callable[[Any], dict[str, Any]],
         cfg: config.Data,
-        host_batch: int,
         first: int = 0,
     ):
-        self._order, self._load, self._cfg, self._host_batch = order, load, cfg, host_batch
+        self._order, self._load, self._cfg, self._host_batch = order, load, cfg, len(order.rows)
         self._due = first
         self._deaths = 0
         self._loading: Any = None
@@ -396,12 +386,6 @@ def worker_count(cfg: config.Data, host_batch: int) -> int:
         return 0  # the cores compute: threads take what is left without the workers' memory
     # One core for the process that drives the devices; more workers than rows loaded ahead would idle.
     return min(len(os.sched_getaffinity(0)) - 1, cfg.prefetch * host_batch)
-
-
-def _host_share(global_batch: int, process_count: int) -> int:
-    if global_batch % process_count:
-        raise UserError(f"a batch of {global_batch} videos does not divide over {process_count} processes")
-    return global_batch // process_count
 
 
 @functools.lru_cache(maxsize=2)  # a step touches two epochs at most, unless an epoch is shorter than a step

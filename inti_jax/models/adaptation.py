@@ -4,17 +4,21 @@ A method is a choice of modules for named places in the block, so that methods, 
 compressors combine. The tower stays CLIP's own; what is added is beside it, one `BlockAdapters` a block.
 """
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from inti_jax import sharding
 from inti_jax.config import TEMPORAL_OF, Model
 from inti_jax.models import tome
 from inti_jax.models.adapters import Adapter, LinearAdapter, LowRank, TemporalConv, shift_heads
 from inti_jax.models.backbone import BackboneSize
-from inti_jax.models.dropout import Key, drop_path, fold_in
+from inti_jax.models.dropout import Key, Rate, drop_path, fold_in
+from inti_jax.models.kept import keep
 from inti_jax.models.vit import Block, attend
 
 Tokens = Float[Array, "BT N D"]
@@ -32,6 +36,15 @@ def temporal_modules(config: Model) -> set[str]:
 def has_temporal_embedding(config: Model) -> bool:
     """AIM and ZeroI2V have one; and attention over time knows no order without it."""
     return config.adaptation == "zero_i2v" or "attention" in temporal_modules(config)
+
+
+class BlockMacs(NamedTuple):
+    """Multiply-accumulates of a block for one frame, by what is multiplied."""
+
+    matrices: int  # the tower's, with activations
+    products: int  # of activations with each other: the attention's two
+    additions: int  # the method's own modules
+    merging: int  # ToMe's choice of patches
 
 
 class BlockAdapters(nnx.Module):
@@ -72,7 +85,6 @@ class BlockAdapters(nnx.Module):
             setattr(self, place, modules.get(place))
         self.shifts = config.zero_i2v.shifts if "shift" in temporal_modules(config) else ()
         self.beside_scale = config.aim.scale
-        self.drop_rate = config.drop_path * block / max(size.layers - 1, 1)
         # AIM drops what it adds; where the block itself trains, its own branches are dropped.
         self.drops_block = config.adaptation == "full"
         self.merging = tome.merging(config, size.layers)[block]
@@ -81,37 +93,38 @@ class BlockAdapters(nnx.Module):
         )
 
     def __call__(
-        self, block: Block, x: Tokens, sizes: Sizes | None, frames: int, key: Key | None
+        self, block: Block, x: Tokens, sizes: Sizes | None, frames: int, key: Key | None, drop_rate: Rate
     ) -> tuple[Float[Array, "BT M D"], Float[Array, "BT M"] | None]:
-        """Videos of `frames` frames through `block`; `key` is given in training.
+        """Videos of `frames` frames through `block`; `key` is given in training, when trained branches are
+        dropped at `drop_rate`.
 
         `sizes` is None as long as every token stands for one patch.
         """
+        x = sharding.over_batch(x)
         keys = [fold_in(key, i) for i in range(8)]
-        branch_rate = self.drop_rate if self.drops_block else 0.0
+        branch_rate = drop_rate if self.drops_block else 0.0
         if self.before_attn is not None:
-            x = self.before_attn(x, frames)
+            x = keep(self.before_attn(x, frames))
         if self.temporal_out is not None:
-            x = x + drop_path(
-                self._over_time(block, self.temporal_out, x, frames), frames, self.drop_rate, keys[0]
-            )
+            added = self._over_time(block, self.temporal_out, x, frames)
+            x = keep(x + drop_path(added, frames, drop_rate, keys[0]))
 
         q, k, v = self._project(block, _through(self.attn_in, block.ln_1(x), keys[1]))
         metric = k
         if self.shifts:
             k, v = (self._shift(part, frames) for part in (k, v))
         attended = _through(self.attn_out, self._attend(block, q, k, v, sizes), keys[2])
-        x = x + drop_path(attended, frames, branch_rate, keys[3])
+        x = keep(x + drop_path(attended, frames, branch_rate, keys[3]))
 
         if self.merging:
             x, sizes = tome.merge(x, sizes, metric, self.merging, frames if self.merges_alike else 1)
         if self.before_mlp is not None:
-            x = self.before_mlp(x, frames)
+            x = keep(self.before_mlp(x, frames))
         y = block.ln_2(x)
         hidden = _through(self.mlp_out, self._mlp(block, _through(self.mlp_in, y, keys[4])), keys[5])
         x = x + drop_path(hidden, frames, branch_rate, keys[7])
         if self.mlp_beside is not None:
-            x = x + drop_path(self.beside_scale * self.mlp_beside(y), frames, self.drop_rate, keys[6])
+            x = x + drop_path(self.beside_scale * self.mlp_beside(y), frames, drop_rate, keys[6])
         return x, sizes
 
     def _over_time(self, block: Block, out: Adapter, x: Tokens, frames: int) -> Tokens:
@@ -125,7 +138,7 @@ class BlockAdapters(nnx.Module):
         projected = block.attn.project(x)
         updates = (self.lora_query, self.lora_key, self.lora_value)
         return tuple(
-            part if update is None else part + update(x).reshape(part.shape)
+            keep(part if update is None else part + update(x).reshape(part.shape))
             for part, update in zip(projected, updates, strict=True)
         )  # type: ignore[return-value]
 
@@ -134,15 +147,17 @@ class BlockAdapters(nnx.Module):
         bias = None if sizes is None else jnp.log(sizes).astype(q.dtype)[:, None, None, :]
         mixed = attend(q, k, v, bias=bias)
         out = block.attn.out(mixed)
-        return out if self.lora_out is None else out + self.lora_out(rearrange(mixed, "b n a h -> b n (a h)"))
+        if self.lora_out is not None:
+            out = out + self.lora_out(rearrange(mixed, "b n a h -> b n (a h)"))
+        return keep(out)
 
     def _mlp(self, block: Block, x: Tokens) -> Tokens:
         hidden = block.mlp.fc(x)
         if self.lora_fc is not None:
             hidden = hidden + self.lora_fc(x)
-        hidden = block.mlp.activate(hidden)
+        hidden = block.mlp.activate(keep(hidden))
         out = block.mlp.proj(hidden)
-        return out if self.lora_proj is None else out + self.lora_proj(hidden)
+        return keep(out if self.lora_proj is None else out + self.lora_proj(hidden))
 
     def _shift(self, x: Float[Array, "BT N A Dh"], frames: int) -> Float[Array, "BT N A Dh"]:
         by_video = rearrange(x, "(b t) n a h -> b t n a h", t=frames)
@@ -154,17 +169,26 @@ class BlockAdapters(nnx.Module):
         As if it were asked to merge `merging` patches. With `folded`, what can be folded into the block's
         matrices costs nothing.
         """
+        return sum(self.macs_by_kind(block, tokens, frames, merging=merging, folded=folded))
+
+    def macs_by_kind(
+        self, block: Block, tokens: int, frames: int, *, merging: int, folded: bool
+    ) -> BlockMacs:
+        """The same, split up."""
         left = tokens - tome.merged(tokens, merging)
-        total = block.attention_macs(tokens) + block.mlp_macs(left)
-        if merging:
-            total += tome.macs(tokens, block.attn.head_size)
+        matrices = block.attention_macs(tokens) + block.mlp_macs(left)
+        products = block.attention_product_macs(tokens)
         if self.temporal_out is not None:
-            total += block.attention_macs(frames) * tokens // frames
-        for place in PLACES:
-            module = getattr(self, place)
-            if module is not None and not (folded and isinstance(module, _FOLDING)):
-                total += module.macs(left if place in _BEHIND_MERGE else tokens)
-        return total
+            matrices += block.attention_macs(frames) * tokens // frames
+            products += block.attention_product_macs(frames) * tokens // frames
+        modules = {place: getattr(self, place) for place in PLACES}
+        additions = sum(
+            module.macs(left if place in _BEHIND_MERGE else tokens)
+            for place, module in modules.items()
+            if module is not None and not (folded and isinstance(module, _FOLDING))
+        )
+        choice = tome.macs(tokens, block.attn.head_size) if merging else 0
+        return BlockMacs(matrices - products, products, additions, choice)
 
 
 PLACES = tuple(BlockAdapters.__annotations__)

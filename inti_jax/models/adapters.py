@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from inti_jax.models.dropout import Key, dropout
+from inti_jax.models.kept import keep
 
 _DOWN_INIT = nnx.initializers.truncated_normal(0.02)
 
@@ -25,7 +26,7 @@ class Adapter(nnx.Module):
         self.skip = skip
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-        y = self.up(jax.nn.gelu(self.down(x), approximate=False))
+        y = self.up(jax.nn.gelu(keep(self.down(x)), approximate=False))
         return x + y if self.skip else y
 
     def macs(self, tokens: int) -> int:
@@ -44,7 +45,7 @@ class LinearAdapter(nnx.Module):
         self.dropout = dropout
 
     def __call__(self, x: Float[Array, "*B D"], key: Key | None = None) -> Float[Array, "*B D"]:
-        return x + self.scale * self.up(dropout(self.down(x), self.dropout, key))
+        return x + self.scale * self.up(dropout(keep(self.down(x)), self.dropout, key))
 
     def macs(self, tokens: int) -> int:
         return 2 * tokens * self.down.in_features * self.down.out_features
@@ -65,7 +66,7 @@ class LowRank(nnx.Module):
         self.scale = alpha / rank
 
     def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
-        return self.scale * self.up(self.down(x))
+        return self.scale * self.up(keep(self.down(x)))
 
     def macs(self, tokens: int) -> int:
         return tokens * self.down.out_features * (self.down.in_features + self.up.out_features)
@@ -85,7 +86,7 @@ class TemporalConv(nnx.Module):
 
     def __call__(self, x: Float[Array, "BT N D"], frames: int) -> Float[Array, "BT N D"]:
         # The class token is narrowed for nothing: else a copy of the others is kept for the backward pass.
-        hidden = rearrange(self.down(x)[:, 1:], "(b t) n c -> b t n c", t=frames)
+        hidden = rearrange(keep(self.down(x))[:, 1:], "(b t) n c -> b t n c", t=frames)
         added = self.up(rearrange(self.conv(hidden), "b t n c -> (b t) n c"))
         return x.at[:, 1:].add(added)
 

@@ -10,6 +10,7 @@ from einops import rearrange, reduce, repeat
 from jaxtyping import Array, Float, Int
 
 from inti_jax.config import Model
+from inti_jax.models.kept import keep
 
 
 def merging(config: Model, layers: int) -> tuple[int, ...]:
@@ -66,7 +67,7 @@ def merge(
     First what stays of the first set, class token first, then the second set.
     """
     r = merged(x.shape[1], r)
-    sources, destinations, stay = match(keys, r, frames)
+    sources, destinations, stay = map(keep, match(keys, r, frames))
     ones = jnp.ones(x.shape[:2], jnp.float32) if sizes is None else sizes
     rows = jnp.arange(x.shape[0])[:, None]
 
@@ -77,4 +78,4 @@ def merge(
 
     weights = rearrange(ones, "b n -> b n 1")
     total = pool(weights)
-    return (pool(x * weights.astype(x.dtype)) / total.astype(x.dtype)), total[..., 0]
+    return keep(pool(x * weights.astype(x.dtype)) / total.astype(x.dtype)), keep(total[..., 0])

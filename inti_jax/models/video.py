@@ -2,7 +2,8 @@
 
 import dataclasses
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,14 +14,17 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 
 from inti_jax.config import Model
-from inti_jax.models import tome
+from inti_jax.models import kept, tome
 from inti_jax.models.adaptation import BlockAdapters, has_temporal_embedding
 from inti_jax.models.adapters import TemporalEmbedding
 from inti_jax.models.backbone import BACKBONES, Backbone
 from inti_jax.models.compressors import Compressor, build_compressor
 from inti_jax.models.dropout import Key, dropout, fold_in
 from inti_jax.models.heads import LinearHead, TextHead
-from inti_jax.models.vit import ImageTower
+from inti_jax.models.scan import scan
+from inti_jax.models.vit import Block, ImageTower
+
+_DEEP = 24  # blocks, from which on `scan` is `auto`matic
 
 
 def normalize(
@@ -116,7 +120,9 @@ class VideoModel(nnx.Module):
         self.head_dropout = config.head.dropout
         adapters_dropout = config.zero_i2v.dropout if config.adaptation == "zero_i2v" else 0.0
         self.random = max(config.drop_path, config.head.dropout, adapters_dropout) > 0  # in training
-        self.remat = config.remat
+        self.drop_rates = tuple(config.drop_path * i / max(size.layers - 1, 1) for i in range(size.layers))
+        self.kept = kept.NOTHING if config.remat else kept.NAMED  # besides a block's input
+        self.scans = config.scan == "on" or (config.scan == "auto" and size.layers >= _DEEP)
         self.dtype = dtype
 
     def __call__(self, video: UInt8[Array, "B T H W 3"], key: Key | None = None) -> Float[Array, "B K"]:
@@ -133,8 +139,11 @@ class VideoModel(nnx.Module):
         batch, frames = video.shape[:2]
         x, sizes = self.embed(video), None
         for stage in self.stages(frames):
-            for i in stage.blocks:
-                x, sizes = self.block(i, x, sizes, stage.frames, fold_in(key, i))
+            for run in self._runs(stage.blocks):
+                if len(run) == 1:
+                    x, sizes = self.block(run[0], x, sizes, stage.frames, fold_in(key, run[0]))
+                else:
+                    x = self._scan(run, x, sizes, stage.frames, key)
             if stage.compressor is not None:
                 x = compress(stage.compressor, x, stage.frames)
         return self.pool(x, batch)
@@ -165,9 +174,48 @@ class VideoModel(nnx.Module):
         block, adapters = self.tower.blocks[index], self.adapters[index]
 
         def run(x: Array, sizes: Array | None, key: Key | None) -> tuple[Array, Array | None]:
-            return adapters(block, x, sizes, frames, key)
+            return adapters(block, x, sizes, frames, key, self.drop_rates[index])
 
-        return (jax.checkpoint(run) if self.remat else run)(x, sizes, key)
+        return jax.checkpoint(run, policy=self.kept)(x, sizes, key)
+
+    def _runs(self, blocks: range) -> Iterator[Sequence[int]]:
+        """`blocks` in runs that one loop can go through: of each, all but the parameters are the same."""
+        if not self.scans:
+            return ([i] for i in blocks)
+
+        def structure(index: int) -> Any:
+            adapters = self.adapters[index]
+            return nnx.graphdef((self.tower.blocks[index], adapters)), adapters.merging and index
+
+        return (list(alike) for _, alike in itertools.groupby(blocks, structure))
+
+    def _scan(
+        self,
+        run: Sequence[int],
+        x: Float[Array, "BT N D"],
+        sizes: Float[Array, "BT N"] | None,
+        frames: int,
+        key: Key | None,
+    ) -> Float[Array, "BT N D"]:
+        """The blocks `run`, which merge no patches, as `block` does them, one after another."""
+        modules = [(self.tower.blocks[i], self.adapters[i]) for i in run]
+        rates = [self.drop_rates[i] for i in run]
+
+        def body(
+            modules: tuple[Block, BlockAdapters], x: Array, index: Array, rate: Array | None
+        ) -> Float[Array, "BT N D"]:
+            block, adapters = modules
+            return adapters(block, x, sizes, frames, fold_in(key, index), 0.0 if rate is None else rate)[0]
+
+        return scan(
+            modules,
+            body,
+            x,
+            jnp.asarray(run),
+            jnp.asarray(rates) if any(rates) else None,
+            dtype=self.dtype,
+            kept=self.kept,
+        )
 
     def macs(self, frames: int, *, folded: bool = False, schedule: Schedule | None = None) -> int:
         """Multiply-accumulates of the forward pass over one view of `frames` frames.

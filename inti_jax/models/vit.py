@@ -20,6 +20,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from inti_jax.models.backbone import OPENAI, BackboneSize, Numerics
+from inti_jax.models.kept import keep
 
 _PROJECTION_INIT = nnx.initializers.lecun_normal()
 
@@ -38,7 +39,8 @@ def attend(
     causal: bool = False,
 ) -> Float[Array, "B N A Dh"]:
     """Attention with the softmax, of logits scaled by 1/sqrt(head size) plus `bias`, in float32."""
-    return jax.checkpoint(partial(jax.nn.dot_product_attention, is_causal=causal))(q, k, v, bias)
+    attended = jax.checkpoint(partial(jax.nn.dot_product_attention, is_causal=causal))(q, k, v, bias)
+    return keep(attended)
 
 
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -122,8 +124,11 @@ class Block(nnx.Module):
 
     def attention_macs(self, tokens: int) -> int:
         """Multiply-accumulates of the attention among `tokens` tokens."""
-        width = self.mlp.fc.in_features
-        return 4 * tokens * width**2 + 2 * tokens**2 * width
+        return 4 * tokens * self.mlp.fc.in_features**2 + self.attention_product_macs(tokens)
+
+    def attention_product_macs(self, tokens: int) -> int:
+        """Of these, those that multiply activations with each other."""
+        return 2 * tokens**2 * self.mlp.fc.in_features
 
     def mlp_macs(self, tokens: int) -> int:
         """Multiply-accumulates of the MLP on `tokens` tokens."""

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from inti_jax import sharding, trained
+from inti_jax import checkpoint, sharding, trained
 from inti_jax.config import Mesh
 from inti_jax.errors import UsageError, UserError
 from inti_jax.models.backbone import BACKBONES
@@ -38,14 +38,16 @@ def export(arrays: Mapping[str, LazyArray], description: Description, naming: st
     return len(theirs)
 
 
-def read_run(workdir: Path) -> tuple[dict[str, LazyArray], Description, list[str]]:
+def read_run(
+    workdir: Path, step: checkpoint.Step = None
+) -> tuple[dict[str, LazyArray], Description, list[str]]:
     """The image tower that a run trained, its description, and the parameters that are left out.
 
-    What can be folded into the tower is.
+    It is that of the newest checkpoint, or of `step`. What can be folded into the tower is.
     The projection of a classifier that started from class names is CLIP's visual projection, and comes along.
     Raises UserError where `workdir` holds no finished checkpoint.
     """
-    found = trained.load(workdir, sharding.make_mesh(Mesh(), jax.local_devices()[:1]))
+    found = trained.load(workdir, sharding.make_mesh(Mesh(), jax.local_devices()[:1]), step=step)
     record, (_, params) = found.record, found.for_inference()
     image = dataclasses.replace(
         BACKBONES[record.config.model.backbone], resolution=record.config.data.resolution

@@ -93,7 +93,7 @@ def check_fits(path: Path, theirs: RunRecord, ours: RunRecord) -> None:
         )
     for field in dataclasses.fields(ours.config.model):
         # Where the weights are, and how the computation is laid out, may differ.
-        if field.name in ("pretrained", "start_from", "frozen_dtype", "remat", "drop_path"):
+        if field.name in ("pretrained", "start_from", "frozen_dtype", "remat", "scan", "drop_path"):
             continue
         there, here = (getattr(record.config.model, field.name) for record in (theirs, ours))
         if there != here:

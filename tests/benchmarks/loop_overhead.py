@@ -63,12 +63,7 @@ def _steps_alone(settings: config.Config, steps: int) -> tuple[float, train.Batc
     target = state.abstract_state(record, transform, mesh)
     train_state = initial.initial_state(record, transform, target)
     step_fn = train.compile_step(settings, graphdef, transform, schedule, target, mesh)
-    with contextlib.closing(
-        pipeline.train_batches(
-            dataset, settings.data, seed=0, global_batch=settings.train.global_batch, num_steps=1
-        )
-    ) as batches:
-        batch = sharding.place_batch(next(batches), mesh)
+    batch = one_batch(settings)
     seconds = []
     for _ in range((_INTERVAL + steps) // _INTERVAL):
         started = time.perf_counter()
@@ -79,18 +74,29 @@ def _steps_alone(settings: config.Config, steps: int) -> tuple[float, train.Batc
     return statistics.median(seconds[1:]) / _INTERVAL, batch  # the first compiles
 
 
+def one_batch(settings: config.Config) -> train.Batch:
+    """The first batch of `settings`, on the devices."""
+    dataset = open_dataset(settings.data.name, settings.data.data_dir, "train")
+    with contextlib.closing(
+        pipeline.train_batches(
+            dataset, settings.data, seed=0, global_batch=settings.train.global_batch, num_steps=1
+        )
+    ) as batches:
+        return sharding.place_batch(next(batches), sharding.make_mesh(settings.mesh))
+
+
 def _loop(settings: config.Config, batch: train.Batch) -> float:
     """Seconds a step of a run that sees `batch` again and again, from its own records."""
     with (
         tempfile.TemporaryDirectory() as directory,
-        mock.patch.object(train, "DevicePrefetch", lambda *_, **__: _Same(batch)),
+        mock.patch.object(train, "DevicePrefetch", lambda *_, **__: Same(batch)),
     ):
         train.train(settings, Path(directory))
         records = [record for record in read_metrics(Path(directory)) if record["split"] == "train"]
     return statistics.median(record["step_seconds"] for record in records if record["step"] > _INTERVAL)
 
 
-class _Same:
+class Same:
     """An input that gives one batch for ever."""
 
     def __init__(self, batch: train.Batch):

@@ -14,8 +14,7 @@ import torch
 import transformers
 from flax import nnx
 
-from inti_jax import evaluate, initial, optim, sharding, state, train, trained
-from inti_jax.checkpoint import Checkpoints
+from inti_jax import checkpoint, evaluate, initial, optim, sharding, state, train, trained
 from inti_jax.config import ConfigError, Eval, Mesh
 from inti_jax.data import pipeline
 from inti_jax.data.dataset import open_dataset
@@ -103,7 +102,7 @@ def test_a_linear_probe_leaves_the_backbone_as_it_was(weights, motion_data, tmp_
     train.train(settings, tmp_path)
     record = RunRecord.read(tmp_path)
     mesh = sharding.make_mesh(Mesh(), jax.devices()[:1])
-    params = trained.load_run(record, tmp_path, mesh).params
+    params = trained.load_run(record, tmp_path, mesh, 4).params
     file = ClipFile(weights)
     assert record.backbone.sha256 == file.hash and record.backbone.numerics.activation == "gelu"
     for path, value in params.items():
@@ -118,8 +117,7 @@ def test_a_linear_probe_leaves_the_backbone_as_it_was(weights, motion_data, tmp_
     target = state.abstract_state(record, transform, mesh)
     sizes = sum(leaf.size for leaf in jax.tree.leaves(target.opt_state))
     assert sizes < 2.1 * sum(leaf.size for leaf in target.trainable.values())
-    with Checkpoints.reading(tmp_path) as saved:
-        restored, position = saved.restore(target)
+    restored, position = checkpoint.restore(tmp_path, 4, target)
     assert position["next_step"] == 4 and int(restored.step) == 4
 
 
@@ -148,7 +146,7 @@ def test_the_whole_model_trains_on_from_the_weights(
     again = tmp_path / "again.safetensors"
     assert run(out, "--out", again, "--activation", "gelu", "--head_size", "24") == 0
     mesh = sharding.make_mesh(Mesh(), jax.devices()[:1])
-    params = trained.load_run(RunRecord.read(tmp_path), tmp_path, mesh).params
+    params = trained.load(tmp_path, mesh).params
     given_back = ClipFile(again)
     params["projection.kernel"] = params.pop("head.projection.kernel")
     assert set(given_back) == {path for path in params if path.startswith(("tower.", "projection."))}

@@ -1,0 +1,66 @@
+"""What accelerators can do at most: for the utilisation of one, and for what binds a step.
+
+Figures are of one JAX device, as their makers publish them, without sparsity.
+"""
+
+import dataclasses
+from typing import Protocol, runtime_checkable
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One accelerator. `flops` counts a multiply-accumulate as two, as its maker does."""
+
+    name: str
+    kinds: tuple[str, ...]  # `device_kind`, as JAX reports it
+    flops: float  # a second, of matrix products in bfloat16
+    memory_gib: int  # the makers' GB, which are GiB
+    memory_bandwidth: float  # bytes a second
+    link_bandwidth: float  # bytes a second to other chips, one way, over all links
+
+
+@runtime_checkable
+class Device(Protocol):
+    """What is read of a jax.Device."""
+
+    @property
+    def device_kind(self) -> str: ...
+
+
+# Cloud TPU's documents, a page each (cloud.google.com/tpu/docs/v4 and so on), "Key specifications". Their
+# interconnect is given in Gbit/s a chip and direction (v5e: 1,600), or of both directions (400 GB/s).
+_TPUS = (
+    Chip("v4", ("TPU v4",), 275e12, 32, 1200e9, 300e9),
+    Chip("v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 16, 819e9, 200e9),
+    Chip("v5p", ("TPU v5", "TPU v5p"), 459e12, 95, 2765e9, 600e9),
+    Chip("v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 32, 1638e9, 400e9),
+)
+
+
+# NVIDIA's data sheets of each product; where they give figures with sparsity, half of them. They give NVLink
+# and PCIe in both directions.
+_GPUS = (
+    Chip("A100 40GB", ("NVIDIA A100-SXM4-40GB",), 312e12, 40, 1555e9, 300e9),
+    Chip("A100 40GB PCIe", ("NVIDIA A100-PCIE-40GB",), 312e12, 40, 1555e9, 32e9),
+    Chip("A100 80GB", ("NVIDIA A100-SXM4-80GB",), 312e12, 80, 2039e9, 300e9),
+    Chip("A100 80GB PCIe", ("NVIDIA A100 80GB PCIe",), 312e12, 80, 1935e9, 32e9),
+    Chip("H100", ("NVIDIA H100 80GB HBM3",), 989e12, 80, 3350e9, 450e9),
+    Chip("H100 PCIe", ("NVIDIA H100 PCIe",), 756e12, 80, 2000e9, 64e9),
+    Chip("H100 NVL", ("NVIDIA H100 NVL",), 835e12, 94, 3900e9, 300e9),
+    Chip("H200", ("NVIDIA H200",), 989e12, 141, 4800e9, 450e9),
+    Chip("B200", ("NVIDIA B200",), 2250e12, 180, 8000e9, 900e9),
+    Chip("L4", ("NVIDIA L4",), 121e12, 24, 300e9, 32e9),
+    Chip("L40S", ("NVIDIA L40S",), 362e12, 48, 864e9, 32e9),
+    Chip("A10", ("NVIDIA A10",), 125e12, 24, 600e9, 32e9),
+    Chip("A10G", ("NVIDIA A10G",), 70e12, 24, 600e9, 32e9),
+)
+
+_BY_KIND = {kind: chip for chip in (*_TPUS, *_GPUS) for kind in chip.kinds}
+
+# By the name before the colon in `v5e:4x4`.
+TPU_FAMILIES = {chip.name: chip for chip in _TPUS}
+
+
+def chip_of(device: Device) -> Chip | None:
+    """The chip of a JAX device, or None for one that is not known here, such as a CPU."""
+    return _BY_KIND.get(device.device_kind)

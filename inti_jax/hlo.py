@@ -1,0 +1,362 @@
+"""What a compiled program does, read from its text (optimized HLO): its collectives, and what its loops cost.
+
+XLA's own count of a program takes each loop's body once. Here it is taken as often as the loop goes round.
+"""
+
+import dataclasses
+import functools
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+
+import jax
+from jaxlib import _hlo, _jax  # type: ignore[attr-defined]
+
+# By opcode. Asynchronous ones have a `-start` behind it.
+KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+
+# What moves no data.
+_FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while")
+
+_WIDTHS = {"pred": 8, "bf16": 16, "f8e4m3fn": 8, "f8e5m2": 8}  # bits; of others, the number in their name
+_SHAPE = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\](?:\{([^}]*)\})?")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Of one device: `flops`, two for a multiply-accumulate; `bytes` read and written, with padding."""
+
+    flops: float
+    bytes: float
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.flops + other.flops, self.bytes + other.bytes)
+
+    def __mul__(self, times: int) -> "Cost":
+        return Cost(self.flops * times, self.bytes * times)
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One exchange among devices, and how often the program runs it."""
+
+    kind: str
+    shapes: tuple[
+        str, ...
+    ]  # such as `f32[768,3072]`: what is gathered, reduced or sent, whole, on one device
+    bytes: int  # of these
+    group: int  # devices that take part in one exchange
+    count: int
+    name: str  # the JAX operation it comes from, where XLA still knows
+
+    @property
+    def sent(self) -> float:
+        """Bytes each device sends for one exchange, in a ring."""
+        rounds = 2 if self.kind == "all-reduce" else 1
+        share = 1.0 if self.kind == "collective-permute" else (self.group - 1) / self.group
+        return rounds * share * self.bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class _Instruction:
+    name: str
+    shape: str
+    opcode: str
+    operands: tuple[str, ...]
+    line: str
+
+    def attribute(self, name: str) -> str | None:
+        """The computation that an attribute such as `body=%name` names."""
+        match = re.search(rf"\b{name}=%([\w.\-]+)", self.line)
+        return match and match[1]
+
+    @property
+    def called(self) -> list[str]:
+        """Computations that run as a part of this one, apart from loops."""
+        several = re.search(r"\b(?:branch_computations|called_computations)=\{([^}]*)\}", self.line)
+        names = re.findall(r"%([\w.\-]+)", several[1]) if several else []
+        names += filter(None, (self.attribute("calls"), self.opcode == "call" and self.attribute("to_apply")))
+        return names
+
+
+class Program:
+    """A compiled module's text."""
+
+    def __init__(self, text: str):
+        self._text: dict[str, list[str]] = {}  # of each computation, in an order where callees come first
+        self._entry = ""
+        name = None
+        for line in text.splitlines():
+            if name is None and (match := re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line)):
+                name = match[2]
+                self._text[name] = []
+                self._entry = name if match[1] else self._entry
+            if name is not None:
+                self._text[name].append(line)
+                if line == "}":
+                    name = None
+        if not self._entry:
+            raise ValueError("the text is not that of an HLO module: it has no entry")
+        self._parsed: dict[str, dict[str, _Instruction]] = {}
+
+    def cost(self, once: Cost) -> Cost:
+        """The whole cost, where XLA counts `once` with each loop's body taken once."""
+        repeats = self._repeats(self._entry)
+        if not repeats.flops and not repeats.bytes:
+            return once
+        # Only for the device it is made for does XLA count bytes with padding.
+        padding = once.bytes / self._once(self._entry).bytes / self._padding(self._runs())
+        return once + Cost(repeats.flops, repeats.bytes * padding)
+
+    def collectives(self) -> list[Collective]:
+        """All of them, with counts by the loops they are in."""
+        found: dict[tuple[str, str], Collective] = {}
+        for name, count in self._runs().items():
+            # The TPU's reduce-scatter is an all-reduce in a computation of this name, which keeps a part.
+            scatters = name.startswith("all-reduce-scatter")
+            for instruction in self._instructions(name).values():
+                kind = instruction.opcode.removesuffix("-start")
+                if kind not in KINDS:
+                    continue
+                channel = re.search(r"channel_id=(\d+)", instruction.line)
+                # One exchange may be laid over several computations; it then has one channel in all of them.
+                key = (kind, channel[1]) if channel else (kind, instruction.name)
+                if key not in found:
+                    found[key] = self._collective(name, instruction, count, scatters)
+        return list(found.values())
+
+    def loops(self) -> dict[str, int]:
+        """The trip count of each loop that runs, by the name of its body."""
+        return {body: trips for name in self._runs() for body, trips in self._loops(name)}
+
+    def _collective(
+        self, computation: str, instruction: _Instruction, count: int, scatters: bool
+    ) -> Collective:
+        kind = instruction.opcode.removesuffix("-start")
+        known = self._instructions(computation)
+        operands = [shape for operand in instruction.operands for shape in _shapes(known[operand].shape)]
+        if kind == "all-gather":
+            # Asynchronous ones give their operands back as well, before what is gathered.
+            results = _shapes(instruction.shape)
+            shapes = results[-len(operands) :] if instruction.opcode.endswith("-start") else results
+        else:
+            shapes = operands
+        name = re.search(r'op_name="([^"]*)"', instruction.line)
+        return Collective(
+            kind="reduce-scatter" if scatters else kind,
+            shapes=tuple(shapes),
+            bytes=sum(map(_size, shapes)),
+            group=_group(instruction.line),
+            count=count,
+            name=name[1] if name else "",
+        )
+
+    def _runs(self) -> Mapping[str, int]:
+        """How often each computation runs."""
+        counts: dict[str, int] = defaultdict(int)
+
+        def visit(name: str, times: int) -> None:
+            counts[name] += times
+            for instruction in self._instructions(name).values():
+                for called in instruction.called:
+                    visit(called, times)
+            for body, trips in self._loops(name):
+                visit(body, times * trips)
+
+        visit(self._entry, 1)
+        return counts
+
+    def _repeats(self, computation: str) -> Cost:
+        """What the loops of a computation cost in all, less one round of each."""
+        total = Cost(0.0, 0.0)
+        for body, trips in self._loops(computation):
+            total = total + self._repeats(body) * trips
+            if trips != 1:
+                once = self._once(body)
+                total = total + Cost(once.flops, once.bytes * self._padding([body])) * (trips - 1)
+        for instruction in self._instructions(computation).values():
+            for called in instruction.called:
+                total = total + self._repeats(called)
+        return total
+
+    def _padding(self, computations: Iterable[str]) -> float:
+        """How much larger what goes in and out of their instructions is with padding than without."""
+        plain = padded = 0
+        for name in computations:
+            known = self._instructions(name)
+            for instruction in known.values():
+                if instruction.opcode in _FREE:
+                    continue
+                for shape in (instruction.shape, *(known[operand].shape for operand in instruction.operands)):
+                    sizes = _sizes(shape)
+                    plain, padded = plain + sizes[0], padded + sizes[1]
+        return padded / plain if plain else 1.0
+
+    def _loops(self, computation: str) -> Iterator[tuple[str, int]]:
+        for instruction in self._instructions(computation).values():
+            if instruction.opcode == "while" and (body := instruction.attribute("body")):
+                yield body, self._trips(computation, instruction)
+
+    def _trips(self, computation: str, loop: _Instruction) -> int:
+        """How often a loop goes round: what XLA notes, or else counted from its condition `i < n`.
+
+        Once, where that is decided as it runs, as in drawing random numbers by rejection.
+        """
+        if match := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.line):
+            return int(match[1])
+        condition, body = loop.attribute("condition"), loop.attribute("body")
+        if condition is None or body is None:
+            return 1
+        test = self._root(condition)
+        if "direction=LT" in test.line:
+            index = self._carried(condition, test.operands[0])
+            bound = self._constant(condition, test.operands[1])
+            outside = self._instructions(computation).get(loop.operands[0])
+            if (
+                bound is None
+                and (place := self._carried(condition, test.operands[1])) is not None
+                and outside
+            ):
+                bound = self._constant(computation, outside.operands[place])
+            if index is not None and outside is not None and outside.opcode == "tuple":
+                start = self._constant(computation, outside.operands[index])
+                step = self._step(body, index)
+                if start is not None and step and bound is not None:
+                    return max(0, math.ceil((bound - start) / step))
+        return 1
+
+    def _step(self, body: str, index: int) -> int | None:
+        """What a loop's body adds to its counter, which is carried at `index`."""
+        known = self._instructions(body)
+        after = known.get(self._root(body).operands[index])
+        after = self._through_copies(body, after)
+        if after is None or after.opcode != "add":
+            return None
+        return next(
+            (value for operand in after.operands if (value := self._constant(body, operand)) is not None),
+            None,
+        )
+
+    def _carried(self, computation: str, name: str) -> int | None:
+        """The index at which an instruction takes its value from what the loop carries."""
+        found = self._through_copies(computation, self._instructions(computation).get(name))
+        if found is None or found.opcode != "get-tuple-element":
+            return None
+        match = re.search(r"index=(\d+)", found.line)
+        return int(match[1]) if match else None
+
+    def _constant(self, computation: str, name: str) -> int | None:
+        found = self._through_copies(computation, self._instructions(computation).get(name))
+        match = found and re.search(r" constant\((-?\d+)\)", found.line)
+        return int(match[1]) if match else None
+
+    def _through_copies(self, computation: str, found: _Instruction | None) -> _Instruction | None:
+        while found is not None and found.opcode in ("copy", "bitcast", "copy-done", "copy-start", "convert"):
+            found = self._instructions(computation).get(found.operands[0])
+        return found
+
+    def _root(self, computation: str) -> _Instruction:
+        return next(
+            found
+            for found in self._instructions(computation).values()
+            if found.line.lstrip().startswith("ROOT ")
+        )
+
+    def _once(self, computation: str) -> Cost:
+        """What XLA counts for a computation by itself."""
+        wanted: set[str] = set()
+
+        def visit(name: str) -> None:
+            if name not in wanted:
+                wanted.add(name)
+                for line in self._text[name]:
+                    for called in re.findall(r"%([\w.\-]+)", line):
+                        if called in self._text:
+                            visit(called)
+
+        visit(computation)
+        lines = ["HloModule part", ""]
+        for name, text in self._text.items():
+            if name in wanted:
+                first = text[0].removeprefix("ENTRY ")
+                lines += ["ENTRY " + first if name == computation else first, *text[1:], ""]
+        # Of where each came from, the table is not in the text.
+        return count(re.sub(r", metadata=\{[^}]*\}", "", "\n".join(lines)))
+
+    def _instructions(self, computation: str) -> Mapping[str, _Instruction]:
+        if computation not in self._parsed:
+            found = map(_parse, self._text[computation][1:-1])
+            self._parsed[computation] = {one.name: one for one in found if one is not None}
+        return self._parsed[computation]
+
+
+def count(text: str) -> Cost:
+    """XLA's count for a module's text, each loop's body taken once and arrays taken as not padded."""
+    client = jax.devices("cpu")[0].client
+    properties = _jax.hlo_module_cost_analysis(client, _hlo.hlo_module_from_text(text))
+    return Cost(properties["flops"], properties["bytes accessed"])
+
+
+def _parse(line: str) -> _Instruction | None:
+    match = re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*)", line)
+    if match is None:
+        return None
+    name, rest = match.groups()
+    end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
+    shape, rest = rest[:end], rest[end:].lstrip()
+    start = rest.index("(")
+    operands = re.findall(r"%([\w.\-]+)", rest[start : _closing(rest, start)])
+    return _Instruction(name, shape, rest[:start], tuple(operands), line)
+
+
+def _closing(text: str, start: int) -> int:
+    """The index of the bracket that closes the one at `start`."""
+    depth = 0
+    for match in re.finditer(r"[()]", text[start:]):
+        depth += 1 if match[0] == "(" else -1
+        if depth == 0:
+            return start + match.start()
+    raise ValueError(f"brackets do not match: {text[:100]}")
+
+
+def _shapes(text: str) -> list[str]:
+    """The arrays of a shape, without layouts and without the counters of asynchronous operations."""
+    found = [f"{kind}[{dims}]" for kind, dims, _ in _SHAPE.findall(text)]
+    return [shape for shape in found if shape not in ("u32[]",)]
+
+
+def _size(shape: str) -> int:
+    """Bytes of the arrays in a shape such as `f32[768,3072]`, unpadded."""
+    return _sizes(shape)[0]
+
+
+@functools.cache
+def _sizes(shape: str) -> tuple[int, int]:
+    """Bytes of the arrays in a shape, unpadded and padded to their tiles: `f32[17,96]{1,0:T(8,128)}`."""
+    plain = padded = 0
+    for kind, dims, layout in _SHAPE.findall(shape):
+        bits = _WIDTHS.get(kind) or int(re.sub(r"\D", "", kind) or 0)
+        sizes = [int(size) for size in dims.split(",") if size]
+        plain += math.prod(sizes) * bits // 8
+        order, _, tiles = layout.partition(":")
+        if tile := re.match(r"T\(([\d,]+)\)", tiles):
+            minor = [int(dim) for dim in order.split(",") if dim]
+            for dim, multiple in zip(minor, reversed(tile[1].split(",")), strict=False):
+                sizes[dim] = -(-sizes[dim] // int(multiple)) * int(multiple)
+        padded += math.prod(sizes) * bits // 8
+    return plain, padded
+
+
+def _group(line: str) -> int:
+    """How many devices take part, from `{{0,1},{2,3}}`, `[2,8]<=[16]` or `mesh['a'=2,'b'=8] {'b'}`."""
+    if match := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", line):
+        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", match[1])}
+        # A part of an axis is written 'a':(1)2, where 2 is its size.
+        axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", match[2])
+        return math.prod(int(part) if part else sizes[name] for name, part in axes)
+    if match := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
+        return int(match[1])
+    if match := re.search(r"replica_groups=\{\{([\d,]*)\}", line):
+        return match[1].count(",") + 1
+    return 2  # of a permutation, whose pairs are a source and a target

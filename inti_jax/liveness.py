@@ -1,0 +1,232 @@
+"""Which process the others wait for: a thread in each says that it lives and what it does, and ends it.
+
+Every process posts to the coordination service how far it is, as a count of `note`s: all processes make the
+same ones in the same order, so those with the lowest count are those that the others wait for. Process 0
+judges all and posts the verdict beside its own place; the others judge process 0. So what is read does not
+grow with the square of the hosts. A verdict ends every process, also one that is stuck in a collective.
+"""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from inti_jax import config
+
+log = logging.getLogger("inti_jax")
+
+_PLACES = "inti_jax/places/"
+_POLL_SECONDS = 1.0
+# Of the time after which a process that stands still ends the run, the share after which it is warned of.
+_WARN_SHARE = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a process is, as it posts it. `beat` counts posts, `count` notes."""
+
+    host: str
+    beat: int = 0
+    count: int = 0
+    doing: str = "starting"
+    slow: bool = True
+    left: bool = False  # it is done, and waits for the others to be
+    failed: str = ""  # the error that ended it
+    verdict: str = ""  # process 0's
+
+
+class Judge:
+    """Says which process is lost or stands still, from their places as seen over time, in seconds."""
+
+    def __init__(self, processes: range, limits: config.Hosts, now: float):
+        self._limits = limits
+        self._places = {index: Place("?") for index in processes}
+        self._beat_at = dict.fromkeys(processes, now)
+        self._moved_at = dict.fromkeys(processes, now)
+
+    def see(self, now: float, places: Mapping[int, Place]) -> None:
+        for index, place in places.items():
+            before = self._places[index]
+            if place.beat != before.beat:
+                self._beat_at[index] = now
+            if (place.count, place.left) != (before.count, before.left):
+                self._moved_at[index] = now
+            self._places[index] = place
+
+    def verdict(self) -> str | None:
+        """Process 0's."""
+        return self._places[0].verdict or None
+
+    def failed(self) -> str | None:
+        for index, place in self._places.items():
+            if place.failed:
+                return f"{self._name(index)} failed: {place.failed}"
+        return None
+
+    def silent(self, now: float, *, closed: bool = False) -> str | None:
+        """Of a process that has not been heard from; `closed` says that process 0's connection broke."""
+        for index, beat_at in self._beat_at.items():
+            if (closed and index == 0) or now - beat_at > self._limits.silent_seconds:
+                return (
+                    f"{self._name(index)} has not been heard from since {_clock(now - beat_at)}, "
+                    f"when it was at `{self._places[index].doing}`: it was killed or stopped, or its host or "
+                    "network is down"
+                )
+        return None
+
+    def standing(self, now: float) -> str | None:
+        """Of the processes that the others wait for, once nobody has moved for too long."""
+        behind, limit = self._behind()
+        still = now - max(self._moved_at.values())
+        if not behind or still <= limit:
+            return None
+        if len(behind) == len(self._places):
+            return (
+                f"all processes stand at `{self._places[0].doing}` since {_clock(still)}, so none can be "
+                "named: it is a device, the network between hosts, or what they all read from"
+            )
+        return f"{self._describe(behind, now)}, and the others wait"
+
+    def waited_for(self, now: float) -> str | None:
+        """As `standing`, long before that is too long."""
+        behind, limit = self._behind()
+        if len(behind) < len(self._places) and now - max(self._moved_at.values()) > _WARN_SHARE * limit:
+            return f"waiting for {self._describe(behind, now)}"
+        return None
+
+    def _behind(self) -> tuple[list[int], float]:
+        """Those that the others wait for, all if they are equal; and for how long nobody may move."""
+        there = {index: place.count for index, place in self._places.items() if not place.left}
+        if not there:
+            return [], 0.0
+        left = [index for index in self._places if index not in there]
+        behind = left or [index for index, count in there.items() if count == min(there.values())]
+        # Whoever is left is at work, not behind: it may be writing the report that ends a run.
+        slow = left or len(behind) == len(there) or any(self._places[index].slow for index in behind)
+        return behind, self._limits.slow_seconds if slow else self._limits.stall_seconds
+
+    def _describe(self, behind: list[int], now: float) -> str:
+        first = behind[0]
+        place = self._places[first]
+        more = f" (and {len(behind) - 1} more)" if len(behind) > 1 else ""
+        doing = "it has ended" if place.left else f"it stands at `{place.doing}`"
+        return f"{self._name(first)}{more}: {doing} since {_clock(now - self._moved_at[first])}"
+
+    def _name(self, index: int) -> str:
+        return f"process {index} on {self._places[index].host}"
+
+
+class Watch:
+    """This process's part: posts its place, sees those of the others, and ends the process on a verdict."""
+
+    def __init__(self, client: Any, closed: threading.Event, limits: config.Hosts):
+        """`client` is JAX's of the coordination service; `closed` is set when the connection to it breaks."""
+        self.limits = limits
+        self._client, self._closed = client, closed
+        self._index = jax.process_index()
+        judged = range(jax.process_count()) if self._index == 0 else range(1)
+        self._judge = Judge(judged, limits, time.monotonic())
+        self._place = Place(socket.gethostname())
+        self._lock = threading.Lock()
+        self._stopped = threading.Event()
+        self._warned = ""
+        # Two threads: the exchange may itself hang, when process 0 is gone.
+        for work in (self._exchange, self._watch):
+            threading.Thread(target=work, daemon=True, name="watch").start()
+
+    def note(self, doing: str, *, slow: bool) -> None:
+        with self._lock:
+            self._place = dataclasses.replace(
+                self._place, doing=doing, slow=slow, count=self._place.count + 1
+            )
+
+    def leave(self) -> None:
+        self._change(left=True)
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def fail(self, reason: str) -> None:
+        """Tells the others, and waits until they can know it."""
+        self._change(failed=reason)
+        time.sleep(3 * _POLL_SECONDS)  # one to post, one for process 0 to pass it on, one to read it
+
+    def _change(self, **changes: Any) -> None:
+        with self._lock:
+            self._place = dataclasses.replace(self._place, **changes)
+
+    def _exchange(self) -> None:
+        while not self._stopped.wait(_POLL_SECONDS):
+            with self._lock:
+                self._place = dataclasses.replace(self._place, beat=self._place.beat + 1)
+                place = json.dumps(dataclasses.asdict(self._place))
+            # What cannot be exchanged is what the other thread notices.
+            with contextlib.suppress(jax.errors.JaxRuntimeError):
+                self._client.key_value_set(f"{_PLACES}{self._index}", place, allow_overwrite=True)
+                if self._index == 0:
+                    posted = self._client.key_value_dir_get(_PLACES)
+                else:
+                    posted = [(f"{_PLACES}0", self._client.key_value_try_get(f"{_PLACES}0"))]
+                places = {int(key.rpartition("/")[2]): Place(**json.loads(text)) for key, text in posted}
+                with self._lock:
+                    self._judge.see(time.monotonic(), places)
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(_POLL_SECONDS):
+            now = time.monotonic()
+            with self._lock:
+                verdict = self._verdict(now)
+            if verdict is not None:
+                self._end(verdict)
+                return
+
+    def _verdict(self, now: float) -> str | None:
+        judge = self._judge
+        if self._index != 0:
+            return judge.verdict() or judge.silent(now, closed=self._closed.is_set())
+        waiting = judge.waited_for(now)
+        if waiting is not None and waiting != self._warned:
+            log.warning("%s", waiting)
+        self._warned = waiting or ""
+        return judge.failed() or judge.silent(now) or judge.standing(now)
+
+    def _end(self, verdict: str) -> None:
+        if self._index == 0:
+            self._change(verdict=verdict)
+            time.sleep(2 * _POLL_SECONDS)  # one to post, one for the others to read it
+        if not self._place.failed:  # else the main thread is about to end, with its own error
+            print(f"error: {verdict}; all processes end", file=sys.stderr, flush=True)
+            os._exit(1)
+
+
+_watch: Watch | None = None
+
+
+def start(client: Any, closed: threading.Event, limits: config.Hosts) -> Watch:
+    """The watch of this process, to which `note` speaks from now on."""
+    global _watch
+    _watch = Watch(client, closed, limits)
+    return _watch
+
+
+def note(doing: str, *, slow: bool = False) -> None:
+    """Says that this process goes on to `doing`: all processes say the same, in the same order.
+
+    `slow` is what may take long now and then (compiling, reading weights, a checkpoint). A single process
+    says it to nobody.
+    """
+    if _watch is not None:
+        _watch.note(doing, slow=slow)
+
+
+def _clock(ago: float) -> str:
+    return f"{time.strftime('%H:%M:%S', time.localtime(time.time() - ago))} ({ago:.0f} s)"

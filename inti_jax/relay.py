@@ -1,0 +1,97 @@
+"""A way to process 0's coordination service that stays open when process 0 is gone.
+
+JAX's client of that service ends its process by a C++ abort the moment the connection breaks, before anything
+could say which host was lost. Through a relay the connection only falls silent, and `lost` is set:
+liveness.py takes it from there, long before JAX gives up on the service (`distributed.HEARTBEAT_TIMEOUT`).
+"""
+
+import contextlib
+import socket
+import threading
+import time
+
+from inti_jax.errors import UserError
+
+_RETRY_SECONDS = 0.5
+
+
+class Relay:
+    """Listens on this machine alone and passes bytes on to `host`:`port`, both ways."""
+
+    def __init__(self, host: str, port: int, timeout: float):
+        """Waits until the service answers. Raises UserError where it does not in `timeout` seconds."""
+        self._target = (host, port)
+        self.lost = threading.Event()
+        self._connections: list[_Connection] = []
+        _connect_in_time(self._target, timeout).close()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        threading.Thread(target=self._accept, daemon=True, name="relay").start()
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def _accept(self) -> None:
+        while True:
+            client, _ = self._listener.accept()
+            connection = _Connection(client, self._target, self.lost)
+            self._connections.append(connection)  # also keeps the client's side open
+
+
+class _Connection:
+    def __init__(self, client: socket.socket, target: tuple[str, int], lost: threading.Event):
+        self._client, self._lost = client, lost
+        self._client_left = False
+        try:
+            self._service = _connect(target)
+        except OSError:
+            lost.set()
+            return
+        for pump in (self._up, self._down):
+            threading.Thread(target=pump, daemon=True, name="relay").start()
+
+    def _up(self) -> None:
+        if _pass_on(self._client, self._service) is self._client:
+            self._client_left = True
+            with contextlib.suppress(OSError):
+                self._service.shutdown(socket.SHUT_RDWR)
+
+    def _down(self) -> None:
+        if _pass_on(self._service, self._client) is self._service and not self._client_left:
+            self._lost.set()
+
+
+def _pass_on(source: socket.socket, sink: socket.socket) -> socket.socket:
+    """Passes bytes on until one of the two has ended, and returns that one."""
+    while True:
+        try:
+            data = source.recv(2**16)
+        except OSError:
+            data = b""
+        if not data:
+            return source
+        try:
+            sink.sendall(data)
+        except OSError:
+            return sink
+
+
+def _connect(target: tuple[str, int]) -> socket.socket:
+    connection = socket.create_connection(target)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return connection
+
+
+def _connect_in_time(target: tuple[str, int], timeout: float) -> socket.socket:
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            return socket.create_connection(target, timeout=max(deadline - time.monotonic(), 0.1))
+        except OSError as error:
+            if time.monotonic() + _RETRY_SECONDS > deadline:
+                reason = error.strerror or error
+                raise UserError(
+                    f"process 0 does not answer at {target[0]}:{target[1]} in {timeout:g} s ({reason}): does "
+                    "it run, and is that its address?"
+                ) from error
+            time.sleep(_RETRY_SECONDS)

@@ -1,0 +1,282 @@
+"""Trainings of two processes that are killed at random: `python -m tests.chaos --runs 50 [--seed 0]`.
+
+Each run is hit by one to three faults, one after the other, and started again after each: SIGKILL of one
+process or both, SIGTERM to one or both, either of these while a checkpoint is being written, or a full disk
+(a small tmpfs, where this user may mount one). What has to hold:
+
+- no process lives longer than its limit after a fault, unless it waits for others to start, which it does for
+  five minutes: then it gets SIGTERM, as launchers do;
+- a restart goes on from the newest checkpoint that was whole, after SIGTERM from the last step that was done;
+- in the end the metrics are those of an undisturbed run to the last bit, apart from times.
+
+What is drawn for run i is a function of the seed and i alone: `--only i` replays it, up to how fast the
+machine is. Exits with 1 if anything did not hold.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+PROCESSES = 2
+STEPS = 30
+# Seconds until all processes have ended: a whole run, and what is left after a fault.
+RUN_LIMIT = 240
+FAULT_LIMIT = 90
+TIMES = {"step_seconds", "data_wait", "resident_bytes", "seconds"}
+
+KINDS = ("kill one", "kill all", "term one", "term all", "kill in save", "term in save", "full disk")
+# Bytes of the disk that becomes full: three checkpoints, what is being written, and the rest of a run.
+_DISK = 64 * 2**20
+
+
+class Broken(Exception):  # noqa: N818 - the runs' fault, not the program's
+    """Something that has to hold did not."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    kind: str
+    moment: float  # of an undisturbed run's time; in a save, of a third of a second
+    victim: int
+
+
+def draw(seed: int, number: int, kinds: tuple[str, ...] = KINDS) -> list[Fault]:
+    rng = random.Random(f"{seed}-{number}")
+    return [
+        Fault(rng.choice(kinds), rng.random(), rng.randrange(PROCESSES)) for _ in range(rng.randint(1, 3))
+    ]
+
+
+class Training:
+    """Processes that train together in `workdir`, what they say in `logs`."""
+
+    def __init__(self, workdir: Path, data: Path, logs: Path):
+        logs.mkdir(parents=True, exist_ok=True)
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        environment = os.environ | {
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0",
+            "PYTHONUNBUFFERED": "1",
+        }
+        command = [
+            sys.executable, "-m", "inti_jax.main", "--config", "configs/quickstart.py:compression=inti",
+            "--workdir", str(workdir), f"--config.data.data_dir={data}", f"--config.train.steps={STEPS}",
+            "--config.train.global_batch=4", "--config.train.log_every_steps=1",
+            "--config.train.eval_every_steps=15", "--config.checkpoint.every_steps=6",
+            "--config.eval.batch=4", "--config.data.num_frames=4", "--config.hosts.silent_seconds=10",
+            "--coordinator_address", f"localhost:{port}", "--process_count", str(PROCESSES),
+        ]  # fmt: skip
+        self._logs = [logs / f"{index}.log" for index in range(PROCESSES)]
+        self.processes = []
+        for index, path in enumerate(self._logs):
+            with path.open("w") as log:
+                self.processes.append(
+                    subprocess.Popen([*command, "--process_id", str(index)], env=environment, stderr=log)
+                )
+
+    def running(self) -> bool:
+        return all(process.poll() is None for process in self.processes)
+
+    def wait(self, seconds: float) -> list[int]:
+        """The exit statuses. Raises Broken where a process outlives `seconds`, and kills all."""
+        deadline = time.monotonic() + seconds
+        try:
+            return [process.wait(max(0.1, deadline - time.monotonic())) for process in self.processes]
+        except subprocess.TimeoutExpired:
+            raise Broken(f"not all processes ended in {seconds:.0f} s{self.said()}") from None
+        finally:
+            for process in self.processes:
+                process.kill()
+                process.wait()
+
+    def log(self, index: int) -> str:
+        return self._logs[index].read_text()
+
+    def said(self) -> str:
+        """The last lines of each process."""
+        tails = ("\n    ".join(path.read_text().splitlines()[-5:]) for path in self._logs)
+        return "".join(f"\n  [{index}] {tail}" for index, tail in enumerate(tails))
+
+
+def finished_steps(workdir: Path) -> list[int]:
+    directory = workdir / "checkpoints"
+    names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def records(workdir: Path) -> list[dict[str, object]]:
+    """Those of metrics.jsonl without times; a last line that was cut short is left out."""
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [{key: value for key, value in json.loads(line).items() if key not in TIMES} for line in lines]
+
+
+def await_save(training: Training, workdir: Path) -> None:
+    """Until a checkpoint is being written, or the processes have ended."""
+    while training.running() and not list((workdir / "checkpoints").glob("*.partial*")):
+        time.sleep(0.005)
+
+
+def strike(fault: Fault, training: Training, workdir: Path, whole_time: float) -> None:
+    """Waits for the fault's moment, and lets it happen."""
+    deadline = time.monotonic() + fault.moment * whole_time
+    if fault.kind.endswith("in save"):
+        await_save(training, workdir)
+        deadline = time.monotonic() + fault.moment / 3
+    while training.running() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    if fault.kind == "full disk":
+        with contextlib.suppress(OSError), (workdir.parent / "ballast").open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(2**16))
+        return
+    number = signal.SIGKILL if fault.kind.startswith("kill") else signal.SIGTERM
+    victims = training.processes if fault.kind.endswith("all") else [training.processes[fault.victim]]
+    for process in victims:
+        process.send_signal(number)
+    if " videos (" not in training.log(0):
+        # They may not have found each other yet.
+        time.sleep(5)
+        for process in training.processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+
+
+def check_aftermath(fault: Fault, training: Training, statuses: list[int], workdir: Path) -> None:
+    """Raises Broken where a fault ended otherwise than it should."""
+    log = training.log(0)
+    steps = finished_steps(workdir)
+    if statuses == [0] * PROCESSES:
+        return  # the fault came too late
+    if fault.kind.startswith("term"):
+        stopped = re.search(r"^stopped by SIGTERM at step (\d+)", log, re.MULTILINE)
+        early = "stopped by SIGTERM before the first step" in log or -signal.SIGTERM in statuses
+        if stopped and statuses == [128 + signal.SIGTERM] * PROCESSES:
+            last = max((r["step"] for r in records(workdir) if r["split"] == "train"), default=0)
+            if not steps or not steps[-1] == int(stopped[1]) == last:
+                raise Broken(f"stopped at step {stopped[1]}, with checkpoints {steps} and records to {last}")
+        elif not early:
+            raise Broken(f"SIGTERM ended with {statuses}{training.said()}")
+    if fault.kind == "full disk":
+        said = [line for line in log.splitlines() if line.startswith("error: ")]
+        if len(said) != 1 or "No space left on device" not in said[0] or str(workdir) not in said[0]:
+            raise Broken(f"a full disk ended with {statuses}{training.said()}")
+
+
+def survive(number: int, faults: list[Fault], run: "Runs", say: Callable[[str], None]) -> None:
+    """One run through `faults` to its end. Raises Broken."""
+    with run.disk(any(fault.kind == "full disk" for fault in faults)) as disk:
+        workdir = disk / "run"
+        for count, fault in enumerate([*faults, None]):
+            expected = (finished_steps(workdir) or [0])[-1]
+            training = Training(workdir, run.data, run.directory / f"logs-{number}-{count}")
+            if fault is None:
+                statuses = training.wait(RUN_LIMIT)
+                if statuses != [0] * PROCESSES:
+                    raise Broken(f"the last start ended with {statuses}{training.said()}")
+            else:
+                strike(fault, training, workdir, run.seconds)
+                struck = time.monotonic()
+                statuses = training.wait(FAULT_LIMIT)
+                say(
+                    f"  {fault.kind} at {fault.moment:.2f}: statuses {statuses} after "
+                    f"{time.monotonic() - struck:.1f} s, checkpoints {finished_steps(workdir)}"
+                )
+                check_aftermath(fault, training, statuses, workdir)
+                (disk / "ballast").unlink(missing_ok=True)
+            resumed = re.search(r"going on from the checkpoint of step (\d+)", training.log(0))
+            if (resumed or fault is None) and int(resumed[1] if resumed else 0) != expected:
+                raise Broken(f"went on from {resumed and resumed[1]} instead of {expected}{training.said()}")
+        if records(workdir) != run.expected:
+            raise Broken(f"the metrics differ from an undisturbed run's: {workdir / 'metrics.jsonl'}")
+
+
+class Runs:
+    """The dataset, an undisturbed run, and where others work."""
+
+    def __init__(self, directory: Path, data: Path | None = None):
+        self.directory = directory
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(directory / "compiled"))
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+        self.data = data or self._prepare(directory / "data")
+        whole = Training(directory / "whole", self.data, directory / "logs-whole")
+        started = time.monotonic()
+        statuses = whole.wait(RUN_LIMIT)
+        if statuses != [0] * PROCESSES:
+            raise Broken(f"the undisturbed run ended with {statuses}{whole.said()}")
+        self.seconds = time.monotonic() - started
+        self.expected = records(directory / "whole")
+
+    @contextlib.contextmanager
+    def disk(self, small: bool) -> Iterator[Path]:
+        """A directory of its own; with `small`, on a disk that can be filled."""
+        path = Path(tempfile.mkdtemp(dir=self.directory))
+        if small:
+            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={_DISK}", "tmpfs", path], check=True)
+        try:
+            yield path
+        finally:
+            if small:
+                subprocess.run(["umount", path], check=True)
+            shutil.rmtree(path)
+
+    def can_mount(self) -> bool:
+        try:
+            with self.disk(small=True):
+                return True
+        except (OSError, subprocess.CalledProcessError):
+            return False
+
+    @staticmethod
+    def _prepare(directory: Path) -> Path:
+        from inti_jax.data.builders.motion_digits import MotionDigits
+
+        MotionDigits(data_dir=directory, movements={"train": 20, "val": 10}).build()
+        return directory
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos")
+    parser.add_argument("--runs", type=int, default=50)
+    parser.add_argument("--only", type=int, nargs="*", metavar="I", help="these runs alone")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as directory:
+        runs = Runs(Path(directory))
+        print(f"undisturbed: {runs.seconds:.0f} s, {len(runs.expected)} records", flush=True)
+        kinds = KINDS
+        if not runs.can_mount():
+            kinds = KINDS[:-1]
+            print("skipped: full disks, since this user may not mount a tmpfs", flush=True)
+        broken = struck = 0
+        numbers = arguments.only or range(arguments.runs)
+        for number in numbers:
+            faults = draw(arguments.seed, number, kinds)
+            print(f"run {number} of seed {arguments.seed}:", flush=True)
+            try:
+                survive(number, faults, runs, lambda text: print(text, flush=True))
+            except Broken as error:
+                broken += 1
+                print(f"  BROKEN: {error}", flush=True)
+            struck += len(faults)
+        print(f"{len(numbers)} runs, {struck} faults, {broken} broken")
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,247 @@
+"""Checkpoints: which are kept and used, what a fault leaves, and other meshes."""
+
+import logging
+import resource
+import shutil
+import signal
+import time
+
+import jax
+import numpy as np
+import pytest
+
+import inti_jax
+from inti_jax import checkpoint, config, evaluate, run, sharding, state, train, trained
+from inti_jax.checkpoint import Checkpoints
+from inti_jax.config import Mesh
+from inti_jax.errors import UserError
+from inti_jax.state import TrainState
+from inti_jax.writers import MetricsWriter, read_metrics
+from tests.configs import INTI, record, tiny
+
+ONE = sharding.make_mesh(Mesh(), jax.devices()[:1])
+
+
+def little_state(value):
+    """A state of a few numbers, which costs nothing to save."""
+    leaf = jax.numpy.full((4,), value, jax.numpy.float32)
+    return TrainState(
+        step=jax.numpy.int32(value), trainable={"head.bias": leaf}, frozen={}, opt_state={"mu": leaf}
+    )
+
+
+def save(workdir, steps, **settings):
+    start = checkpoint.find(workdir)
+    with Checkpoints(workdir, config.Checkpoint(**settings), start=start) as checkpoints:
+        for step in steps:
+            checkpoints.save(step, little_state(step), {"next_step": step, "bad": 0})
+
+
+def value_at(workdir, step):
+    restored, position = checkpoint.restore(workdir, step, little_state(0))
+    assert int(restored.step) == position["next_step"] == step
+    return float(restored.trainable["head.bias"][0])
+
+
+def names(workdir):
+    return sorted(path.name for path in run.checkpoint_dir(workdir).iterdir())
+
+
+def evaluated(workdir, **top1):
+    """A run whose steps were evaluated so: `_2=0.5`."""
+    settings = record(tiny())
+    settings.write(workdir)
+    writer = MetricsWriter(workdir)
+    for step, value in top1.items():
+        writer.write(int(step[1:]), "val", {"top1": value, "views": 1, "dataset": settings.dataset.sha256})
+    return writer
+
+
+# Which are kept, and which is used.
+
+
+def test_the_newest_are_kept_and_the_best(tmp_path):
+    writer = evaluated(tmp_path, _1=0.2, _2=0.6, _3=0.6, _4=0.1)
+    # Another evaluation, not the run's own: of more views it says nothing about which step is best.
+    writer.write(1, "val", {"top1": 0.9, "views": 3, "dataset": "0"})
+    writer.write(4, "val", {"top1": 0.9, "views": 1, "dataset": "another"})
+    save(tmp_path, [1, 2, 3, 4, 5, 6], keep=2, keep_best=1)
+    assert names(tmp_path) == ["3", "5", "6"]
+    assert checkpoint.find(tmp_path) == 6 and checkpoint.find(tmp_path, "best") == 3
+    assert checkpoint.find(tmp_path, 5) == 5 and value_at(tmp_path, 5) == 5
+    with pytest.raises(UserError, match=r"no checkpoint of step 4; there are: 3, 5, 6"):
+        checkpoint.find(tmp_path, 4)
+
+
+def test_none_is_the_best_where_none_was_evaluated(tmp_path):
+    evaluated(tmp_path)
+    save(tmp_path, [1, 2, 3], keep=2, keep_best=0)
+    assert names(tmp_path) == ["2", "3"]
+    with pytest.raises(UserError, match="none is the best"):
+        checkpoint.find(tmp_path, "best")
+    assert checkpoint.find(tmp_path / "nowhere") is None
+
+
+def test_what_was_left_unfinished_goes_and_what_is_foreign_stays(tmp_path):
+    save(tmp_path, [2])
+    directory = run.checkpoint_dir(tmp_path)
+    for name in ("4.partial.orbax-checkpoint-tmp", "4.partial", "1.old", "notes", "07", "4.partially"):
+        (directory / name).mkdir()
+    (directory / "README").write_text("mine")
+    assert checkpoint.find(tmp_path) == 2  # which changes nothing
+    assert len(names(tmp_path)) == 8
+    save(tmp_path, [4])
+    assert names(tmp_path) == ["07", "2", "4", "4.partially", "README", "notes"]
+
+
+# Damage.
+
+
+def damaged(data, how):
+    if how == "flip":
+        middle = len(data) // 2
+        return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+    return data[: len(data) // 2]
+
+
+@pytest.mark.parametrize("how", ["flip", "truncate", "missing", "empty directory", "no sums"])
+def test_a_damaged_checkpoint_is_passed_over(how, tmp_path, caplog):
+    save(tmp_path, [2, 4])
+    newest = run.checkpoint_dir(tmp_path) / "4"
+    files = sorted(path for path in newest.rglob("*") if path.is_file())
+    assert len(files) > 10
+    if how in ("empty directory", "no sums"):
+        gone = files if how == "empty directory" else [newest / "checksums.json"]
+        for path in gone:
+            path.unlink()
+        files = []
+        with caplog.at_level(logging.WARNING, "inti_jax"):
+            assert checkpoint.find(tmp_path) == 2
+        assert "step 4 is damaged (checksums.json is missing): using that of step 2" in caplog.text
+    for path in files:
+        whole = path.read_bytes()
+        if not whole and how != "missing":
+            continue  # an empty file, whose name is what it says
+        if how == "missing":
+            path.unlink()
+        else:
+            path.write_bytes(damaged(whole, how))
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "inti_jax"):
+            assert checkpoint.find(tmp_path) == 2, path
+        (line,) = caplog.messages
+        assert "the checkpoint of step 4 is damaged (" in line and "\n" not in line
+        assert path.name in line or path.name == "checksums.json"  # whose damage may look like another file's
+        path.write_bytes(whole)
+        assert checkpoint.find(tmp_path) == 4
+
+
+def test_none_that_is_whole_is_an_error_of_one_line(tmp_path):
+    save(tmp_path, [2, 4])
+    for step in (2, 4):
+        (run.checkpoint_dir(tmp_path) / str(step) / "params" / "manifest.ocdbt").unlink()
+    with pytest.raises(UserError, match=r"no checkpoint that is whole \(step 4: params/manifest") as caught:
+        checkpoint.find(tmp_path)
+    assert "\n" not in str(caught.value) and "step 2: " in str(caught.value)
+    with pytest.raises(UserError, match=r"step 2: .*choose another step"):
+        checkpoint.find(tmp_path, 2)
+
+
+def test_a_run_goes_on_before_its_damaged_checkpoint_and_saves_that_step_again(
+    motion_data, trained_run, tmp_path, caplog
+):
+    workdir = tmp_path / "run"
+    shutil.copytree(trained_run, workdir)
+    settings = run.RunRecord.read(workdir).config
+    before = read_metrics(workdir)
+    newest = run.checkpoint_dir(workdir) / "4"
+    largest = max((newest / "params").rglob("*"), key=lambda path: path.stat().st_size)
+    largest.write_bytes(damaged(largest.read_bytes(), "flip"))
+    with pytest.raises(UserError, match=r"step 4: params/.*checksum differs"):
+        trained.load(workdir, ONE, step=4)
+    with caplog.at_level(logging.INFO, "inti_jax"):
+        train.train(settings, workdir)
+    assert "the checkpoint of step 4 is damaged" in caplog.text
+    assert "going on from the checkpoint of step 2" in caplog.text
+    assert names(workdir) == ["2", "4"] and checkpoint.find(workdir) == 4
+    timing = {"step_seconds", "data_wait", "resident_bytes", "seconds"}
+    after = read_metrics(workdir)
+    assert [{k: v for k, v in r.items() if k not in timing} for r in after] == [
+        {k: v for k, v in r.items() if k not in timing} for r in before
+    ]
+    # The best is used where users ask for it.
+    assert inti_jax.load(workdir, step="best").labels == inti_jax.load(workdir).labels
+    evaluate.evaluate_run(settings, workdir, 2)
+    assert read_metrics(workdir)[-1]["step"] == 2
+
+
+def test_one_that_cannot_be_written_is_an_error_of_one_line_and_none_for_a_checkpoint(tmp_path):
+    """A file size limit is how a test fills a disk: Orbax meets the same refusal of a write."""
+    save(tmp_path, [2])
+    noise = jax.random.normal(jax.random.key(0), (2**19,))  # 2 MB, which do not compress
+    large = TrainState(jax.numpy.int32(4), {"head.bias": noise}, {}, {"mu": noise})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, before[1]))
+    try:
+        with (
+            pytest.raises(UserError, match=r"checkpoints/4 cannot be written \(File too large\)") as caught,
+            Checkpoints(tmp_path, config.Checkpoint(), start=2) as checkpoints,
+        ):
+            checkpoints.save(4, large, {"next_step": 4, "bad": 0})
+            deadline = time.monotonic() + 60
+            while time.monotonic() < deadline:
+                checkpoints.check()  # as the loop does after each step
+                time.sleep(0.01)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert "\n" not in str(caught.value)
+    assert checkpoint.find(tmp_path) == 2 and len(names(tmp_path)) == 2
+    save(tmp_path, [4])
+    assert names(tmp_path) == ["2", "4"] and value_at(tmp_path, 4) == 4
+
+
+# Other meshes.
+
+
+@pytest.mark.parametrize(
+    ("devices", "sizes"),
+    [(1, Mesh()), (2, Mesh(fsdp=2)), (8, Mesh(data=2, fsdp=2, tensor=2)), (4, Mesh(data=1, tensor=4))],
+    ids=str,
+)
+def test_a_checkpoint_is_restored_to_any_mesh(devices, sizes, trained_run):
+    saved = trained.load(trained_run, sharding.make_mesh(Mesh(), jax.devices()[:1])).params
+    mesh = sharding.make_mesh(sizes, jax.devices()[:devices])
+    found = trained.load(trained_run, mesh)
+    target = state.parameter_shapes(state.abstract_model(found.record))
+    for path, where in sharding.parameter_shardings(target, mesh).items():
+        assert found.params[path].sharding == where, path
+        np.testing.assert_array_equal(found.params[path], saved[path], err_msg=path)
+
+
+def test_a_run_goes_on_alike_on_another_mesh(motion_data, trained_run, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(trained_run, workdir)
+    shutil.rmtree(run.checkpoint_dir(workdir) / "4")
+    losses = {r["step"]: r["loss"] for r in read_metrics(workdir) if r["split"] == "train"}
+    settings = tiny(motion_data, **INTI, eval__clips=2, mesh__data=2, mesh__fsdp=2, mesh__tensor=2)
+    train.train(settings, workdir)
+    again = {r["step"]: r["loss"] for r in read_metrics(workdir) if r["split"] == "train"}
+    assert list(again) == [1, 2, 3, 4]
+    for step in (3, 4):
+        assert again[step] == pytest.approx(losses[step], abs=1e-5)
+
+
+# Two at once.
+
+
+def test_two_runs_do_not_work_in_one_directory(motion_data, trained_run, tmp_path):
+    workdir = tmp_path / "run"
+    settings = run.RunRecord.read(trained_run).config
+    with run.lock(workdir):
+        with pytest.raises(UserError, match=r"run is in use by process \d+ on .*choose another --workdir"):
+            train.train(settings, workdir)
+        with pytest.raises(UserError, match="is in use by"):
+            evaluate.evaluate_run(settings, workdir)
+    assert not workdir.exists()

@@ -1,0 +1,130 @@
+"""Trainings to compare between numbers of processes and devices: each of `COMBINATIONS` for 30 steps.
+
+A program of the suite (hosts_test.py). By hand, `python -m tests.hosts --all` runs every combination as two
+processes of four simulated devices, one of eight and one of one, and prints how far the losses are apart.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+METHODS = ("full", "st_adapter", "zero_i2v")
+MESHES = {
+    "data=8": {"data": 8},
+    "data=2 fsdp=4": {"data": 2, "fsdp": 4},
+    "data=2 fsdp=2 tensor=2": {"data": 2, "fsdp": 2, "tensor": 2},
+}
+STEPS = 30
+# (processes, devices of each)
+LAYOUTS = ((2, 4), (1, 8), (1, 1))
+
+
+def run_directory(out: Path, method: str, mesh: str, layout: tuple[int, int]) -> Path:
+    return out / f"{method}, {mesh}, {layout[0]}x{layout[1]}"
+
+
+def work(out: Path, combinations: list[list[str]], layout: tuple[int, int], flags: tuple) -> None:
+    """One process of one layout. `out` holds the dataset and the weights."""
+    import jax
+
+    from inti_jax import config, distributed, sharding, train
+    from inti_jax.data.pipeline import TrainOrder
+    from inti_jax.models.backbone import BACKBONES
+    from tests.configs import INTI, tiny
+
+    BACKBONES["tiny"] = dataclasses.replace(BACKBONES["tiny"], layers=2)
+    with distributed.joined(*flags, config.Hosts()):
+        for method, mesh_name in combinations:
+            sizes = MESHES[mesh_name] if layout != (1, 1) else {}
+            settings = tiny(
+                out / "data",
+                **INTI,
+                model__pretrained="random" if method == "full" else str(out / "clip.safetensors"),
+                model__adaptation=method,
+                model__st_adapter__width=16,
+                data__num_frames=4,
+                train__steps=STEPS,
+                checkpoint__every_steps=1000,
+                **{f"mesh__{axis}": size for axis, size in sizes.items()},
+            )
+            directory = run_directory(out, method, mesh_name, layout)
+            train.train(settings, directory)
+            # What this host's rows see in the first two epochs.
+            rows = sharding.host_rows(sharding.make_mesh(settings.mesh), 8)
+            order = TrainOrder(40, seed=0, global_batch=8, num_steps=10, rows=rows)
+            seen = [order[k][:2] for k in range(len(order))]
+            (directory / f"seen-{jax.process_index()}.json").write_text(json.dumps(seen))
+
+
+def start(out: Path, combinations: list[list[str]], layout: tuple[int, int]) -> list[subprocess.Popen]:
+    """The processes of one layout, for all combinations one after the other."""
+    processes, devices = layout
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.hosts", "--work", json.dumps(
+                [str(out), combinations, layout, [address, processes, index]]
+            )],
+            env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )
+        for index in range(processes)
+    ]  # fmt: skip
+
+
+def prepare(out: Path) -> None:
+    from inti_jax.data.builders.motion_digits import MotionDigits
+    from inti_jax.models.backbone import BACKBONES
+    from tests.pretrained.weights import write_tiny
+
+    MotionDigits(data_dir=out / "data", movements={"train": 20, "val": 10}).build()
+    write_tiny(out / "clip.safetensors", image=dataclasses.replace(BACKBONES["tiny"], layers=2))
+
+
+def losses(directory: Path) -> list[float]:
+    lines = (directory / "metrics.jsonl").read_text().splitlines()
+    return [r["loss"] for r in map(json.loads, lines) if r["split"] == "train"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.hosts")
+    parser.add_argument("--work", help="what one process does, as JSON")
+    parser.add_argument("--all", action="store_true", help="run and compare every combination")
+    arguments = parser.parse_args()
+    if arguments.work:
+        out, combinations, layout, flags = json.loads(arguments.work)
+        work(Path(out), combinations, tuple(layout), tuple(flags))
+        return
+    if not arguments.all:
+        parser.error("give --all")
+    with tempfile.TemporaryDirectory() as directory:
+        out = Path(directory)
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(out / "compiled"))
+        prepare(out)
+        combinations = [[method, mesh] for method in METHODS for mesh in MESHES]
+        for layout in LAYOUTS:
+            for process in start(out, combinations, layout):
+                _, errors = process.communicate()
+                if process.returncode:
+                    sys.exit(errors)
+        for method, mesh in combinations:
+            pair, one, single = (losses(run_directory(out, method, mesh, layout)) for layout in LAYOUTS)
+            apart = [max(abs(a - b) for a, b in zip(pair, other, strict=True)) for other in (one, single)]
+            print(
+                f"{method:<10}  {mesh:<22}  loss {pair[0]:.4f} to {pair[-1]:.4f}; largest difference "
+                f"{apart[0]:.1e} to one process of 8 devices, {apart[1]:.1e} to one device",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,250 @@
+"""Two processes on this machine: what they compute together, and how they end when one of them is lost."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from inti_jax import config
+from inti_jax.liveness import Judge, Place
+from inti_jax.writers import read_metrics
+from tests import hosts
+
+# The rest, and one process of eight devices, by `python -m tests.hosts --all`: compiling takes the time.
+COMBINATIONS = [["full", "data=2 fsdp=2 tensor=2"], ["zero_i2v", "data=2 fsdp=4"]]
+PAIR, SINGLE = (2, 4), (1, 1)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    out = tmp_path_factory.mktemp("hosts")
+    hosts.prepare(out)
+    for layout in (PAIR, SINGLE):
+        for process in hosts.start(out, COMBINATIONS, layout):
+            _, errors = process.communicate(timeout=400)
+            assert process.returncode == 0, errors
+    return out
+
+
+@pytest.mark.parametrize(("method", "mesh"), COMBINATIONS)
+def test_two_processes_compute_what_one_device_does(trained, method, mesh):
+    pair, single = (hosts.run_directory(trained, method, mesh, layout) for layout in (PAIR, SINGLE))
+    expected = hosts.losses(single)
+    assert len(expected) == hosts.STEPS and expected[-1] != expected[0]
+    assert hosts.losses(pair) == pytest.approx(expected, abs=1e-5)
+
+    records = [next(r for r in read_metrics(path) if r["split"] == "val") for path in (pair, single)]
+    for record in records:
+        assert record.pop("seconds") > 0
+    assert records[0] == records[1]
+    assert records[0]["evaluated"] == 20 and records[0]["missing"] == 0
+
+    parts = [json.loads((pair / f"seen-{index}.json").read_text()) for index in (0, 1)]
+    assert sorted(map(tuple, parts[0] + parts[1])) == [(e, i) for e in (0, 1) for i in range(40)]
+
+
+# The main job, with one of two processes in trouble.
+
+
+class Pair:
+    """Two processes of the main job; `extra` are further arguments of each."""
+
+    def __init__(self, directory, data, extra=((), ())):
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        flags = "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"
+        environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONUNBUFFERED": "1"}
+        self.logs = [directory / f"{index}.log" for index in (0, 1)]
+        self.processes = []
+        for index, path in enumerate(self.logs):
+            command = [
+                sys.executable, "-m", "inti_jax.main", "--config", "configs/quickstart.py:compression=none",
+                "--workdir", str(directory / "run"), f"--config.data.data_dir={data}",
+                "--config.train.steps=4000", "--config.train.epochs=0.0", "--config.train.global_batch=2",
+                "--config.train.log_every_steps=1", "--config.eval.batch=2", "--config.data.num_frames=2",
+                "--config.hosts.silent_seconds=8", "--coordinator_address", f"localhost:{port}",
+                "--process_count", "2", "--process_id", str(index), *map(str, extra[index]),
+            ]  # fmt: skip
+            with path.open("w") as log:
+                self.processes.append(subprocess.Popen(command, env=environment, stderr=log, stdout=log))
+
+    def await_step(self, step):
+        deadline = time.monotonic() + 300
+        while f"train {step}/" not in self.logs[0].read_text():
+            assert time.monotonic() < deadline, self.said()
+            assert all(process.poll() is None for process in self.processes), self.said()
+            time.sleep(0.05)
+
+    def end(self, index, seconds):
+        """The exit status of process `index` and its last line."""
+        status = self.processes[index].wait(seconds)
+        return status, self.logs[index].read_text().strip().splitlines()[-1]
+
+    def said(self):
+        return "\n".join(path.read_text()[-2000:] for path in self.logs)
+
+    def kill(self):
+        for process in self.processes:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def pairs():
+    started = []
+    yield lambda *arguments: started.append(Pair(*arguments)) or started[-1]
+    for pair in started:
+        pair.kill()
+
+
+FAULTS = [(1, signal.SIGKILL), (1, signal.SIGSTOP), (0, signal.SIGKILL)]
+
+
+def test_the_process_that_is_lost_is_named_and_the_other_ends(motion_data, tmp_path, pairs):
+    running = []
+    for number in range(len(FAULTS)):  # all at once, since most of it is waiting
+        (tmp_path / str(number)).mkdir()
+        running.append(pairs(tmp_path / str(number), motion_data))
+    for pair, (victim, number) in zip(running, FAULTS, strict=True):
+        pair.await_step(2)
+        pair.processes[victim].send_signal(number)
+    for pair, (victim, _) in zip(running, FAULTS, strict=True):
+        status, line = pair.end(1 - victim, 40)
+        assert status == 1, pair.said()
+        where = f"error: process {victim} on {socket.gethostname()} has not been heard from since "
+        assert line.startswith(where) and "at `step " in line, pair.said()
+        assert "Traceback" not in pair.logs[1 - victim].read_text()
+        assert "Check failure" not in pair.logs[1 - victim].read_text()
+
+
+def test_processes_that_are_not_alike_or_fail_alone_do_not_start(motion_data, tmp_path, pairs):
+    cases = {
+        "process 1 on {} differs from process 0 on {}: `train.seed` is 3 there, 0 here": [
+            "--config.train.seed=3"
+        ],
+        "process 1 on {} does not see what process 0 on {} writes to": ["--workdir", tmp_path / "elsewhere"],
+        "process 1 on {} failed: ": ["--config.data.data_dir=nowhere"],
+    }
+    running = []
+    for number, extra in enumerate(cases.values()):
+        (tmp_path / str(number)).mkdir()
+        running.append(pairs(tmp_path / str(number), motion_data, ((), extra)))
+    for pair, expected in zip(running, cases, strict=True):
+        text = expected.format(*[socket.gethostname()] * 2)
+        for index in (0, 1):
+            status, line = pair.end(index, 90)
+            assert status == 1, pair.said()
+            if text.endswith("failed: ") and index == 1:
+                text = "inti_jax.prepare motion_digits"  # its own error, in its own words
+            assert text in line, pair.said()
+            assert "Traceback" not in pair.logs[index].read_text()
+
+
+# Whom the others wait for.
+
+LIMITS = config.Hosts(silent_seconds=10.0, stall_seconds=60.0, slow_seconds=600.0)
+
+
+class Three:
+    def __init__(self):
+        self.judge, self.now = Judge(range(3), LIMITS, 0.0), 0.0
+        self.places = {index: Place(f"host-{index}") for index in range(3)}
+
+    def move(self, *indices, doing="step 1: its batch", slow=False, **changes):
+        for index in indices:
+            place = self.places[index]
+            self.places[index] = dataclasses.replace(
+                place, doing=doing, slow=slow, count=place.count + 1, **changes
+            )
+
+    def wait(self, seconds, *, without=()):
+        for _ in range(seconds):
+            self.now += 1
+            for index in set(self.places) - set(without):
+                self.places[index] = dataclasses.replace(self.places[index], beat=self.places[index].beat + 1)
+            self.judge.see(self.now, self.places)
+
+
+def test_who_stands_still_while_the_others_wait_is_named():
+    three = Three()
+    three.move(0, 1, 2)
+    three.move(0, 1, doing="step 1: computing")
+    three.wait(50)
+    assert three.judge.standing(three.now) is None
+    assert "process 2 on host-2: it stands at `step 1: its batch`" in three.judge.waited_for(three.now)
+    three.wait(20)
+    assert "process 2 on host-2: it stands at `step 1: its batch`" in three.judge.standing(three.now)
+    three.move(2, doing="step 1: computing")
+    three.wait(1)
+    assert three.judge.standing(three.now) is three.judge.waited_for(three.now) is None
+
+
+def test_what_takes_long_may_and_what_all_do_names_nobody():
+    three = Three()
+    three.move(0, 1, 2, doing="step 1: computing", slow=True)
+    three.move(0, doing="step 2: its batch")
+    three.wait(500)
+    assert three.judge.standing(three.now) is None
+    three.wait(200)
+    assert "process 1 on host-1 (and 1 more)" in three.judge.standing(three.now)
+    three.move(1, 2, doing="step 2: its batch")
+    three.wait(500)
+    assert three.judge.standing(three.now) is None
+    three.wait(200)
+    assert three.judge.standing(three.now).startswith("all processes stand at `step 2: its batch`")
+
+
+def test_who_is_silent_or_failed_is_named_and_who_is_done_is_not():
+    three = Three()
+    three.wait(5, without=[1])
+    assert three.judge.silent(three.now) is None
+    three.wait(6, without=[1])
+    assert three.judge.silent(three.now).startswith("process 1 on ")
+    three.wait(1)
+    assert three.judge.silent(three.now) is None
+    three.places[2] = dataclasses.replace(three.places[2], left=True)
+    three.wait(300)
+    assert three.judge.standing(three.now) is three.judge.failed() is None
+    three.places[1] = dataclasses.replace(three.places[1], failed="the disk is full")
+    three.wait(1)
+    assert three.judge.failed() == "process 1 on host-1 failed: the disk is full"
+    assert Judge(range(1), LIMITS, 0.0).silent(1.0, closed=True).startswith("process 0 on ")
+
+
+def test_the_launcher_passes_on_what_fails():
+    launcher = ["launch/multiprocess.sh", "2", "--devices", "1"]
+    shown = subprocess.run(
+        [*launcher, "--dry-run", "--", "--config", "x.py", "--workdir", "a b"], capture_output=True, text=True
+    )
+    assert shown.returncode == 0 and len(shown.stdout.splitlines()) == 2
+    assert "--workdir a\\ b --coordinator_address localhost:" in shown.stdout
+    failed = subprocess.run(
+        [*launcher, "--", "--config", "absent.py", "--workdir", "x"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert failed.returncode == 2
+    assert "[1] error: --config absent.py: there is no such file" in failed.stderr.splitlines()
+
+
+def test_the_launcher_passes_on_signals(tmp_path):
+    config = tmp_path / "config.py"
+    config.write_text("import time\nprint('here')\ntime.sleep(100)\n")
+    process = subprocess.Popen(
+        ["launch/multiprocess.sh", "2", "--", "--config", config, "--workdir", tmp_path / "run"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert sorted(process.stdout.readline() for _ in (0, 1)) == ["[0] here\n", "[1] here\n"]
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 128 + signal.SIGTERM

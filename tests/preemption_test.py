@@ -1,0 +1,161 @@
+"""Signals to a run: what is saved, what is said, and how soon it ends."""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from inti_jax import checkpoint, evaluate, run, train, writers
+from inti_jax.errors import Stopped, UserError
+from inti_jax.writers import MetricsWriter, read_metrics
+
+TIMES = {"step_seconds", "data_wait", "resident_bytes", "seconds"}
+
+
+def without_times(records):
+    return [{key: value for key, value in record.items() if key not in TIMES} for record in records]
+
+
+def test_a_signal_stops_a_run_with_all_its_steps_saved(motion_data, trained_run, tmp_path, monkeypatch):
+    workdir = tmp_path / "run"
+    settings = run.RunRecord.read(trained_run).config
+
+    def signalled(number, whole, *arguments, **options):
+        if number not in sent:  # a second one would end this process at once
+            sent.append(number)
+            os.kill(os.getpid(), number)
+            time.sleep(0.2)  # the thread that listens has it by now
+        return whole(*arguments, **options)
+
+    sent: list[int] = []
+
+    # In the save of step 2, which comes after that step's point, so that the next is the last; and while what
+    # was done is evaluated.
+    for where, name, number, at in (
+        (checkpoint.Checkpoints, "save", signal.SIGINT, 3),
+        (evaluate, "predict", signal.SIGTERM, 4),
+    ):
+        previous = signal.getsignal(number)
+        with monkeypatch.context() as patch, pytest.raises(Stopped) as stopped:
+            whole = getattr(where, name)
+            patch.setattr(
+                where, name, lambda *a, number=number, whole=whole, **o: signalled(number, whole, *a, **o)
+            )
+            train.train(settings, workdir)
+        assert signal.getsignal(number) == previous
+        assert stopped.value.code == 128 + number
+        assert stopped.value.message == (
+            f"stopped by {signal.Signals(number).name} at step {at}; its checkpoint is saved; "
+            "run the same command to go on"
+        )
+        assert checkpoint.find(workdir) == at == read_metrics(workdir)[-1]["step"]
+    train.train(settings, workdir)
+    assert without_times(read_metrics(workdir)) == without_times(read_metrics(trained_run))
+
+
+def test_before_the_first_step_it_ends_at_once_and_a_second_signal_does(motion_data, tmp_path):
+    """Also while the main thread is where no handler of Python's would run: here in a long sleep of C's."""
+    script = """
+import ctypes, os, signal, sys, threading, time
+from inti_jax.preemption import Preemption
+step = int(sys.argv[1])
+def ask():
+    for _ in range(1 + step):
+        time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+with Preemption() as preemption:
+    for _ in range(step):
+        assert not preemption.reached()
+    threading.Thread(target=ask).start()
+    deadline = time.monotonic() + 60
+    ctypes.PyDLL(None).usleep(0)  # loaded, so that what follows is C alone
+    library = ctypes.CDLL(None)
+    while time.monotonic() < deadline:
+        library.sleep(60)
+"""
+    processes = [
+        subprocess.Popen([sys.executable, "-c", script, str(step)], stderr=subprocess.PIPE, text=True)
+        for step in (0, 1)
+    ]
+    said = [process.communicate(timeout=40)[1] for process in processes]
+    assert [process.returncode for process in processes] == [143, 143]
+    assert said[0] == "stopped by SIGTERM before the first step; run the same command to go on\n"
+    assert said[1] == "stopped at once by a second SIGTERM\n"
+
+
+# Full disks.
+
+
+def test_records_that_cannot_be_written_end_the_run_with_a_line(tmp_path):
+    writer = MetricsWriter(tmp_path)
+    writer.write(1, "train", {"loss": 1.0})
+    full = Path("/dev/full").open("w")  # noqa: SIM115
+    writer._file.close()
+    writer._file = full
+    with pytest.raises(OSError, match="No space left") as caught:
+        writer.write(2, "train", {"loss": 1.0})
+    assert caught.value.filename == str(tmp_path / "metrics.jsonl") and caught.value.errno == errno.ENOSPC
+    writer.close()  # does not fail again
+    assert [record["step"] for record in read_metrics(tmp_path)] == [1]
+
+    writer = MetricsWriter(tmp_path, from_step=1)
+    writer._board._events._py_recordio_writer._writer.close()
+    writer._board._events._py_recordio_writer._writer = Path("/dev/full").open("wb")  # noqa: SIM115
+    with pytest.raises(OSError, match="No space left") as caught:
+        writer.write(2, "train", {"loss": 1.0})
+    assert caught.value.filename.startswith(str(tmp_path / "tensorboard"))
+    writer.close()
+
+
+def test_tensorboard_reads_what_is_written(tmp_path):
+    from tensorboardX.proto import event_pb2
+
+    for start in (None, 1):
+        writer = MetricsWriter(tmp_path, from_step=start)
+        writer.write(2, "train", {"loss": 0.5, "ids": ["a"], "dataset": "b"})
+        writer.close()
+        time.sleep(1.1)  # files are named by the second
+    files = sorted((tmp_path / "tensorboard").iterdir())
+    assert len(files) == 2
+    found = []
+    for path in files:
+        data, at = path.read_bytes(), 0
+        while at < len(data):
+            size = int.from_bytes(data[at : at + 8], "little")
+            found.append(event_pb2.Event.FromString(data[at + 12 : at + 12 + size]))
+            at += 12 + size + 4
+    values = [(event.step, v.tag, v.simple_value) for event in found for v in event.summary.value]
+    assert values == [(2, "train/loss", 0.5)] * 2
+    (purge,) = [event.step for event in found if event.HasField("session_log")]
+    assert purge == 2
+
+
+# What an earlier start may have left.
+
+
+def test_a_start_that_came_to_nothing_is_started_anew(motion_data, trained_run, tmp_path):
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    for name in ("config.json", "metrics.jsonl"):
+        shutil.copy(trained_run / name, workdir)
+    run.checkpoint_dir(workdir).mkdir()
+    (run.checkpoint_dir(workdir) / "2.partial").mkdir()
+    (workdir / "lock").write_text("process 1 on another\n")  # of a process that was killed
+    lines = (workdir / "metrics.jsonl").read_text()
+    (workdir / "metrics.jsonl").write_text(lines[: len(lines) // 2])
+    (workdir / "config.partial").write_text('{"model"')
+    train.train(run.RunRecord.read(trained_run).config, workdir)
+    assert without_times(read_metrics(workdir)) == without_times(read_metrics(trained_run))
+
+
+def test_records_that_are_no_records_are_named(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, "split": "train"}) + "\n\0\0\0\n")
+    with pytest.raises(UserError, match=r"metrics\.jsonl: line 2 is no record"):
+        writers.read_metrics(tmp_path)
