@@ -9,6 +9,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import jax
 from jaxlib import _hlo, _jax  # type: ignore[attr-defined]
@@ -111,7 +112,7 @@ class Program:
 
     def collectives(self) -> list[Collective]:
         """All of them, with counts by the loops they are in."""
-        found: dict[tuple[str, str], Collective] = {}
+        found: dict[Any, Collective] = {}
         for name, count in self._runs().items():
             # The TPU's reduce-scatter is an all-reduce in a computation of this name, which keeps a part.
             scatters = name.startswith("all-reduce-scatter")
@@ -119,9 +120,11 @@ class Program:
                 kind = instruction.opcode.removesuffix("-start")
                 if kind not in KINDS:
                     continue
+                # One exchange may be laid over what is computed meanwhile: it is then in several places, which
+                # name the chain that they are links of. (Channels do not tell exchanges apart.)
+                chain = re.search(r'chain_id="(\d+)"', instruction.line)
                 channel = re.search(r"channel_id=(\d+)", instruction.line)
-                # One exchange may be laid over several computations; it then has one channel in all of them.
-                key = (kind, channel[1]) if channel else (kind, instruction.name)
+                key = (kind, chain[1], channel and channel[1]) if chain else instruction.name
                 if key not in found:
                     found[key] = self._collective(name, instruction, count, scatters)
         return list(found.values())
