@@ -120,7 +120,7 @@ class Program:
                 kind = instruction.opcode.removesuffix("-start")
                 if kind not in KINDS:
                     continue
-                # One exchange may be laid over what is computed meanwhile: it is then in several places, which
+                # One exchange may be laid over what runs meanwhile: it is then in several places, which
                 # name the chain that they are links of. (Channels do not tell exchanges apart.)
                 chain = re.search(r'chain_id="(\d+)"', instruction.line)
                 channel = re.search(r"channel_id=(\d+)", instruction.line)
