@@ -151,6 +151,7 @@ def compile_step(
         accumulate=config.train.accumulate,
         seed=config.train.seed,
     )
+    functools.update_wrapper(step, train_step)  # traces and records of what is compiled say its name
     placed = (state.shardings_of(target), sharding.replicated(mesh))
     return jax.jit(
         sharding.using(mesh, step),

@@ -16,7 +16,6 @@ machine is. Exits with 1 if anything did not hold.
 import argparse
 import contextlib
 import dataclasses
-import json
 import os
 import random
 import re
@@ -30,12 +29,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from tests.records import computed
+
 PROCESSES = 2
 STEPS = 30
 # Seconds until all processes have ended: a whole run, and what is left after a fault.
 RUN_LIMIT = 240
 FAULT_LIMIT = 90
-TIMES = {"step_seconds", "data_wait", "resident_bytes", "seconds"}
 
 KINDS = ("kill one", "kill all", "term one", "term all", "kill in save", "term in save", "full disk")
 # Bytes of the disk that becomes full: three checkpoints, what is being written, and the rest of a run.
@@ -119,13 +119,6 @@ def finished_steps(workdir: Path) -> list[int]:
     return sorted(int(name) for name in names if name.isdecimal())
 
 
-def records(workdir: Path) -> list[dict[str, object]]:
-    """Those of metrics.jsonl without times; a last line that was cut short is left out."""
-    path = workdir / "metrics.jsonl"
-    lines = path.read_text().split("\n")[:-1] if path.exists() else []
-    return [{key: value for key, value in json.loads(line).items() if key not in TIMES} for line in lines]
-
-
 def await_save(training: Training, workdir: Path) -> None:
     """Until a checkpoint is being written, or the processes have ended."""
     while training.running() and not list((workdir / "checkpoints").glob("*.partial*")):
@@ -167,7 +160,7 @@ def check_aftermath(fault: Fault, training: Training, statuses: list[int], workd
         stopped = re.search(r"^stopped by SIGTERM at step (\d+)", log, re.MULTILINE)
         early = "stopped by SIGTERM before the first step" in log or -signal.SIGTERM in statuses
         if stopped and statuses == [128 + signal.SIGTERM] * PROCESSES:
-            last = max((r["step"] for r in records(workdir) if r["split"] == "train"), default=0)
+            last = max((r["step"] for r in computed(workdir) if r["split"] == "train"), default=0)
             if not steps or not steps[-1] == int(stopped[1]) == last:
                 raise Broken(f"stopped at step {stopped[1]}, with checkpoints {steps} and records to {last}")
         elif not early:
@@ -202,7 +195,7 @@ def survive(number: int, faults: list[Fault], run: "Runs", say: Callable[[str], 
             resumed = re.search(r"going on from the checkpoint of step (\d+)", training.log(0))
             if (resumed or fault is None) and int(resumed[1] if resumed else 0) != expected:
                 raise Broken(f"went on from {resumed and resumed[1]} instead of {expected}{training.said()}")
-        if records(workdir) != run.expected:
+        if computed(workdir) != run.expected:
             raise Broken(f"the metrics differ from an undisturbed run's: {workdir / 'metrics.jsonl'}")
 
 
@@ -220,7 +213,7 @@ class Runs:
         if statuses != [0] * PROCESSES:
             raise Broken(f"the undisturbed run ended with {statuses}{whole.said()}")
         self.seconds = time.monotonic() - started
-        self.expected = records(directory / "whole")
+        self.expected = computed(directory / "whole")
 
     @contextlib.contextmanager
     def disk(self, small: bool) -> Iterator[Path]:

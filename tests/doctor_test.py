@@ -94,7 +94,7 @@ def test_changed_weights(motion_data, tmp_path, examine):
 
 @pytest.mark.parametrize(
     ("changes", "said"),
-    [({"mesh__data": 3}, "8 devices"), ({"train__global_batch": 12}, "multiple of 8")],
+    [({"mesh__data": 4}, "8 devices"), ({"train__global_batch": 12}, "multiple of 8")],
 )
 def test_a_mesh_that_does_not_divide(changes, said, motion_data, examine):
     layer = only(examine(tiny(motion_data, **changes)), "mesh", "compile", "step", "checkpoint")
@@ -150,7 +150,7 @@ def test_packages_of_other_versions(motion_data, examine, monkeypatch):
 def test_what_is_broken_is_said_in_the_table_and_the_status(tmp_path):
     result = call(
         "doctor", "--config", "configs/quickstart.py", f"--config.data.data_dir={tmp_path}",
-        "--config.mesh.data=3", "--config.model.pretrained=absent.safetensors",
+        "--config.mesh.data=4", "--config.model.pretrained=absent.safetensors",
     )  # fmt: skip
     assert result.returncode == 1 and "Traceback" not in result.stderr
     for text in ("mesh        failed", "weights     failed", "dataset     failed", "compile     skipped"):

@@ -177,5 +177,5 @@ def test_eval_mode_adds_a_record_and_refuses_another_model(trained_run, motion_d
     assert [r["views"] for r in records] == [2, 3] and records[1]["step"] == 4
     with pytest.raises(UserError, match=r"checkpoints of another run: there `model\.compression"):
         evaluate.evaluate_run(tiny(motion_data), workdir)
-    with pytest.raises(UserError, match=r"does not exist: is .* the directory of a run\?"):
+    with pytest.raises(UserError, match="elsewhere holds no finished checkpoint"):
         evaluate.evaluate_run(settings, tmp_path / "elsewhere")

@@ -15,12 +15,7 @@ import pytest
 from inti_jax import checkpoint, evaluate, run, train, writers
 from inti_jax.errors import Stopped, UserError
 from inti_jax.writers import MetricsWriter, read_metrics
-
-TIMES = {"step_seconds", "data_wait", "resident_bytes", "seconds"}
-
-
-def without_times(records):
-    return [{key: value for key, value in record.items() if key not in TIMES} for record in records]
+from tests.records import computed
 
 
 def test_a_signal_stops_a_run_with_all_its_steps_saved(motion_data, trained_run, tmp_path, monkeypatch):
@@ -57,7 +52,7 @@ def test_a_signal_stops_a_run_with_all_its_steps_saved(motion_data, trained_run,
         )
         assert checkpoint.find(workdir) == at == read_metrics(workdir)[-1]["step"]
     train.train(settings, workdir)
-    assert without_times(read_metrics(workdir)) == without_times(read_metrics(trained_run))
+    assert computed(workdir) == computed(trained_run)
 
 
 def test_before_the_first_step_it_ends_at_once_and_a_second_signal_does(motion_data, tmp_path):
@@ -152,7 +147,7 @@ def test_a_start_that_came_to_nothing_is_started_anew(motion_data, trained_run, 
     (workdir / "metrics.jsonl").write_text(lines[: len(lines) // 2])
     (workdir / "config.partial").write_text('{"model"')
     train.train(run.RunRecord.read(trained_run).config, workdir)
-    assert without_times(read_metrics(workdir)) == without_times(read_metrics(trained_run))
+    assert computed(workdir) == computed(trained_run)
 
 
 def test_records_that_are_no_records_are_named(tmp_path):

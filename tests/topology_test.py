@@ -136,7 +136,7 @@ def test_without_libtpu_the_remedy_is_named(monkeypatch):
         (["--platform", "cuda"], "JAX finds no such device here"),
         (["--platform", "cuda", "--topology", "v5e:2x2"], "exclude each other"),
         (["--topology", "v5e:3x3"], "not divisible"),
-        (["--topology", "v5e:2x2", "--config.mesh.data=3"], "there are 4 devices"),
+        (["--topology", "v5e:2x2", "--config.mesh.data=8"], "there are 4 devices"),
     ],
 )
 def test_a_mistake_is_one_clear_line(arguments, message):

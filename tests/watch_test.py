@@ -97,22 +97,20 @@ def test_compiling_counts_in_no_step_time(motion_data, tmp_path):
     )
     figures = {name: jnp.zeros(()) for name in ("loss", "grad_norm", "bad", "top1")}
 
+    @jax.jit
     def step_fn(before, batch):
-        if before.step == 0:  # what a compilation does
-            time.sleep(seconds)
-            event = "/jax/core/compile/backend_compile_duration"
-            jax.monitoring.record_event_duration_secs(event, seconds, fun_name="jit(step)")
+        time.sleep(seconds)  # while it is traced, which is a part of compiling
         return dataclasses.replace(before, step=before.step + 1), figures
 
-    train_state = state.TrainState(step=0, trainable={}, frozen={}, opt_state=())
+    train_state = state.TrainState(step=jnp.zeros((), int), trainable={}, frozen={}, opt_state=())
     for step in (1, 2):
         train_state, metrics = monitor.dispatch(step, step_fn, train_state, {})
         monitor.push(step, metrics, jnp.arange(8))
     monitor.flush()
     monitor.close()
     writer.close()
-    (compiled,) = (each for each in records(tmp_path, "compile") if each["what"] == "step")
-    assert (compiled["step"], compiled["what"], compiled["seconds"]) == (1, "step", seconds)
+    (compiled,) = (each for each in records(tmp_path, "compile") if each["what"] == "step_fn")
+    assert compiled["step"] == 1 and compiled["seconds"] >= seconds
     assert [each["step_seconds"] < seconds for each in records(tmp_path, "train")] == [True, True]
 
 
