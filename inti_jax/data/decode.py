@@ -4,7 +4,6 @@ A frame's index is its place in the order the decoder presents frames, starting 
 part in it, so a video of variable frame rate is indexed like any other.
 """
 
-import bisect
 import dataclasses
 import io
 from collections.abc import Callable, Collection, Iterator
@@ -15,10 +14,9 @@ import av
 import numpy as np
 from jaxtyping import Int64, UInt8
 
+from inti_jax.data.packets import find_needed
 from inti_jax.errors import UserError
 
-# Containers that store presentation times, by which a frame is known wherever decoding starts.
-_TIMED = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 # Seconds by which a file that announces no frame count may end before the duration it announces.
 _DURATION_SLACK = 1.0
 
@@ -90,8 +88,7 @@ def decode_frames(
     found = None
     if total is not None:
         with _opened(video) as (container, stream):
-            if container.format.name in _TIMED:
-                found = _decode_needed(container, stream, wanted, total)
+            found = _decode_needed(container, stream, wanted, total)
     if found is None:
         with _opened(video) as (container, stream):
             found = _decode_from_start(container, stream, wanted)
@@ -187,67 +184,21 @@ def _decode_from_start(container, stream, wanted: list[int]) -> dict[int, np.nda
 
 def _decode_needed(container, stream, wanted: list[int], total: int) -> dict[int, np.ndarray] | None:
     """As `_decode_from_start`, but passing over what no wanted frame needs; None if that cannot be done."""
-    packets = [packet for packet in container.demux(stream) if packet.size]
-    times = {packet.pts: place for place, packet in enumerate(packets) if not packet.is_discard}
-    # Only if each packet is one frame does the order of the times give each frame its index.
-    if len(times) != total or len(packets) != total or None in times or wanted[-1] >= total:
+    needed = find_needed(container, stream, wanted, total)
+    if needed is None:
         return None
-    presented = sorted(times)
-    keys = sorted(packet.pts for packet in packets if packet.is_keyframe)
-    if not keys or keys[0] != presented[0] or not packets[0].is_keyframe:
-        return None
-    # What is decoded without a break: from a keyframe, the packets up to the last wanted one.
-    runs: list[tuple[int, set[int]]] = []
-    for index in wanted:
-        time = presented[index]
-        key, place = times[keys[bisect.bisect_right(keys, time) - 1]], times[time]
-        if place < key:
-            return None
-        if not runs or key > max(runs[-1][1]):
-            runs.append((key, set()))
-        runs[-1][1].add(place)
-
-    indices = {presented[index]: index for index in wanted}
     found = {}
     decoder = stream.codec_context
     size = decoder.height, decoder.width
-    prefix = _nal_prefix(decoder)
-    for start, places in runs:
-        needed = [
-            packets[place]
-            for place in range(start, max(places) + 1)
-            if place in places or not (prefix and _is_disposable(packets[place], prefix))
-        ]
-        for packet in [*needed, None]:
+    for run in needed.runs:
+        for packet in [*run, None]:
             for frame in decoder.decode(packet):
                 if (frame.height, frame.width) != size:
                     return None
-                if frame.pts in indices:
-                    found[indices[frame.pts]] = _rgb(frame, size)
+                if frame.pts in needed.indices:
+                    found[needed.indices[frame.pts]] = _rgb(frame, size)
         decoder.flush_buffers()
     return found if len(found) == len(wanted) else None
-
-
-def _nal_prefix(decoder: av.VideoCodecContext) -> int:
-    """Bytes of the length before each unit of an H.264 packet, as MP4 and Matroska have it; 0 for others."""
-    configuration = decoder.extradata or b""
-    if decoder.name != "h264" or len(configuration) < 7 or configuration[0] != 1:
-        return 0
-    return (configuration[4] & 3) + 1
-
-
-def _is_disposable(packet: av.Packet, prefix: int) -> bool:
-    """Whether the H.264 packet is a picture that the standard forbids any other to depend on."""
-    data = memoryview(packet)
-    at = slices = 0
-    while at + prefix < len(data):
-        header = data[at + prefix]
-        if 1 <= header & 31 <= 5:
-            if header & 0x60:
-                return False
-            slices += 1
-        at += prefix + int.from_bytes(data[at : at + prefix], "big")
-    return slices > 0 and at == len(data)
 
 
 def _rgb(frame: av.VideoFrame, size: tuple[int, int]) -> UInt8[np.ndarray, "H W 3"]:

@@ -1,0 +1,212 @@
+"""Which packets of a video file hold wanted frames, and which of the others those depend on.
+
+A packet's place is its position in the file's order, which is that of decoding. A frame's index is its
+position in the order of presentation, which is that of the packets' times (`pts`).
+"""
+
+import bisect
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator
+
+import av
+
+# Containers that store presentation times, by which a frame is known wherever decoding starts.
+_TIMED = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
+# Seeking takes as long as reading so many packets.
+_NEAR = 5
+# The kind of H.264's units that are a part of a picture before which nothing is needed any more.
+_IDR = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Needed:
+    """`runs` are decoded one by one, each from a keyframe on; `indices` are the wanted frames', by time."""
+
+    runs: list[list[av.Packet]]
+    indices: dict[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Known:
+    """Packets by place and times by index: of all frames, or of those around the wanted ones."""
+
+    packets: dict[int, av.Packet]
+    times: dict[int, int]
+
+
+class _UnreliableError(Exception):
+    """The file does not keep what a way to know packets relies on."""
+
+
+def find_needed(
+    container: av.container.InputContainer, stream: av.VideoStream, wanted: list[int], total: int
+) -> Needed | None:
+    """What to decode for the frames `wanted`, sorted, of the `total` that there are.
+
+    None where only decoding everything can tell which frames they are.
+    """
+    if container.format.name not in _TIMED or wanted[-1] >= total:
+        return None
+    try:
+        if len(stream.index_entries) == total:
+            try:
+                return _choose(_read_around(container, stream, wanted), wanted, stream)
+            except _UnreliableError:
+                container.seek(stream.index_entries[0].timestamp, stream=stream)
+        return _choose(_read_all(container, stream, total), wanted, stream)
+    except _UnreliableError:
+        return None
+
+
+def _read_all(container: av.container.InputContainer, stream: av.VideoStream, total: int) -> _Known:
+    packets = [packet for packet in container.demux(stream) if packet.size]
+    times = sorted({_time(packet) for packet in packets if not packet.is_discard})
+    # Only if each packet is one frame does the order of the times give each frame its index.
+    if len(packets) != total or len(times) != total:
+        raise _UnreliableError
+    if not packets[0].is_keyframe or _time(packets[0]) != times[0]:
+        raise _UnreliableError
+    return _Known(dict(enumerate(packets)), dict(enumerate(times)))
+
+
+def _read_around(container: av.container.InputContainer, stream: av.VideoStream, wanted: list[int]) -> _Known:
+    """Reads the packets from the keyframe before each wanted frame to that frame, by the file's own index.
+
+    The index says where packets are and when they are decoded (`dts`), not when they are presented. But what
+    is before a keyframe in the file is presented before it, so the keyframe's place is its index; what is
+    after it is presented after it, which is checked; and nothing is presented before it is decoded, so
+    packets whose `dts` is past a frame's time need not be read to know its index.
+    """
+    reader = _Reader(container, stream)
+    known = _Known({}, {})
+    latest = -math.inf
+    for start, indices in itertools.groupby(wanted, reader.keyframe_before):
+        last = max(indices) - start
+        reader.go_to(start)
+        times: list[int] = []
+        while len(times) <= last or not reader.is_past(times[last]):
+            packet = reader.read()
+            known.packets[start + len(times)] = packet
+            bisect.insort(times, _time(packet))
+        key = known.packets[start]
+        in_order = latest < times[0] == _time(key) and len(set(times)) == len(times)
+        if not in_order or not _is_border(key, stream.codec_context):
+            raise _UnreliableError
+        latest = times[-1]
+        known.times.update(enumerate(times[: last + 1], start=start))
+    return known
+
+
+class _Reader:
+    """The packets of a file that has an index of all of them, one after the other or from a keyframe on."""
+
+    def __init__(self, container: av.container.InputContainer, stream: av.VideoStream):
+        self._container, self._stream = container, stream
+        self._entries = list(stream.index_entries)
+        self._keys = [place for place, entry in enumerate(self._entries) if entry.is_keyframe]
+        decoded_at = [entry.timestamp for entry in self._entries]
+        if self._keys[:1] != [0] or decoded_at != sorted(decoded_at):
+            raise _UnreliableError
+        self._place = 0
+        self._packets: Iterator[av.Packet] = iter(container.demux(stream))
+        first = self.read()
+        self._delay = _time(first) - self._entries[0].timestamp
+        self._packets, self._place = itertools.chain([first], self._packets), 0
+
+    def keyframe_before(self, place: int) -> int:
+        return self._keys[bisect.bisect_right(self._keys, place) - 1]
+
+    def go_to(self, keyframe: int) -> None:
+        if keyframe - self._place > _NEAR:
+            # Seeking goes by what would be the time of presentation if all were as late as the first.
+            self._container.seek(self._entries[keyframe].timestamp + self._delay, stream=self._stream)
+            self._packets, self._place = iter(self._container.demux(self._stream)), keyframe
+        while self._place < keyframe:
+            self.read()
+
+    def read(self) -> av.Packet:
+        """The next packet, if it is the one of the index."""
+        packet, entry = next(self._packets), self._entries[self._place]
+        if (packet.pos, packet.dts, packet.size) != (entry.pos, entry.timestamp, entry.size):
+            raise _UnreliableError
+        if _time(packet) < entry.timestamp or packet.is_discard:
+            raise _UnreliableError
+        self._place += 1
+        return packet
+
+    def is_past(self, time: int) -> bool:
+        """Whether no packet that comes is presented before `time`, which is after the last keyframe's."""
+        if self._place == len(self._entries):
+            return True
+        entry = self._entries[self._place]
+        return entry.is_keyframe or entry.timestamp > time
+
+
+def _time(packet: av.Packet) -> int:
+    if packet.pts is None:
+        raise _UnreliableError
+    return packet.pts
+
+
+def _choose(known: _Known, wanted: list[int], stream: av.VideoStream) -> Needed:
+    """Runs that hold the wanted frames: each from a keyframe to the last wanted one that depends on it."""
+    places = {_time(packet): place for place, packet in known.packets.items()}
+    keys = sorted(_time(packet) for packet in known.packets.values() if packet.is_keyframe)
+    runs: list[tuple[int, set[int]]] = []
+    for index in wanted:
+        time = known.times[index]
+        key, place = places[keys[bisect.bisect_right(keys, time) - 1]], places[time]
+        if place < key:
+            raise _UnreliableError
+        if not runs or key > max(runs[-1][1]):
+            runs.append((key, set()))
+        runs[-1][1].add(place)
+    prefix = _nal_prefix(stream.codec_context)
+    return Needed(
+        [
+            [
+                known.packets[place]
+                for place in range(start, max(held) + 1)
+                if place in held or not _is_disposable(known.packets[place], prefix)
+            ]
+            for start, held in runs
+        ],
+        {known.times[index]: index for index in wanted},
+    )
+
+
+# H.264's packets, which say of themselves what others depend on.
+
+
+def _nal_prefix(decoder: av.VideoCodecContext) -> int:
+    """Bytes of the length before each unit of an H.264 packet, as MP4 and Matroska have it; 0 for others."""
+    configuration = decoder.extradata or b""
+    if decoder.name != "h264" or len(configuration) < 7 or configuration[0] != 1:
+        return 0
+    return (configuration[4] & 3) + 1
+
+
+def _slices(packet: av.Packet, prefix: int) -> list[int]:
+    """The headers of the parts of the packet's picture; none where its units do not add up to it."""
+    data = memoryview(packet)
+    at, headers = 0, []
+    while at + prefix < len(data):
+        headers.append(data[at + prefix])
+        at += prefix + int.from_bytes(data[at : at + prefix], "big")
+    return [header for header in headers if 1 <= header & 31 <= _IDR] if at == len(data) else []
+
+
+def _is_disposable(packet: av.Packet, prefix: int) -> bool:
+    """Whether the H.264 packet is a picture that the standard forbids any other to depend on."""
+    headers = _slices(packet, prefix) if prefix else []
+    return bool(headers) and not any(header & 0x60 for header in headers)
+
+
+def _is_border(keyframe: av.Packet, decoder: av.VideoCodecContext) -> bool:
+    """Whether what is before the keyframe is presented before it: H.264 promises that of IDR pictures."""
+    if decoder.name != "h264":
+        return True
+    prefix = _nal_prefix(decoder)
+    return prefix > 0 and any(header & 31 == _IDR for header in _slices(keyframe, prefix))
