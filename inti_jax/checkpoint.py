@@ -140,7 +140,8 @@ class Checkpoints:
             "data": data,
         }
         try:
-            writing = ocp.save_checkpointables_async(self._directory / f"{step}.partial", parts)
+            with _writing():
+                writing = ocp.save_checkpointables_async(self._directory / f"{step}.partial", parts)
         except Exception as error:  # Orbax raises many kinds
             raise self._failure(step, error) from error
         self._pending = self._thread.submit(self._finish, step, writing)
@@ -243,6 +244,13 @@ def _load(workdir: Path, step: int, parts: dict[str, Any]) -> dict[str, Any]:
         return ocp.load_checkpointables(path, parts)
     except Exception as error:  # Orbax raises many kinds; none is of use to who runs this.
         raise UserError(f"{path} cannot be restored ({_reason(error)})") from error
+
+
+def _writing() -> ocp.Context:
+    """How Orbax writes: without the shardings, a quarter of its work; what is restored says where it goes."""
+    context = ocp.Context()
+    context.array_options.saving.enable_write_sharding_file = False
+    return context
 
 
 def _abstract(tree: Any) -> Any:

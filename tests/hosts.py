@@ -14,6 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from inti_jax.models.backbone import BACKBONES
+
 METHODS = ("full", "st_adapter", "zero_i2v")
 MESHES = {
     "data=8": {"data": 8},
@@ -21,6 +23,7 @@ MESHES = {
     "data=2 fsdp=2 tensor=2": {"data": 2, "fsdp": 2, "tensor": 2},
 }
 STEPS = 30
+SHALLOW = dataclasses.replace(BACKBONES["tiny"], layers=2)
 # (processes, devices of each)
 LAYOUTS = ((2, 4), (1, 8), (1, 1))
 
@@ -35,10 +38,9 @@ def work(out: Path, combinations: list[list[str]], layout: tuple[int, int], flag
 
     from inti_jax import config, distributed, sharding, train
     from inti_jax.data.pipeline import TrainOrder
-    from inti_jax.models.backbone import BACKBONES
     from tests.configs import INTI, tiny
 
-    BACKBONES["tiny"] = dataclasses.replace(BACKBONES["tiny"], layers=2)
+    BACKBONES["tiny"] = SHALLOW
     with distributed.joined(*flags, config.Hosts()):
         for method, mesh_name in combinations:
             sizes = MESHES[mesh_name] if layout != (1, 1) else {}
@@ -83,11 +85,10 @@ def start(out: Path, combinations: list[list[str]], layout: tuple[int, int]) -> 
 
 def prepare(out: Path) -> None:
     from inti_jax.data.builders.motion_digits import MotionDigits
-    from inti_jax.models.backbone import BACKBONES
     from tests.pretrained.weights import write_tiny
 
     MotionDigits(data_dir=out / "data", movements={"train": 20, "val": 10}).build()
-    write_tiny(out / "clip.safetensors", image=dataclasses.replace(BACKBONES["tiny"], layers=2))
+    write_tiny(out / "clip.safetensors", image=SHALLOW)
 
 
 def losses(directory: Path) -> list[float]:

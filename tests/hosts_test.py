@@ -10,15 +10,20 @@ import subprocess
 import sys
 import time
 
+import jax
+import numpy as np
 import pytest
 
-from inti_jax import config
+from inti_jax import config, sharding
+from inti_jax.config import Mesh
 from inti_jax.liveness import Judge, Place
+from inti_jax.models.backbone import BACKBONES
+from inti_jax.trained import load
 from inti_jax.writers import read_metrics
 from tests import hosts
 
-# The rest, and one process of eight devices, by `python -m tests.hosts --all`: compiling takes the time.
-COMBINATIONS = [["full", "data=2 fsdp=2 tensor=2"], ["zero_i2v", "data=2 fsdp=4"]]
+# The others, and one process of eight devices, by `python -m tests.hosts --all`: compiling takes the time.
+METHOD, MESH = COMBINATION = ["zero_i2v", "data=2 fsdp=2 tensor=2"]
 PAIR, SINGLE = (2, 4), (1, 1)
 
 
@@ -27,15 +32,18 @@ def trained(tmp_path_factory):
     out = tmp_path_factory.mktemp("hosts")
     hosts.prepare(out)
     for layout in (PAIR, SINGLE):
-        for process in hosts.start(out, COMBINATIONS, layout):
+        for process in hosts.start(out, [COMBINATION], layout):
             _, errors = process.communicate(timeout=400)
             assert process.returncode == 0, errors
     return out
 
 
-@pytest.mark.parametrize(("method", "mesh"), COMBINATIONS)
-def test_two_processes_compute_what_one_device_does(trained, method, mesh):
-    pair, single = (hosts.run_directory(trained, method, mesh, layout) for layout in (PAIR, SINGLE))
+def directories(out):
+    return [hosts.run_directory(out, METHOD, MESH, layout) for layout in (PAIR, SINGLE)]
+
+
+def test_two_processes_compute_what_one_device_does(trained):
+    pair, single = directories(trained)
     expected = hosts.losses(single)
     assert len(expected) == hosts.STEPS and expected[-1] != expected[0]
     assert hosts.losses(pair) == pytest.approx(expected, abs=1e-5)
@@ -50,7 +58,26 @@ def test_two_processes_compute_what_one_device_does(trained, method, mesh):
     assert sorted(map(tuple, parts[0] + parts[1])) == [(e, i) for e in (0, 1) for i in range(40)]
 
 
+@pytest.mark.parametrize(
+    ("devices", "sizes"), [(2, Mesh()), (8, Mesh()), (8, Mesh(fsdp=8)), (4, Mesh(fsdp=2, tensor=2))], ids=str
+)
+def test_what_two_processes_saved_is_restored_on_one(trained, devices, sizes, monkeypatch):
+    monkeypatch.setitem(BACKBONES, "tiny", hosts.SHALLOW)
+    pair, single = directories(trained)
+    on_one = load(pair, sharding.make_mesh(Mesh(), jax.devices()[:1])).params
+    found = load(pair, sharding.make_mesh(sizes, jax.devices()[:devices])).params
+    same_run = load(single, sharding.make_mesh(Mesh(), jax.devices()[:1])).params
+    assert found.keys() == on_one.keys() == same_run.keys()
+    for path, value in found.items():
+        np.testing.assert_array_equal(value, on_one[path], err_msg=path)
+        np.testing.assert_allclose(value, same_run[path], rtol=0, atol=1e-4, err_msg=path)
+
+
 # The main job, with one of two processes in trouble.
+
+
+# While a process imports, its other threads may wait for seconds.
+SILENT = 15
 
 
 class Pair:
@@ -70,7 +97,7 @@ class Pair:
                 "--workdir", str(directory / "run"), f"--config.data.data_dir={data}",
                 "--config.train.steps=4000", "--config.train.epochs=0.0", "--config.train.global_batch=2",
                 "--config.train.log_every_steps=1", "--config.eval.batch=2", "--config.data.num_frames=2",
-                "--config.hosts.silent_seconds=8", "--coordinator_address", f"localhost:{port}",
+                f"--config.hosts.silent_seconds={SILENT}", "--coordinator_address", f"localhost:{port}",
                 "--process_count", "2", "--process_id", str(index), *map(str, extra[index]),
             ]  # fmt: skip
             with path.open("w") as log:
@@ -118,7 +145,7 @@ def test_the_process_that_is_lost_is_named_and_the_other_ends(motion_data, tmp_p
         pair.await_step(2)
         pair.processes[victim].send_signal(number)
     for pair, (victim, _) in zip(running, FAULTS, strict=True):
-        status, line = pair.end(1 - victim, 40)
+        status, line = pair.end(1 - victim, SILENT + 40)
         assert status == 1, pair.said()
         where = f"error: process {victim} on {socket.gethostname()} has not been heard from since "
         assert line.startswith(where) and "at `step " in line, pair.said()

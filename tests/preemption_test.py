@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 
 from inti_jax import checkpoint, evaluate, run, train, writers
 from inti_jax.errors import Stopped, UserError
+from inti_jax.preemption import Preemption
 from inti_jax.writers import MetricsWriter, read_metrics
 from tests.records import computed
 
@@ -25,11 +27,14 @@ def test_a_signal_stops_a_run_with_all_its_steps_saved(motion_data, trained_run,
     def signalled(number, whole, *arguments, **options):
         if number not in sent:  # a second one would end this process at once
             sent.append(number)
+            heard.clear()
             os.kill(os.getpid(), number)
-            time.sleep(0.2)  # the thread that listens has it by now
+            assert heard.wait(60)
         return whole(*arguments, **options)
 
     sent: list[int] = []
+    heard, stop = threading.Event(), Preemption._stop
+    monkeypatch.setattr(Preemption, "_stop", lambda *arguments: (stop(*arguments), heard.set()))
 
     # In the save of step 2, which comes after that step's point, so that the next is the last; and while what
     # was done is evaluated.
