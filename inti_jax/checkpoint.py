@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import textwrap
+import threading
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -99,7 +100,7 @@ class Checkpoints:
         self._workdir, self._settings = workdir, settings
         self._directory = run.checkpoint_dir(workdir).absolute()
         self._first = jax.process_index() == 0
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints", initializer=_give_way)
         self._pending: Future[None] | None = None
         if self._first:
             self._directory.mkdir(parents=True, exist_ok=True)
@@ -140,8 +141,8 @@ class Checkpoints:
             "data": data,
         }
         try:
-            with _writing():
-                writing = ocp.save_checkpointables_async(self._directory / f"{step}.partial", parts)
+            # In the thread whose priority Orbax's own inherit; it returns when the arrays are copied.
+            writing = self._thread.submit(_start_writing, self._directory / f"{step}.partial", parts).result()
         except Exception as error:  # Orbax raises many kinds
             raise self._failure(step, error) from error
         self._pending = self._thread.submit(self._finish, step, writing)
@@ -246,11 +247,18 @@ def _load(workdir: Path, step: int, parts: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"{path} cannot be restored ({_reason(error)})") from error
 
 
-def _writing() -> ocp.Context:
-    """How Orbax writes: without the shardings, a quarter of its work; what is restored says where it goes."""
+def _give_way() -> None:
+    """Where the cores compute, what this thread and those it starts do comes after that."""
+    if jax.default_backend() == "cpu":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+
+
+def _start_writing(path: Path, parts: dict[str, Any]) -> Any:
     context = ocp.Context()
+    # A quarter of Orbax's work, and of no use: what is restored says where it goes.
     context.array_options.saving.enable_write_sharding_file = False
-    return context
+    with context:
+        return ocp.save_checkpointables_async(path, parts)
 
 
 def _abstract(tree: Any) -> Any:
