@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax._src.distributed import global_state  # see distributed.py
 
-from inti_jax import liveness, run
+from inti_jax import coordination, liveness, run
 from inti_jax.errors import UserError
 
 # Where a host keeps things and how it loads may differ from host to host.
@@ -38,7 +37,7 @@ def check_workdir(workdir: Path) -> None:
     if jax.process_count() == 1:
         return
     liveness.note("whether all see the same workdir", slow=True)
-    client, first = _client(), jax.process_index() == 0
+    client, first = coordination.client(), jax.process_index() == 0
     key, probe = f"inti_jax/probe/{next(_rounds)}", workdir / "seen-by-all"
     if first:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -75,7 +74,7 @@ def check(record: run.RunRecord, validation_sha256: str, *, mode: str, step: int
 
 def _agree(facts: Facts, complaint: Callable[[Facts, Facts], str | None]) -> None:
     """`complaint` says what is wrong with another process's facts, given process 0's and theirs."""
-    client, index = _client(), jax.process_index()
+    client, index = coordination.client(), jax.process_index()
     prefix = f"inti_jax/agree/{next(_rounds)}/"
     posted = {"host": socket.gethostname(), "process": index, **facts}
     client.key_value_set(f"{prefix}{index}", json.dumps(posted, default=repr))
@@ -89,10 +88,6 @@ def _agree(facts: Facts, complaint: Callable[[Facts, Facts], str | None]) -> Non
     answer = client.blocking_key_value_get(f"{prefix}answer", _LONGEST)
     if answer:
         raise UserError(answer)
-
-
-def _client() -> Any:
-    return global_state.client
 
 
 def _sees(probe: Path, token: str) -> bool:

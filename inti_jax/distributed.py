@@ -16,11 +16,8 @@ from typing import Any
 
 import jax
 from jax._src import cloud_tpu_init, clusters  # JAX's own answers to where it runs
-from jax._src.distributed import (
-    global_state,
-)  # the only way to the service's client, which Orbax uses as well
 
-from inti_jax import config, liveness
+from inti_jax import config, coordination, liveness
 from inti_jax.errors import Stopped, UsageError, UserError
 from inti_jax.relay import Relay
 
@@ -82,12 +79,8 @@ def joined(
 def _leave(watch: liveness.Watch) -> None:
     """Waits for the others to be done, too: process 0 is what they talk through."""
     watch.leave()
-    _client().wait_at_barrier("inti_jax/done", int(1000 * watch.limits.slow_seconds))
+    coordination.client().wait_at_barrier("inti_jax/done", int(1000 * watch.limits.slow_seconds))
     watch.stop()
-
-
-def _client() -> Any:
-    return global_state.client
 
 
 def _another_may_be_lost(error: BaseException | None) -> bool:
@@ -169,7 +162,7 @@ def _initialize(cluster: _Cluster) -> tuple[Any, threading.Event]:
             f"the {cluster.process_count} processes did not find each other at {cluster.coordinator_address} "
             f"in {INITIALIZATION_TIMEOUT} s: {_one_line(error)}"
         ) from error
-    return _client(), closed
+    return coordination.client(), closed
 
 
 def _check_flags(

@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 
+from inti_jax import coordination
 from inti_jax.errors import Stopped, UserError
 
 log = logging.getLogger("inti_jax")
@@ -39,7 +40,7 @@ class Preemption:
     """Meanwhile signals are requests to stop, which `reached` tells."""
 
     def __init__(self) -> None:
-        self._client = _client()
+        self._client = coordination.client()
         self._changed = threading.Condition()
         # All of these under `_changed`.
         self._passed = 0
@@ -192,15 +193,6 @@ def _exit(message: str, number: int) -> None:
     """Ends this process without waiting for any of its threads."""
     print(message, file=sys.stderr, flush=True)
     os._exit(128 + number)
-
-
-def _client() -> Any:
-    """Of JAX's coordination service, through which hosts can talk at any time; None for one process alone."""
-    if jax.process_count() == 1:
-        return None
-    from jax._src import distributed  # JAX has no public name for it
-
-    return distributed.global_state.client
 
 
 def _lookup(client: Any, key: str) -> str | None:
