@@ -7,7 +7,9 @@ waits there until all have said so, and all stop at the one after the furthest. 
 them is asked, and nothing has to be sent while none is.
 """
 
+import contextlib
 import functools
+import itertools
 import logging
 import os
 import signal
@@ -32,8 +34,10 @@ _POLL = 1.0
 _AGREE = 60
 # Seconds in which a repeated signal is the same request: launchers pass on what the process gets anyway.
 _SAME = 0.5
-_KEY = "inti_jax/preemption"
 _END = 0  # no signal's number
+
+# All processes make the same ones in the same order; a key of the service is set once.
+_rounds = itertools.count()
 
 
 class Preemption:
@@ -41,6 +45,7 @@ class Preemption:
 
     def __init__(self) -> None:
         self._client = coordination.client()
+        self._key = f"inti_jax/preemption/{next(_rounds)}"
         self._changed = threading.Condition()
         # All of these under `_changed`.
         self._passed = 0
@@ -70,6 +75,7 @@ class Preemption:
 
     def __exit__(self, *_: object) -> None:
         self._closed.set()
+        self._say_done()
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         if self._pipe is not None:
@@ -127,7 +133,7 @@ class Preemption:
             self._stop(number, [self._passed])
             return
         try:
-            self._client.key_value_set(f"{_KEY}/signal", str(number), allow_overwrite=True)
+            self._client.key_value_set(f"{self._key}/signal", str(number), allow_overwrite=True)
         except Exception as error:
             self._give_up(number, error)
             return
@@ -136,27 +142,37 @@ class Preemption:
 
     def _ask_others(self) -> None:
         while not self._closed.wait(_POLL):
-            number = _lookup(self._client, f"{_KEY}/signal")
+            number = _lookup(self._client, f"{self._key}/signal")
             if number is not None:
                 self._agree(int(number))
                 return
 
+    def _say_done(self) -> None:
+        """A host that is asked from now on, when this one has passed all its points, need not wait for it."""
+        with self._changed:
+            if self._client is None or self._signal is not None:
+                return  # nobody asks; or all were asked, and `_agree` says it
+            self._signal = _END
+        # What cannot be said is what those who wait for it notice.
+        with contextlib.suppress(Exception):
+            self._client.key_value_set(f"{self._key}/passed/{jax.process_index()}", str(self._passed))
+
     def _agree(self, number: int) -> None:
         """Stops after the furthest of all hosts."""
         with self._changed:
-            if self._agreeing or self._stop_at is not None or self._disagreement is not None:
+            if self._signal is not None:
                 return
             self._agreeing, self._signal = True, number
             passed = self._passed
         try:
-            self._client.key_value_set(f"{_KEY}/passed/{jax.process_index()}", str(passed))
+            self._client.key_value_set(f"{self._key}/passed/{jax.process_index()}", str(passed))
             all_passed = [
-                int(self._client.blocking_key_value_get(f"{_KEY}/passed/{process}", _AGREE * 1000))
+                int(self._client.blocking_key_value_get(f"{self._key}/passed/{process}", _AGREE * 1000))
                 for process in range(jax.process_count())
             ]
             if min(all_passed) == 0:
                 # All are about to exit: the first host, whose end JAX answers by aborting the others, last.
-                self._client.wait_at_barrier(f"{_KEY}/exit", _AGREE * 1000)
+                self._client.wait_at_barrier(f"{self._key}/exit", _AGREE * 1000)
                 time.sleep(1 if jax.process_index() == 0 else 0)
         except Exception as error:  # of the coordination service, or the connection to it
             self._give_up(number, error)
