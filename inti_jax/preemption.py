@@ -45,6 +45,7 @@ class Preemption:
 
     def __init__(self) -> None:
         self._client = coordination.client()
+        self._index, self._count = jax.process_index(), jax.process_count()
         self._key = f"inti_jax/preemption/{next(_rounds)}"
         self._changed = threading.Condition()
         # All of these under `_changed`.
@@ -155,7 +156,7 @@ class Preemption:
             self._signal = _END
         # What cannot be said is what those who wait for it notice.
         with contextlib.suppress(Exception):
-            self._client.key_value_set(f"{self._key}/passed/{jax.process_index()}", str(self._passed))
+            self._client.key_value_set(f"{self._key}/passed/{self._index}", str(self._passed))
 
     def _agree(self, number: int) -> None:
         """Stops after the furthest of all hosts."""
@@ -165,15 +166,15 @@ class Preemption:
             self._agreeing, self._signal = True, number
             passed = self._passed
         try:
-            self._client.key_value_set(f"{self._key}/passed/{jax.process_index()}", str(passed))
+            self._client.key_value_set(f"{self._key}/passed/{self._index}", str(passed))
             all_passed = [
                 int(self._client.blocking_key_value_get(f"{self._key}/passed/{process}", _AGREE * 1000))
-                for process in range(jax.process_count())
+                for process in range(self._count)
             ]
             if min(all_passed) == 0:
                 # All are about to exit: the first host, whose end JAX answers by aborting the others, last.
                 self._client.wait_at_barrier(f"{self._key}/exit", _AGREE * 1000)
-                time.sleep(1 if jax.process_index() == 0 else 0)
+                time.sleep(1 if self._index == 0 else 0)
         except Exception as error:  # of the coordination service, or the connection to it
             self._give_up(number, error)
             return

@@ -1,19 +1,24 @@
 """Signals to a run: what is saved, what is said, and how soon it ends."""
 
 import errno
+import itertools
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import jax
 import pytest
+from jax._src.lib import _jax
 
-from inti_jax import checkpoint, evaluate, run, train, writers
+from inti_jax import checkpoint, coordination, evaluate, preemption, run, train, writers
 from inti_jax.errors import Stopped, UserError
 from inti_jax.preemption import Preemption
 from inti_jax.writers import MetricsWriter, read_metrics
@@ -88,6 +93,59 @@ with Preemption() as preemption:
     assert [process.returncode for process in processes] == [143, 143]
     assert said[0] == "stopped by SIGTERM before the first step; run the same command to go on\n"
     assert said[1] == "stopped at once by a second SIGTERM\n"
+
+
+# Two hosts: JAX's own service and clients, in one process.
+
+
+@pytest.fixture
+def hosts(monkeypatch):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    service = _jax.get_distributed_runtime_service(address, 2)
+    clients = [_jax.get_distributed_runtime_client(address, index, init_timeout=60) for index in (0, 1)]
+    together([client.connect for client in clients])
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(preemption, "_rounds", itertools.repeat(0))
+    made = []
+    for index, client in enumerate(clients):
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        monkeypatch.setattr(coordination, "client", lambda client=client: client)
+        made.append(Preemption())
+    yield made
+    together([client.shutdown for client in clients])
+    service.shutdown()
+
+
+def together(calls):
+    """All at the same time, in threads, where signals are nobody's: what they return."""
+    with ThreadPoolExecutor(len(calls)) as threads:
+        return [found.result() for found in [threads.submit(call) for call in calls]]
+
+
+def passes(host, points, *, asked_after=None):
+    """The point that `host` stops at, or None where it passes all of them."""
+    with host:
+        for point in range(1, points + 1):
+            if host.reached():
+                return point
+            if point == asked_after:
+                host._ask(signal.SIGTERM)
+            time.sleep(0.02)
+    return None
+
+
+def test_two_hosts_stop_at_the_same_point_when_one_is_asked(hosts):
+    stops = together([lambda: passes(hosts[0], 1000), lambda: passes(hosts[1], 1000, asked_after=3)])
+    assert stops[0] == stops[1] > 3
+
+
+def test_a_host_that_is_done_is_not_waited_for(hosts):
+    assert passes(hosts[0], 5) is None
+    started = time.monotonic()
+    assert passes(hosts[1], 5, asked_after=4) is None
+    assert time.monotonic() - started < preemption._AGREE / 4
 
 
 # Full disks.
