@@ -107,13 +107,14 @@ def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
-def host_shards(mesh: jax.sharding.Mesh) -> list[int]:
+@functools.lru_cache(maxsize=4)  # asked for each batch, and a mesh does not change
+def host_shards(mesh: jax.sharding.Mesh) -> tuple[int, ...]:
     """Which of the parts that the mesh cuts a batch into are on devices of this host.
 
     Where `tensor` spans hosts, several have the same.
     """
     processes = np.vectorize(lambda device: device.process_index)(mesh.devices)
-    return shards_on(jax.process_index(), processes)
+    return tuple(shards_on(jax.process_index(), processes))
 
 
 def shards_on(process: int, processes: np.ndarray) -> list[int]:

@@ -21,7 +21,6 @@ import random
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -29,6 +28,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from tests.processes import start_main
 from tests.records import computed
 
 PROCESSES = 2
@@ -65,29 +65,15 @@ class Training:
 
     def __init__(self, workdir: Path, data: Path, logs: Path):
         logs.mkdir(parents=True, exist_ok=True)
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            port = free.getsockname()[1]
-        environment = os.environ | {
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0",
-            "PYTHONUNBUFFERED": "1",
-        }
-        command = [
-            sys.executable, "-m", "inti_jax.main", "--config", "configs/quickstart.py:compression=inti",
+        arguments = [
+            "--config", "configs/quickstart.py:compression=inti",
             "--workdir", str(workdir), f"--config.data.data_dir={data}", f"--config.train.steps={STEPS}",
             "--config.train.global_batch=4", "--config.train.log_every_steps=1",
             "--config.train.eval_every_steps=15", "--config.checkpoint.every_steps=6",
             "--config.eval.batch=4", "--config.data.num_frames=4", "--config.hosts.silent_seconds=10",
-            "--coordinator_address", f"localhost:{port}", "--process_count", str(PROCESSES),
         ]  # fmt: skip
         self._logs = [logs / f"{index}.log" for index in range(PROCESSES)]
-        self.processes = []
-        for index, path in enumerate(self._logs):
-            with path.open("w") as log:
-                self.processes.append(
-                    subprocess.Popen([*command, "--process_id", str(index)], env=environment, stderr=log)
-                )
+        self.processes = start_main(self._logs, [arguments] * PROCESSES)
 
     def running(self) -> bool:
         return all(process.poll() is None for process in self.processes)

@@ -8,13 +8,13 @@ import argparse
 import dataclasses
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 from inti_jax.models.backbone import BACKBONES
+from tests.processes import environment, free_address
 
 METHODS = ("full", "st_adapter", "zero_i2v")
 MESHES = {
@@ -67,17 +67,13 @@ def work(out: Path, combinations: list[list[str]], layout: tuple[int, int], flag
 def start(out: Path, combinations: list[list[str]], layout: tuple[int, int]) -> list[subprocess.Popen]:
     """The processes of one layout, for all combinations one after the other."""
     processes, devices = layout
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
+    address = free_address()
     return [
         subprocess.Popen(
             [sys.executable, "-m", "tests.hosts", "--work", json.dumps(
                 [str(out), combinations, layout, [address, processes, index]]
             )],
-            env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            env=environment(devices), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         )
         for index in range(processes)
     ]  # fmt: skip

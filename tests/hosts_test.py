@@ -3,11 +3,9 @@
 import contextlib
 import dataclasses
 import json
-import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 
 import jax
@@ -21,6 +19,7 @@ from inti_jax.models.backbone import BACKBONES
 from inti_jax.trained import load
 from inti_jax.writers import read_metrics
 from tests import hosts
+from tests.processes import start_main
 
 # The others, and one process of eight devices, by `python -m tests.hosts --all`: compiling takes the time.
 METHOD, MESH = COMBINATION = ["zero_i2v", "data=2 fsdp=2 tensor=2"]
@@ -84,24 +83,15 @@ class Pair:
     """Two processes of the main job; `extra` are further arguments of each."""
 
     def __init__(self, directory, data, extra=((), ())):
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            port = free.getsockname()[1]
-        flags = "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"
-        environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONUNBUFFERED": "1"}
+        arguments = [
+            "--config", "configs/quickstart.py:compression=none",
+            "--workdir", str(directory / "run"), f"--config.data.data_dir={data}",
+            "--config.train.steps=4000", "--config.train.epochs=0.0", "--config.train.global_batch=2",
+            "--config.train.log_every_steps=1", "--config.eval.batch=2", "--config.data.num_frames=2",
+            f"--config.hosts.silent_seconds={SILENT}",
+        ]  # fmt: skip
         self.logs = [directory / f"{index}.log" for index in (0, 1)]
-        self.processes = []
-        for index, path in enumerate(self.logs):
-            command = [
-                sys.executable, "-m", "inti_jax.main", "--config", "configs/quickstart.py:compression=none",
-                "--workdir", str(directory / "run"), f"--config.data.data_dir={data}",
-                "--config.train.steps=4000", "--config.train.epochs=0.0", "--config.train.global_batch=2",
-                "--config.train.log_every_steps=1", "--config.eval.batch=2", "--config.data.num_frames=2",
-                f"--config.hosts.silent_seconds={SILENT}", "--coordinator_address", f"localhost:{port}",
-                "--process_count", "2", "--process_id", str(index), *map(str, extra[index]),
-            ]  # fmt: skip
-            with path.open("w") as log:
-                self.processes.append(subprocess.Popen(command, env=environment, stderr=log, stdout=log))
+        self.processes = start_main(self.logs, [[*arguments, *map(str, own)] for own in extra])
 
     def await_step(self, step):
         deadline = time.monotonic() + 300

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -22,6 +21,7 @@ from inti_jax import checkpoint, coordination, evaluate, preemption, run, train,
 from inti_jax.errors import Stopped, UserError
 from inti_jax.preemption import Preemption
 from inti_jax.writers import MetricsWriter, read_metrics
+from tests.processes import free_address
 from tests.records import computed
 
 
@@ -100,9 +100,7 @@ with Preemption() as preemption:
 
 @pytest.fixture
 def hosts(monkeypatch):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
+    address = free_address()
     service = _jax.get_distributed_runtime_service(address, 2)
     clients = [_jax.get_distributed_runtime_client(address, index, init_timeout=60) for index in (0, 1)]
     together([client.connect for client in clients])

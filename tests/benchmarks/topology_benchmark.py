@@ -35,7 +35,7 @@ def measure(config: str, topology: str, batch: int | None, overrides: str) -> di
     command = [sys.executable, "-m", "inti_jax.plan", "--config", config, "--topology", topology, "--json"]
     command += [f"--config.{override}" for override in overrides.split()]
     command += [f"--config.train.global_batch={batch}"] if batch else []
-    process = subprocess.run(command, check=True, capture_output=True, text=True)
+    process = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(process.stdout)["compile"]
 
 
