@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from inti_jax import config, sharding, state, train, utilization
+from inti_jax import config, monitor, sharding, state, train, utilization
 from inti_jax.compilation import Compilations, kept
 from inti_jax.data.dataset import open_dataset
 from inti_jax.errors import UsageError
@@ -91,8 +91,8 @@ def test_each_compilation_has_a_record(watched):
 def test_compiling_counts_in_no_step_time(motion_data, tmp_path):
     settings, seconds = tiny(motion_data), 0.5
     writer, dataset = MetricsWriter(tmp_path), open_dataset("motion_digits", motion_data, "train")
-    speed = train._Speed(settings, state.abstract_model(record(settings)), sharding.make_mesh(config.Mesh()))
-    monitor = train._Monitor(
+    speed = monitor.Speed(settings, state.abstract_model(record(settings)), sharding.make_mesh(config.Mesh()))
+    watch = monitor.Monitor(
         settings, dataset, writer, Progress("train", 4), speed, last_step=4, next_step=0, bad=0
     )
     figures = {name: jnp.zeros(()) for name in ("loss", "grad_norm", "bad", "top1")}
@@ -104,10 +104,10 @@ def test_compiling_counts_in_no_step_time(motion_data, tmp_path):
 
     train_state = state.TrainState(step=jnp.zeros((), int), trainable={}, frozen={}, opt_state=())
     for step in (1, 2):
-        train_state, metrics = monitor.dispatch(step, step_fn, train_state, {})
-        monitor.push(step, metrics, jnp.arange(8))
-    monitor.flush()
-    monitor.close()
+        train_state, metrics = watch.dispatch(step, step_fn, train_state, {})
+        watch.push(step, metrics, jnp.arange(8))
+    watch.flush()
+    watch.close()
     writer.close()
     (compiled,) = (each for each in records(tmp_path, "compile") if each["what"] == "step_fn")
     assert compiled["step"] == 1 and compiled["seconds"] >= seconds
