@@ -25,7 +25,17 @@ from tests.processes import free_address
 from tests.records import computed
 
 
-def test_a_signal_stops_a_run_with_all_its_steps_saved(motion_data, trained_run, tmp_path, monkeypatch):
+@pytest.fixture
+def foreground():
+    """As a shell's foreground starts processes: what scripts start in the background ignores SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_signal_stops_a_run_with_all_its_steps_saved(
+    foreground, motion_data, trained_run, tmp_path, monkeypatch
+):
     workdir = tmp_path / "run"
     settings = run.RunRecord.read(trained_run).config
 
