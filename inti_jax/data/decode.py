@@ -19,6 +19,8 @@ from inti_jax.errors import UserError
 
 # Seconds by which a file that announces no frame count may end before the duration it announces.
 _DURATION_SLACK = 1.0
+# Lists and session descriptions pass for videos and name others: files next to this one, or hosts.
+_NOTHING_ELSE = {"protocol_whitelist": ""}
 
 
 class DecodeError(UserError):
@@ -103,7 +105,9 @@ def opened(video: bytes) -> Iterator[tuple[av.container.InputContainer, av.Video
     """
     if not video:
         raise DecodeError("the file is empty")
-    with av.open(io.BytesIO(video), "r", metadata_errors="replace") as container:
+    with av.open(
+        io.BytesIO(video), "r", metadata_errors="replace", container_options=_NOTHING_ELSE
+    ) as container:
         if container.format.name.endswith("_pipe"):
             raise DecodeError("it is a still image")
         # An audio file's cover is a video stream too.

@@ -1,4 +1,5 @@
 import io
+import time
 from pathlib import Path
 
 import av
@@ -100,6 +101,24 @@ def test_passes_over_what_no_wanted_frame_depends_on(container):
             decode.decode_frames(spoilt, np.array([45]))
         frames = decode.decode_frames(spoilt, np.array(wanted), FRAMES)
         np.testing.assert_array_equal(frames, full[wanted])
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "ffconcat version 1.0\nfile secret.mp4\n",
+        "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\n"
+        "m=video 5004 RTP/AVP 96\na=rtpmap:96 H264/90000\n",
+    ],
+    ids=["a list of files", "a session description"],
+)
+def test_nothing_but_the_bytes_is_read(other, tmp_path, monkeypatch):
+    (tmp_path / "secret.mp4").write_bytes(VIDEOS["b_frames"])
+    monkeypatch.chdir(tmp_path)
+    started = time.monotonic()
+    with pytest.raises(decode.DecodeError):
+        decode.validate(other.encode())
+    assert time.monotonic() - started < 5  # a session description's host would be waited for
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the shared clips are not there")
