@@ -7,35 +7,17 @@ nor on where the run was started or resumed.
 
 import functools
 import logging
-import multiprocessing
-import os
-import re
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypedDict
 
-import grain
-import jax
 import numpy as np
-from absl import flags
 from jaxtyping import Bool, Int32, Int64, UInt8
 
 from inti_jax import config
-from inti_jax.data import augment, decode, mirror, sampling
+from inti_jax.data import augment, decode, loading, mirror, sampling
 from inti_jax.data.dataset import Example, LabelledSource, Source
-from inti_jax.errors import UserError
 
 log = logging.getLogger("inti_jax")
-
-# How often in a row workers may die before the same batch.
-_DEATHS = 3
-# What Grain says of one.
-_WORKER_DIED = re.compile(r"Worker process was terminated unexpectedly with exit code (-?\d+)")
-
-
-class LoadingError(UserError):
-    """Batches cannot be loaded: the processes that should do not stay alive."""
 
 
 class TrainBatch(TypedDict):
@@ -125,11 +107,11 @@ class TrainBatches(Iterator[TrainBatch]):
     dies is replaced; asking for a batch raises LoadingError where that does not help.
     """
 
-    def __init__(self, loaded_from: Callable[[int], "_Batches"]):
+    def __init__(self, loaded_from: Callable[[int], loading.Batches]):
         """`loaded_from` gives the batches from a step on."""
         self._loaded_from = loaded_from
         self._first_step = 0
-        self._batches: _Batches | None = None
+        self._batches: loading.Batches | None = None
 
     def __next__(self) -> TrainBatch:
         if self._batches is None:
@@ -176,7 +158,7 @@ def train_batches(
     )
     mirrored = mirror.mirrored_labels(dataset.labels) if cfg.flip else ()
     load = functools.partial(_load_train, dataset, cfg, seed, mirrored)
-    return TrainBatches(functools.partial(_Batches, order, load, cfg))
+    return TrainBatches(functools.partial(loading.Batches, order, load, cfg, _shape(cfg)))
 
 
 def eval_batches(
@@ -192,7 +174,8 @@ def eval_batches(
     """
     order = EvalOrder(len(dataset), global_batch=eval_cfg.batch, rows=rows)
     load = functools.partial(_load_eval, dataset, cfg, eval_cfg)
-    batches = _Batches(order, load, cfg)
+    views = eval_cfg.clips * eval_cfg.crops
+    batches = loading.Batches(order, load, cfg, (views, *_shape(cfg)))
     try:
         yield from batches
     finally:
@@ -233,7 +216,7 @@ def _load_train(
     """Row `element`, an (epoch, index, repeat); `mirrored` gives the label of a mirrored clip."""
     epoch, index, repeat = element
     row = {
-        "video": np.zeros((cfg.num_frames, cfg.resolution, cfg.resolution, 3), np.uint8),
+        "video": np.zeros(_shape(cfg), np.uint8),
         "label": np.int32(-1),
         "mask": np.bool_(False),
         "index": np.int32(index),
@@ -261,7 +244,7 @@ def _say_masked(index: int, reason: str) -> None:
 
 
 def _load_eval(dataset: Source, cfg: config.Data, eval_cfg: config.Eval, index: int) -> dict[str, Any]:
-    shape = (eval_cfg.clips * eval_cfg.crops, cfg.num_frames, cfg.resolution, cfg.resolution, 3)
+    shape = (eval_cfg.clips * eval_cfg.crops, *_shape(cfg))
     row = {
         "video": np.zeros(shape, np.uint8),
         "label": np.int32(-1),
@@ -280,112 +263,9 @@ def _load_eval(dataset: Source, cfg: config.Data, eval_cfg: config.Eval, index: 
     return row
 
 
-class _Batches(Iterator[Any]):
-    """Batches `first` and on of `order`, each row loaded by `load` in threads or worker processes."""
-
-    def __init__(
-        self,
-        order: TrainOrder | EvalOrder,
-        load: Callable[[Any], dict[str, Any]],
-        cfg: config.Data,
-        first: int = 0,
-    ):
-        self._order, self._load, self._cfg, self._host_batch = order, load, cfg, len(order.rows)
-        self._due = first
-        self._deaths = 0
-        self._loading: Any = None
-
-    def __next__(self) -> Any:
-        while True:
-            if self._loading is None:
-                self._loading = self._start()
-            try:
-                batch = next(self._loading)
-            except RuntimeError as error:
-                died = _WORKER_DIED.search(str(error))
-                if died is None:
-                    raise
-                self.close()
-                self._note_death(int(died[1]))
-                continue  # all of them anew, from the batch that is due
-            self._due += 1
-            self._deaths = 0
-            return batch
-
-    def close(self) -> None:
-        if self._loading is not None:
-            self._loading.close()
-            self._loading = None
-
-    def _start(self) -> Any:
-        workers, threads = worker_count(self._cfg, self._host_batch), self._cfg.threads
-        # Single rows, not batches, are spread over threads and workers: their order survives any number.
-        ahead = self._cfg.prefetch * self._host_batch
-        first_row = self._due * self._host_batch
-        loaded = (
-            grain.MapDataset.source(self._order)
-            .slice(slice(first_row, len(self._order)))
-            .map(self._load)
-            .to_iter_dataset(
-                grain.ReadOptions(
-                    num_threads=threads, prefetch_buffer_size=threads if workers else max(threads, ahead)
-                )
-            )
-        )
-        if workers:
-            if not flags.FLAGS.is_parsed():  # Grain reads its own, also in programs that use no absl flags
-                flags.FLAGS.mark_as_parsed()
-            # Workers are spawned, never forked: a fork of a process that runs JAX may hang.
-            loaded = loaded.mp_prefetch(
-                grain.MultiprocessingOptions(
-                    num_workers=workers, per_worker_buffer_size=-(-ahead // workers)
-                ),
-                worker_init_fn=_end_with_parent,
-            )
-        return iter(loaded.batch(self._host_batch, drop_remainder=True))
-
-    def _note_death(self, exit_code: int) -> None:
-        self._deaths += 1
-        how = f"was killed by {signal.Signals(-exit_code).name}" if exit_code < 0 else f"exited ({exit_code})"
-        if self._deaths < _DEATHS:
-            log.warning("a worker process %s: the workers start anew at batch %d", how, self._due)
-            return
-        rows = range(self._due * self._host_batch, min((self._due + 1) * self._host_batch, len(self._order)))
-        elements = (self._order[row] for row in rows[:16])
-        # Of an (epoch, index, repeat) the index.
-        indices = ", ".join(str(e[1] if isinstance(e, tuple) else e) for e in elements)
-        if exit_code == -signal.SIGKILL:
-            why = "memory ran out, most likely: lower `data.workers` or `data.prefetch`"
-        elif exit_code < 0:
-            why = f"a video crashes the decoder, most likely: one of the indices {indices}, or soon after"
-        else:
-            why = "its traceback is above"
-        raise LoadingError(
-            f"worker processes died {self._deaths} times in a row before batch {self._due}; "
-            f"the last one {how}: {why}"
-        )
-
-
-def _end_with_parent(*_: int) -> None:
-    """In a worker: ends it when the process that started it is gone, which Grain's would outlive for ever."""
-
-    def wait() -> None:
-        parent = multiprocessing.parent_process()
-        assert parent is not None
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True, name="end-with-parent").start()
-
-
-def worker_count(cfg: config.Data, host_batch: int) -> int:
-    """Worker processes of a host that loads `host_batch` videos a batch: `cfg.workers`, or what suits."""
-    if cfg.workers >= 0:
-        return cfg.workers
-    if jax.default_backend() == "cpu":
-        return 0  # the cores compute: threads take what is left without the workers' memory
-    # One core for the process that drives the devices; more workers than rows loaded ahead would idle.
-    return min(len(os.sched_getaffinity(0)) - 1, cfg.prefetch * host_batch)
+def _shape(cfg: config.Data) -> tuple[int, int, int, int]:
+    """Of a clip."""
+    return cfg.num_frames, cfg.resolution, cfg.resolution, 3
 
 
 @functools.lru_cache(maxsize=2)  # a step touches two epochs at most, unless an epoch is shorter than a step

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inti_jax import config, memory
-from inti_jax.data import decode, pipeline
+from inti_jax.data import decode, loading, pipeline
 from inti_jax.data.dataset import Example, FileDataset, open_dataset
 from inti_jax.errors import UserError
 from tests.data import clips
@@ -189,8 +189,8 @@ def test_batches_can_be_set_to_another_step_at_any_time(videos):
 def test_workers_are_chosen_by_cores_and_backend(monkeypatch, backend, cores, batch, workers):
     monkeypatch.setattr("jax.default_backend", lambda: backend)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
-    assert pipeline.worker_count(CFG, batch) == workers
-    assert pipeline.worker_count(dataclasses.replace(CFG, workers=3), batch) == 3
+    assert loading.worker_count(CFG, batch) == workers
+    assert loading.worker_count(dataclasses.replace(CFG, workers=3), batch) == 3
 
 
 def test_a_worker_that_is_killed_is_replaced(videos, caplog, monkeypatch):
@@ -216,16 +216,18 @@ def test_a_worker_that_is_killed_is_replaced(videos, caplog, monkeypatch):
 )
 def test_the_reason_depends_on_how_workers_died(videos, monkeypatch, exit_code, reason):
     class Dead:
+        stuck = None
+
         def __next__(self):
             raise RuntimeError(f"Worker process was terminated unexpectedly with exit code {exit_code}.")
 
         def close(self):
             pass
 
-    monkeypatch.setattr(pipeline._Batches, "_start", lambda self: Dead())
+    monkeypatch.setattr(loading.Batches, "_start", lambda self: Dead())
     with (
         pipeline.train_batches(videos, CFG, seed=5, global_batch=4, num_steps=5) as batches,
-        pytest.raises(pipeline.LoadingError, match=f"3 times in a row before batch 0; .*{reason}"),
+        pytest.raises(loading.LoadingError, match=f"3 times in a row before batch 0; .*{reason}"),
     ):
         next(batches)
 
@@ -282,11 +284,11 @@ class Deadly(Videos):
 
 
 def test_workers_that_keep_dying_end_the_run_with_the_reason(monkeypatch):
-    monkeypatch.setattr(pipeline, "_DEATHS", 2)
+    monkeypatch.setattr(loading, "_DEATHS", 2)
     cfg = dataclasses.replace(CFG, workers=2, threads=1)
     with (
         pipeline.train_batches(Deadly(), cfg, seed=5, global_batch=7, num_steps=5) as batches,
-        pytest.raises(pipeline.LoadingError, match=r"killed by SIGSEGV.* indices .*2") as caught,
+        pytest.raises(loading.LoadingError, match=r"killed by SIGSEGV.* indices .*2") as caught,
     ):
         list(batches)
     assert "\n" not in str(caught.value)

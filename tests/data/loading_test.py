@@ -1,0 +1,165 @@
+import contextlib
+import dataclasses
+import gc
+import multiprocessing
+import os
+import pickle
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from inti_jax.data import decode, loading, pipeline
+from inti_jax.data.shared import NoMoreError, Sent, Slots
+from tests.data.pipeline_test import CFG, Videos
+
+WORKERS = dataclasses.replace(CFG, workers=2, threads=1)
+
+
+def _fill(slots, ks):
+    for k in ks:
+        with slots.filling(k) as array:
+            array[...] = k
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.data())
+def test_a_slot_is_never_overwritten_before_it_is_released(data):
+    count = data.draw(st.integers(1, 6))
+    workers = data.draw(st.integers(1, 4))
+    length = data.draw(st.integers(1, 30))
+    slots = Slots(count, (3, 2))
+    copies = [pickle.loads(pickle.dumps(slots)) for _ in range(workers)]
+    filled = [threading.Event() for _ in range(length)]
+
+    def fill(worker):
+        for k in range(worker, length, workers):
+            _fill(copies[worker], [k])
+            filled[k].set()
+
+    threads = [threading.Thread(target=fill, args=(worker,)) for worker in range(workers)]
+    for thread in threads:
+        thread.start()
+    for k in range(length):
+        assert filled[k].wait(10)
+        assert (slots[k] == k).all()
+        assert not any(event.is_set() for event in filled[k + count :])
+        slots.release(k + 1)
+    for thread in threads:
+        thread.join()
+    assert not slots.fillers()
+    slots.close()
+
+
+def test_other_processes_fill_them_and_run_what_was_sent():
+    slots, double = Slots(4, (1000, 1000)), Sent(_double)
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=_fill_by, args=(slots, double))
+    process.start()
+    process.join()
+    assert [slots[k].max() for k in range(4)] == [0, 2, 4, 6]
+    assert slots.fillers() == {}
+    assert len(pickle.dumps((slots, double))) < 1000
+    slots.close()
+    double.close()
+    assert not any(slots[k].any() for k in range(4))  # its memory is given back
+
+
+def _double(k):
+    return 2 * k
+
+
+def _fill_by(slots, function):
+    for k in range(4):
+        with slots.filling(k) as array:
+            array[...] = function(k)
+
+
+def test_who_waits_for_a_slot_does_not_when_no_more_are_wanted():
+    slots = Slots(2, (1,))
+    with ThreadPoolExecutor() as threads:
+        filling = threads.submit(_fill, slots, range(50))
+        with pytest.raises(TimeoutError):
+            filling.result(0.1)
+        slots.stop()
+        with pytest.raises(NoMoreError):
+            filling.result(10)
+    slots.close()
+
+
+def _arrays_in_dev_shm():
+    return {path.name for path in Path("/dev/shm").glob("psm_*")}
+
+
+def _open_memory():
+    count = 0
+    for path in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # that of the listing itself is gone again
+            count += path.readlink().name.startswith("memfd:inti_jax")
+    return count
+
+
+def test_closing_leaves_no_memory_and_no_process():
+    before = _arrays_in_dev_shm()
+    for _ in range(2):
+        with pipeline.train_batches(Videos(), WORKERS, seed=0, global_batch=2, num_steps=50) as batches:
+            next(batches)
+            assert _open_memory() >= 2
+            assert _arrays_in_dev_shm() <= before  # where containers have little room
+        assert not multiprocessing.active_children()
+    gc.collect()  # what Grain keeps
+    assert _open_memory() == 0
+
+
+def _endless(video, indices, total=None):
+    if total == 16:  # that of index 2
+        time.sleep(600)
+    return decode.decode_frames(video, indices, total)
+
+
+class Endless(Videos):
+    def __getitem__(self, index):
+        return super().__getitem__(index)._replace(decoder=_endless)
+
+
+def test_a_worker_that_comes_to_no_end_ends_the_run_with_the_reason(monkeypatch):
+    monkeypatch.setattr(loading, "_ROW_SECONDS", 3)
+    with (
+        pipeline.train_batches(Endless(), WORKERS, seed=5, global_batch=7, num_steps=5) as batches,
+        pytest.raises(loading.LoadingError, match=r"video of index 2 did not come to an end in 3 s"),
+    ):
+        list(batches)
+    assert not multiprocessing.active_children()
+
+
+def test_closing_does_not_wait_for_a_worker_that_comes_to_no_end(monkeypatch):
+    monkeypatch.setattr(loading, "_LAST_ROW_SECONDS", 1)
+    with pipeline.train_batches(Endless(), WORKERS, seed=5, global_batch=1, num_steps=50) as batches:
+        assert next(batches)["index"] != 2
+        time.sleep(1)
+        started = time.monotonic()
+    assert time.monotonic() - started < 10
+    assert not multiprocessing.active_children()
+
+
+def _die(content):
+    os._exit(3)
+
+
+class DiesAtTheStart(Videos):
+    """More than a pipe holds."""
+
+    def __reduce__(self):
+        return _die, (bytes(200_000),)
+
+
+def test_workers_that_die_as_they_start_end_the_run_with_the_reason():
+    with (
+        pipeline.train_batches(DiesAtTheStart(), WORKERS, seed=5, global_batch=7, num_steps=5) as batches,
+        pytest.raises(loading.LoadingError, match=r"died 3 times in a row before batch 0.*exited \(3\)"),
+    ):
+        next(batches)
