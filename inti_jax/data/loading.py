@@ -10,6 +10,7 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import util
 from typing import Any, Protocol, runtime_checkable
 
 import grain
@@ -198,9 +199,12 @@ class _Workers(Iterator[Any]):
         )
         filled = loaded.map(functools.partial(_with_video, self._slots))
         self._batches = iter(filled.batch(self._host_batch, drop_remainder=True))
+        # A program may end without `close`: then Grain waits for the workers, and so before that.
+        util.Finalize(self, self._slots.stop, exitpriority=10)
         self.stuck: int | None = None  # the row that came to no end, so that the workers were killed
         self._closed = threading.Event()
-        threading.Thread(target=self._watch, daemon=True, name="watch-workers").start()
+        self._watcher = threading.Thread(target=self._watch, daemon=True, name="watch-workers")
+        self._watcher.start()
 
     def __next__(self) -> Any:
         batch = next(self._batches)  # a copy of the slots
@@ -210,15 +214,19 @@ class _Workers(Iterator[Any]):
 
     def close(self) -> None:
         self._closed.set()
+        self._watcher.join()
         # Every worker ends after the row that it is at, or is killed there.
         self._slots.stop()
         kill = threading.Timer(_LAST_ROW_SECONDS, self._kill)
         kill.start()
-        self._batches.close()
-        kill.cancel()
-        # Not before, or a worker that starts might open what has the same number next.
-        self._slots.close()
-        self._load.close()
+        try:
+            self._batches.close()
+        finally:
+            kill.cancel()
+            kill.join()
+            # Not before, or a worker that starts might open what has the same number next.
+            self._slots.close()
+            self._load.close()
 
     def _watch(self) -> None:
         seconds: Counter[int] = Counter()
@@ -240,6 +248,8 @@ class _Workers(Iterator[Any]):
 def _load_into(slots: Slots, load: Callable[[Any], Row], k: int, element: Any) -> Row:
     """In a worker: row k, with `video` in its slot and k in the place of it."""
     with slots.filling(k) as video:
+        if video is None:  # nobody will look at it
+            return {}
         row = load(element)
         video[...] = row["video"]
     return row | {"video": k}
@@ -250,6 +260,9 @@ def _with_video(slots: Slots, row: Row) -> Row:
 
 
 def _start_worker(*_: int) -> None:
+    # Ctrl-C goes to all processes of a terminal, a scheduler's SIGTERM to all of a job: the run answers them.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     _end_with_parent()
     _keep_freed_memory()
 

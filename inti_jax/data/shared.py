@@ -21,10 +21,6 @@ _POLL_SECONDS = 0.005
 _STOPPED = -1
 
 
-class NoMoreError(Exception):
-    """What was to be loaded is not wanted any more."""
-
-
 class Memory:
     """So many bytes, at first 0. Another process can open them by `path` until they are closed here."""
 
@@ -97,12 +93,13 @@ class Slots:
         return self._arrays[k % self._count]
 
     @contextmanager
-    def filling(self, k: int) -> Iterator[UInt8[np.ndarray, "..."]]:
-        """Waits until the slot of element k is free. Raises NoMoreError after `stop`."""
+    def filling(self, k: int) -> Iterator[UInt8[np.ndarray, "..."] | None]:
+        """Waits until the slot of element k is free, and gives it; None after `stop`."""
         while (released := self._released[0]) != _STOPPED and k >= released + self._count:
             time.sleep(_POLL_SECONDS)
         if released == _STOPPED:
-            raise NoMoreError
+            yield None
+            return
         filler = self._fillers[k % self._count]
         filler[:] = os.getpid(), k
         try:

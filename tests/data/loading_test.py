@@ -4,6 +4,9 @@ import gc
 import multiprocessing
 import os
 import pickle
+import signal
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inti_jax.data import decode, loading, pipeline
-from inti_jax.data.shared import NoMoreError, Sent, Slots
+from inti_jax.data.shared import Sent, Slots
 from tests.data.pipeline_test import CFG, Videos
 
 WORKERS = dataclasses.replace(CFG, workers=2, threads=1)
@@ -81,13 +84,18 @@ def _fill_by(slots, function):
 
 def test_who_waits_for_a_slot_does_not_when_no_more_are_wanted():
     slots = Slots(2, (1,))
+
+    def wait():
+        with slots.filling(2) as array:
+            return array
+
     with ThreadPoolExecutor() as threads:
-        filling = threads.submit(_fill, slots, range(50))
+        waiting = threads.submit(wait)
         with pytest.raises(TimeoutError):
-            filling.result(0.1)
+            waiting.result(0.1)
         slots.stop()
-        with pytest.raises(NoMoreError):
-            filling.result(10)
+        assert waiting.result(10) is None
+    assert not slots.fillers()
     slots.close()
 
 
@@ -144,6 +152,37 @@ def test_closing_does_not_wait_for_a_worker_that_comes_to_no_end(monkeypatch):
         started = time.monotonic()
     assert time.monotonic() - started < 10
     assert not multiprocessing.active_children()
+
+
+_UNCLOSED = """
+from inti_jax.data import pipeline
+from tests.data.loading_test import WORKERS, Videos
+
+if __name__ == "__main__":
+    batches = pipeline.train_batches(Videos(), WORKERS, seed=0, global_batch=2, num_steps=10_000)
+    next(batches)
+"""
+
+
+def test_a_program_that_does_not_close_ends_soon_and_says_nothing(tmp_path):
+    script = tmp_path / "unclosed.py"
+    script.write_text(_UNCLOSED)
+    command, environment = [sys.executable, script], os.environ | {"PYTHONPATH": "."}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=20, check=True)
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_workers_leave_it_to_the_run_to_stop(number):
+    with pipeline.train_batches(Videos(), WORKERS, seed=5, global_batch=2, num_steps=200) as batches:
+        next(batches)
+        workers = multiprocessing.active_children()
+        assert len(workers) == 2
+        for worker in workers:
+            os.kill(worker.pid, number)
+        for _ in range(30):
+            next(batches)
+        assert [worker.is_alive() for worker in workers] == [True, True]
 
 
 def _die(content):
