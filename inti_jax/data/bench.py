@@ -158,7 +158,7 @@ def _pipeline_rate(
     # Small batches: what is loaded ahead before the clock starts counts for nothing, so it should be little.
     batch = max(8, 2 * workers)
     cfg = dataclasses.replace(cfg, workers=workers, threads=threads, prefetch=1)
-    ahead, steps = 5, -(-clips // batch)  # more than is ever loaded ahead, so that is gone
+    ahead, steps = 5, -(-clips // batch)  # more than is loaded ahead, so that is used up first
     with pipeline.train_batches(
         dataset, cfg, seed=seed, global_batch=batch, num_steps=2 * ahead + steps
     ) as batches:

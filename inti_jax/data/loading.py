@@ -5,9 +5,11 @@ import functools
 import logging
 import multiprocessing
 import os
+import pickle
 import re
 import signal
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import util
@@ -26,10 +28,11 @@ log = logging.getLogger("inti_jax")
 
 # How often in a row workers may die before the same batch.
 _DEATHS = 3
-# For how many seconds a worker may load one row, and how many when nobody waits for it any more.
-_ROW_SECONDS = 300
+# For how many seconds a worker may load one row: fewer than `hosts.stall_seconds`, which knows of no video.
+# And for how many when nobody waits for it any more.
+_ROW_SECONDS = 240
 _LAST_ROW_SECONDS = 10
-# Bytes of the largest block that glibc ever keeps for itself, and a little less.
+# Bytes: a little less than glibc's largest threshold for mmap.
 _MALLOC_MAX = 31 * 2**20
 # What Grain says of a worker that died.
 _WORKER_DIED = re.compile(r"Worker process was terminated unexpectedly with exit code (-?\d+)")
@@ -38,7 +41,7 @@ Row = dict[str, Any]
 
 
 class LoadingError(UserError):
-    """Batches cannot be loaded: the processes that should do not stay alive, or come to no end."""
+    """Batches cannot be loaded: worker processes keep dying, or one hangs at a row."""
 
 
 @runtime_checkable
@@ -55,7 +58,8 @@ class Order(Protocol):
 class Batches(Iterator[Any]):
     """Batches `first` and on of `order`, each row loaded by `load` in threads or worker processes.
 
-    A row has `video`, a uint8 array of `shape`, and scalars. Raises LoadingError.
+    A row has `video`, a uint8 array of `shape`, and scalars. Raises LoadingError, and what `load` raises.
+    Close it in the thread that iterates.
     """
 
     def __init__(
@@ -66,7 +70,8 @@ class Batches(Iterator[Any]):
         shape: tuple[int, ...],
         first: int = 0,
     ):
-        self._order, self._load, self._cfg, self._shape = order, load, cfg, shape
+        self._order, self._cfg, self._shape = order, cfg, shape
+        self._load = functools.partial(_checked, load, shape)
         self._host_batch = len(order.rows)
         self._due = first
         self._deaths = 0
@@ -93,9 +98,9 @@ class Batches(Iterator[Any]):
             return batch
 
     def close(self) -> None:
-        if self._loading is not None:
-            self._loading.close()
-            self._loading = None
+        loading, self._loading = self._loading, None
+        if loading is not None:
+            loading.close()
 
     def _start(self) -> "_Threads | _Workers":
         first_row = self._due * self._host_batch
@@ -155,7 +160,7 @@ class _Threads(Iterator[Any]):
         # Single rows, not batches, are spread over threads, and over workers: any number keeps their order.
         rows = grain.MapDataset.source(order).map(load).slice(slice(first_row, len(order)))
         loaded = rows.to_iter_dataset(grain.ReadOptions(cfg.threads, ahead))
-        self._batches = iter(loaded.batch(host_batch, drop_remainder=True))
+        self._batches = iter(loaded.batch(host_batch, drop_remainder=True, batch_fn=_stack))
 
     def __next__(self) -> Any:
         return next(self._batches)
@@ -198,51 +203,111 @@ class _Workers(Iterator[Any]):
             worker_init_fn=_start_worker,
         )
         filled = loaded.map(functools.partial(_with_video, self._slots))
-        self._batches = iter(filled.batch(self._host_batch, drop_remainder=True))
-        # A program may end without `close`: then Grain waits for the workers, and so before that.
-        util.Finalize(self, self._slots.stop, exitpriority=10)
-        self.stuck: int | None = None  # the row that came to no end, so that the workers were killed
-        self._closed = threading.Event()
-        self._watcher = threading.Thread(target=self._watch, daemon=True, name="watch-workers")
-        self._watcher.start()
+        self._batches = iter(filled.batch(self._host_batch, drop_remainder=True, batch_fn=_stack))
+        self._watch = _Watch(self._slots)
+        # A program may end, or drop this, without closing it: Grain then waits for the workers.
+        self._finalizer = util.Finalize(
+            self, _close_or_end, (weakref.ref(self), self._watch), exitpriority=10
+        )
+        self._watch.start()
+
+    @property
+    def stuck(self) -> int | None:
+        """The row that came to no end, so that the workers were killed."""
+        return self._watch.stuck
 
     def __next__(self) -> Any:
-        batch = next(self._batches)  # a copy of the slots
+        batch = next(self._batches)  # a copy of the slots, see `_stack`
         self._taken += self._host_batch
         self._slots.release(self._taken)
         return batch
 
     def close(self) -> None:
-        self._closed.set()
-        self._watcher.join()
+        self._finalizer.cancel()
         # Every worker ends after the row that it is at, or is killed there.
-        self._slots.stop()
-        kill = threading.Timer(_LAST_ROW_SECONDS, self._kill)
+        self._watch.end()
+        self._watch.join()
+        kill = threading.Timer(_LAST_ROW_SECONDS, self._watch.kill)
         kill.start()
         try:
             self._batches.close()
         finally:
             kill.cancel()
             kill.join()
-            # Not before, or a worker that starts might open what has the same number next.
+            self._batches = iter(())  # Grain's do not end well when the interpreter does
             self._slots.close()
             self._load.close()
 
-    def _watch(self) -> None:
+
+def _close_or_end(workers: "weakref.ref[_Workers]", watch: "_Watch") -> None:
+    found = workers()
+    if found is None:  # then Grain closes its own
+        watch.end()
+    else:
+        found.close()
+
+
+class _Watch(threading.Thread):
+    """Looks every second at which rows the workers are, and kills them when one comes to no end."""
+
+    def __init__(self, slots: Slots):
+        super().__init__(daemon=True, name="watch-workers")
+        self._slots = slots
+        self._ended = threading.Event()
+        self.stuck: int | None = None  # the row
+
+    def run(self) -> None:
         seconds: Counter[int] = Counter()
-        while not self._closed.wait(1.0):
-            fillers = self._slots.fillers()
+        while not self._ended.wait(1.0):
             # Counted, not read from a clock: where this process is stopped, its workers mostly are too.
-            seconds = Counter({row: seconds[row] + 1 for row in fillers})
-            if late := [row for row in fillers if seconds[row] >= _ROW_SECONDS]:
+            seconds = Counter({row: seconds[row] + 1 for row in self._rows()})
+            if late := [row for row, count in seconds.items() if count >= _ROW_SECONDS]:
                 self.stuck = min(late)
-                self._kill()
+                self.kill()
                 return
 
-    def _kill(self) -> None:
-        for process in set(self._slots.fillers().values()):
+    def end(self) -> None:
+        """Lets the workers end, and this thread."""
+        self._slots.stop()
+        self._ended.set()
+
+    def kill(self) -> None:
+        for process in set(self._rows().values()):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
+
+    def _rows(self) -> dict[int, int]:
+        """The workers, by the row that they are at. One that died still stands in the slots."""
+        alive = {process.pid for process in multiprocessing.active_children()}
+        return {row: process for row, process in self._slots.fillers().items() if process in alive}
+
+
+def _checked(load: Callable[[Any], Row], shape: tuple[int, ...], element: Any) -> Row:
+    """Row `element`. What `load` raises arrives where batches are asked for."""
+    try:
+        row = load(element)
+    except Exception as error:  # whatever a decoder of somebody else's raises
+        if _can_be_sent(error):
+            raise
+        raise RuntimeError(f"loading a row: {type(error).__name__}: {error}") from error
+    video = row["video"]
+    if video.shape != shape or video.dtype != np.uint8:
+        raise ValueError(f"a row's video is {video.dtype} {video.shape}: uint8 {shape} is what it should be")
+    return row
+
+
+def _can_be_sent(error: Exception) -> bool:
+    """Whether it would arrive from a worker as it is, and not end the iteration."""
+    try:
+        alike = type(pickle.loads(pickle.dumps(error))) is type(error)
+    except Exception:  # whatever a class of somebody else's raises
+        return False
+    return alike and not isinstance(error, StopIteration)
+
+
+def _stack(rows: Sequence[Row]) -> Any:
+    """A batch. Always a copy: Grain's own is a view where there is one row."""
+    return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
 
 
 def _load_into(slots: Slots, load: Callable[[Any], Row], k: int, element: Any) -> Row:
@@ -283,6 +348,6 @@ def _keep_freed_memory() -> None:
     """In a worker: lets glibc keep what a row's arrays took for the next row's.
 
     It gives back to the system, which has to clear it for the next row, what is over twice the largest block
-    ever freed (mallopt(3), on M_MMAP_THRESHOLD). So a large one is.
+    ever freed (mallopt(3), on M_MMAP_THRESHOLD). So one large block is freed here.
     """
     np.empty(_MALLOC_MAX, np.uint8)

@@ -4,11 +4,15 @@ It is gone with the last process that uses it, however that ends, and no limit o
 Pickling sends where it is and not what is in it.
 """
 
+import math
 import mmap
 import os
 import time
+import uuid
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import cloudpickle
@@ -17,28 +21,35 @@ from jaxtyping import UInt8
 
 # Seconds between two looks at whether a slot is free.
 _POLL_SECONDS = 0.005
-# In the place of how many elements are done with.
-_STOPPED = -1
+# Bytes before the arrays: of all, how many elements are done with and whether no more are wanted; and of each
+# slot, which process fills it, and with which element.
+_HEADER = 16
 
 
 class Memory:
-    """So many bytes, at first 0. Another process can open them by `path` until they are closed here."""
+    """So many bytes, at first 0. Another process can open them by `place` until they are closed here."""
 
     def __init__(self, size: int):
-        self._fd = os.memfd_create("inti_jax")
-        os.ftruncate(self._fd, size)
-        self.path = f"/proc/{os.getpid()}/fd/{self._fd}"
-        self.content = mmap.mmap(self._fd, size)
+        name = f"inti_jax-{uuid.uuid4().hex}"
+        fd = os.memfd_create(name)
+        self._close = weakref.finalize(self, os.close, fd)
+        os.ftruncate(fd, size)
+        self.place = f"/proc/{os.getpid()}/fd/{fd}", name
+        self.content = mmap.mmap(fd, size)
 
     def close(self) -> None:
         """Gives the memory back, whoever still refers to it: it reads as zeros from here on."""
         self.content.madvise(mmap.MADV_REMOVE)
-        os.close(self._fd)
+        self._close()
 
 
-def _opened(path: str) -> mmap.mmap:
+def _opened(place: tuple[str, str]) -> mmap.mmap:
+    path, name = place
     fd = os.open(path, os.O_RDWR)
     try:
+        # The number may have been given to another file since.
+        if not Path(f"/proc/self/fd/{fd}").readlink().name.startswith(f"memfd:{name}"):
+            raise FileNotFoundError(f"{path} is closed")
         return mmap.mmap(fd, 0)
     finally:
         os.close(fd)
@@ -64,11 +75,11 @@ class Sent:
         self._memory.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _received, (self._memory.path,)
+        return _received, (self._memory.place,)
 
 
-def _received(path: str) -> Callable[..., Any]:
-    return cloudpickle.loads(_opened(path))  # what `Sent` wrote, in the process that started this one
+def _received(place: tuple[str, str]) -> Callable[..., Any]:
+    return cloudpickle.loads(_opened(place))  # what `Sent` wrote, in the process that started this one
 
 
 class Slots:
@@ -80,13 +91,13 @@ class Slots:
 
     def __init__(self, count: int, shape: tuple[int, ...]):
         """`shape` of each array, which is of uint8."""
-        self._memory = Memory(_HEADER * (count + 1) + count * int(np.prod(shape)))
+        self._memory = Memory(_HEADER * (count + 1) + count * math.prod(shape))
         self._map(self._memory.content, count, shape)
 
     def _map(self, content: mmap.mmap, count: int, shape: tuple[int, ...]) -> None:
         self._count, self._shape = count, shape
         header = np.frombuffer(content, np.int64, 2 * (count + 1)).reshape(count + 1, 2)
-        self._released, self._fillers = header[0], header[1:]
+        self._all, self._fillers = header[0], header[1:]
         self._arrays = np.frombuffer(content, np.uint8, offset=header.nbytes).reshape(count, *shape)
 
     def __getitem__(self, k: int) -> UInt8[np.ndarray, "..."]:
@@ -95,9 +106,9 @@ class Slots:
     @contextmanager
     def filling(self, k: int) -> Iterator[UInt8[np.ndarray, "..."] | None]:
         """Waits until the slot of element k is free, and gives it; None after `stop`."""
-        while (released := self._released[0]) != _STOPPED and k >= released + self._count:
+        while not self._all[1] and k >= self._all[0] + self._count:
             time.sleep(_POLL_SECONDS)
-        if released == _STOPPED:
+        if self._all[1]:
             yield None
             return
         filler = self._fillers[k % self._count]
@@ -113,23 +124,20 @@ class Slots:
 
     def release(self, elements: int) -> None:
         """The first so many elements are done with."""
-        self._released[0] = elements
+        self._all[0] = elements
 
     def stop(self) -> None:
         """No element more is wanted: who waits does so no longer."""
-        self.release(_STOPPED)
+        self._all[1] = True
 
     def close(self) -> None:
         self._memory.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopened, (self._memory.path, self._count, self._shape)
+        return _reopened, (self._memory.place, self._count, self._shape)
 
 
-_HEADER = 16  # bytes: of all, how many are released; of each slot, who fills it with what
-
-
-def _reopened(path: str, count: int, shape: tuple[int, ...]) -> Slots:
+def _reopened(place: tuple[str, str], count: int, shape: tuple[int, ...]) -> Slots:
     slots = Slots.__new__(Slots)
-    slots._map(_opened(path), count, shape)
+    slots._map(_opened(place), count, shape)
     return slots
