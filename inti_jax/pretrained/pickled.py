@@ -204,6 +204,8 @@ def _entries(root: Any) -> tuple[dict[str, _Tensor | None], tuple[str, ...]]:
     if isinstance(root, dict) and isinstance(root.get("state_dict"), dict):
         beside = tuple(str(key) for key in root if key != "state_dict")
         root = root["state_dict"]
+    if not isinstance(root, _Object | dict):
+        raise ValueError("it holds no names")
     found: dict[str, _Tensor | None] = {}
     for name, tensor in _walk(root):
         if name in found:

@@ -66,12 +66,17 @@ def test_damage_is_a_user_error(weights, tmp_path_factory, data, legacy):
             for name, value in {**contents, damaged: bytes(changed)}.items():
                 archive.writestr(name, value)
     try:
-        arrays = (read_legacy if legacy else read_archive)(path).arrays
+        for array in (read_legacy if legacy else read_archive)(path).arrays.values():
+            assert array.read().shape == array.shape  # refuses what is no tensor
     except UserError as error:
         assert len(str(error).splitlines()) == 1
-    else:
-        for array in arrays.values():
-            assert array.read().shape == array.shape
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_file_without_names_is_refused(tmp_path, legacy):
+    torch.save(torch.zeros(3), tmp_path / "m.pt", _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(UserError, match=r"m\.pt .*: it holds no names"):
+        (read_legacy if legacy else read_archive)(tmp_path / "m.pt")
 
 
 @pytest.mark.parametrize(
