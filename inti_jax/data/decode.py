@@ -7,7 +7,7 @@ part in it, so a video of variable frame rate is indexed like any other.
 import dataclasses
 import io
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Protocol, runtime_checkable
 
 import av
@@ -177,12 +177,13 @@ def _decode_whole(video: bytes, wanted: Collection[int]) -> tuple[VideoInfo, dic
 def _decode_from_start(container, stream, wanted: list[int]) -> dict[int, np.ndarray]:
     found, needed = {}, set(wanted)
     size = None
-    for index, frame in enumerate(container.decode(stream)):
-        size = size or (frame.height, frame.width)
-        if index in needed:
-            found[index] = _rgb(frame, size)
-            if index == wanted[-1]:
-                return found
+    with closing(container.decode(stream)) as frames:  # PyAV loses memory with one left in the middle
+        for index, frame in enumerate(frames):
+            size = size or (frame.height, frame.width)
+            if index in needed:
+                found[index] = _rgb(frame, size)
+                if index == wanted[-1]:
+                    return found
     raise DecodeError(f"it ends before frame {wanted[-1]}")
 
 

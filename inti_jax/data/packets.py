@@ -5,10 +5,12 @@ position in the order of presentation, which is that of the packets' times (`pts
 """
 
 import bisect
+import contextlib
 import dataclasses
 import itertools
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import av
 
@@ -79,23 +81,24 @@ def _read_around(container: av.container.InputContainer, stream: av.VideoStream,
     after it is presented after it, which is checked; and nothing is presented before it is decoded, so
     packets whose `dts` is past a frame's time need not be read to know its index.
     """
-    reader = _Reader(container, stream)
     known = _Known({}, {})
     latest = -math.inf
-    for start, indices in itertools.groupby(wanted, reader.keyframe_before):
-        last = max(indices) - start
-        reader.go_to(start)
-        times: list[int] = []
-        while len(times) <= last or not reader.is_past(times[last]):
-            packet = reader.read()
-            known.packets[start + len(times)] = packet
-            bisect.insort(times, _time(packet))
-        key = known.packets[start]
-        in_order = latest < times[0] == _time(key) and len(set(times)) == len(times)
-        if not in_order or not _is_border(key, stream.codec_context):
-            raise _UnreliableError
-        latest = times[-1]
-        known.times.update(enumerate(times[: last + 1], start=start))
+    with contextlib.closing(_Reader(container, stream)) as reader:
+        reader.start()
+        for start, indices in itertools.groupby(wanted, reader.keyframe_before):
+            last = max(indices) - start
+            reader.go_to(start)
+            times: list[int] = []
+            while len(times) <= last or not reader.is_past(times[last]):
+                packet = reader.read()
+                known.packets[start + len(times)] = packet
+                bisect.insort(times, _time(packet))
+            key = known.packets[start]
+            in_order = latest < times[0] == _time(key) and len(set(times)) == len(times)
+            if not in_order or not _is_border(key, stream.codec_context):
+                raise _UnreliableError
+            latest = times[-1]
+            known.times.update(enumerate(times[: last + 1], start=start))
     return known
 
 
@@ -110,19 +113,29 @@ class _Reader:
         if self._keys[:1] != [0] or decoded_at != sorted(decoded_at):
             raise _UnreliableError
         self._place = 0
-        self._packets: Iterator[av.Packet] = iter(container.demux(stream))
+        self._demuxing: Any = container.demux(stream)
+        self._packets: Iterator[av.Packet] = self._demuxing
+
+    def start(self) -> None:
+        """Before all else: learns from the first packet how much later than decoded it is presented."""
         first = self.read()
         self._delay = _time(first) - self._entries[0].timestamp
-        self._packets, self._place = itertools.chain([first], self._packets), 0
+        self._packets, self._place = itertools.chain([first], self._demuxing), 0
+
+    def close(self) -> None:
+        """PyAV loses memory with a generator that is left in the middle."""
+        self._demuxing.close()
 
     def keyframe_before(self, place: int) -> int:
         return self._keys[bisect.bisect_right(self._keys, place) - 1]
 
     def go_to(self, keyframe: int) -> None:
         if keyframe - self._place > _NEAR:
+            self.close()
             # Seeking goes by what would be the time of presentation if all were as late as the first.
             self._container.seek(self._entries[keyframe].timestamp + self._delay, stream=self._stream)
-            self._packets, self._place = iter(self._container.demux(self._stream)), keyframe
+            self._packets = self._demuxing = self._container.demux(self._stream)
+            self._place = keyframe
         while self._place < keyframe:
             self.read()
 
