@@ -87,10 +87,7 @@ class Batches(Iterator[Any]):
                 died = _WORKER_DIED.search(str(error))
                 if died is None:
                     raise
-                stuck = self._loading.stuck
                 self.close()
-                if stuck is not None:
-                    raise LoadingError(self._describe_stuck(stuck)) from None
                 self._note_death(int(died[1]))
                 continue  # all of them anew, from the batch that is due
             self._due += 1
@@ -107,12 +104,6 @@ class Batches(Iterator[Any]):
         if workers := worker_count(self._cfg, self._host_batch):
             return _Workers(self._order, self._load, self._cfg, self._shape, first_row, workers)
         return _Threads(self._order, self._load, self._cfg, first_row)
-
-    def _describe_stuck(self, row: int) -> str:
-        return (
-            f"loading the video of index {_index(self._order[row])} did not come to an end in "
-            f"{_ROW_SECONDS} s: the decoder hangs, or the storage"
-        )
 
     def _note_death(self, exit_code: int) -> None:
         self._deaths += 1
@@ -152,8 +143,6 @@ def _index(element: Any) -> int:
 class _Threads(Iterator[Any]):
     """Batches of `order` from `first_row` on, loaded by threads of this process."""
 
-    stuck = None
-
     def __init__(self, order: Order, load: Callable[[Any], Row], cfg: config.Data, first_row: int):
         host_batch = len(order.rows)
         ahead = max(cfg.threads, cfg.prefetch * host_batch)
@@ -172,7 +161,7 @@ class _Threads(Iterator[Any]):
 class _Workers(Iterator[Any]):
     """Batches of `order` from `first_row` on, loaded by processes into memory that they share with this one.
 
-    Grain would make and map new memory for each row, which takes a tenth of the time that the row does.
+    Grain would make, map and clear new memory for each row.
     """
 
     def __init__(
@@ -184,7 +173,7 @@ class _Workers(Iterator[Any]):
         first_row: int,
         workers: int,
     ):
-        self._host_batch, self._taken = len(order.rows), first_row
+        self._order, self._host_batch, self._taken = order, len(order.rows), first_row
         ahead = max(cfg.prefetch * self._host_batch, workers * cfg.threads)
         self._slots = Slots(self._host_batch + ahead, shape)
         self._slots.release(first_row)
@@ -211,13 +200,16 @@ class _Workers(Iterator[Any]):
         )
         self._watch.start()
 
-    @property
-    def stuck(self) -> int | None:
-        """The row that came to no end, so that the workers were killed."""
-        return self._watch.stuck
-
     def __next__(self) -> Any:
-        batch = next(self._batches)  # a copy of the slots, see `_stack`
+        try:
+            batch = next(self._batches)  # a copy of the slots, see `_stack`
+        except RuntimeError:
+            if self._watch.stuck is None:
+                raise
+            raise LoadingError(
+                f"loading the video of index {_index(self._order[self._watch.stuck])} did not come to an end "
+                f"in {_ROW_SECONDS} s: the decoder hangs, or the storage"
+            ) from None
         self._taken += self._host_batch
         self._slots.release(self._taken)
         return batch
@@ -254,7 +246,7 @@ class _Watch(threading.Thread):
         super().__init__(daemon=True, name="watch-workers")
         self._slots = slots
         self._ended = threading.Event()
-        self.stuck: int | None = None  # the row
+        self.stuck: int | None = None  # the row that came to no end
 
     def run(self) -> None:
         seconds: Counter[int] = Counter()

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from inti_jax.data import decode, loading, pipeline, shared
 from inti_jax.data.shared import Memory, Sent, Slots
-from tests.data.pipeline_test import CFG, Videos
+from tests.data.pipeline_test import CFG, Decoded, Videos
 
 WORKERS = dataclasses.replace(CFG, workers=2, threads=1)
 
@@ -153,15 +153,10 @@ def _endless(video, indices, total=None):
     return decode.decode_frames(video, indices, total)
 
 
-class Endless(Videos):
-    def __getitem__(self, index):
-        return super().__getitem__(index)._replace(decoder=_endless)
-
-
 def test_a_worker_that_comes_to_no_end_ends_the_run_with_the_reason(monkeypatch):
     monkeypatch.setattr(loading, "_ROW_SECONDS", 3)
     with (
-        pipeline.train_batches(Endless(), WORKERS, seed=5, global_batch=7, num_steps=5) as batches,
+        pipeline.train_batches(Decoded(_endless), WORKERS, seed=5, global_batch=7, num_steps=5) as batches,
         pytest.raises(loading.LoadingError, match=r"video of index 2 did not come to an end in 3 s"),
     ):
         list(batches)
@@ -170,7 +165,7 @@ def test_a_worker_that_comes_to_no_end_ends_the_run_with_the_reason(monkeypatch)
 
 def test_closing_does_not_wait_for_a_worker_that_comes_to_no_end(monkeypatch):
     monkeypatch.setattr(loading, "_LAST_ROW_SECONDS", 1)
-    with pipeline.train_batches(Endless(), WORKERS, seed=5, global_batch=1, num_steps=50) as batches:
+    with pipeline.train_batches(Decoded(_endless), WORKERS, seed=5, global_batch=1, num_steps=50) as batches:
         assert next(batches)["index"] != 2
         time.sleep(1)
         started = time.monotonic()
@@ -207,15 +202,6 @@ def _own_error(video, indices, total=None):
     raise _OwnError(1, 2)
 
 
-class Failing(Videos):
-    def __init__(self, decoder):
-        super().__init__()
-        self._decoder = decoder
-
-    def __getitem__(self, index):
-        return super().__getitem__(index)._replace(decoder=self._decoder)
-
-
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(
     ("decoder", "kind", "message"),
@@ -228,7 +214,7 @@ class Failing(Videos):
 def test_an_error_of_a_decoder_ends_the_run_with_it(workers, decoder, kind, message):
     cfg = dataclasses.replace(WORKERS, workers=workers)
     with (
-        pipeline.train_batches(Failing(decoder), cfg, seed=5, global_batch=2, num_steps=9) as batches,
+        pipeline.train_batches(Decoded(decoder), cfg, seed=5, global_batch=2, num_steps=9) as batches,
         pytest.raises(kind, match=message),
     ):
         list(batches)

@@ -42,6 +42,17 @@ class Videos:
         return Example(f"v{index}", index % 3, self._videos[index], 14 + index, 25.0, 32, 40 + 2 * index)
 
 
+class Decoded(Videos):
+    """The same, decoded by `decoder`."""
+
+    def __init__(self, decoder):
+        super().__init__()
+        self._decoder = decoder
+
+    def __getitem__(self, index):
+        return super().__getitem__(index)._replace(decoder=self._decoder)
+
+
 class Sided(Videos):
     labels = ("push", "turn left", "turn right")
 
@@ -216,8 +227,6 @@ def test_a_worker_that_is_killed_is_replaced(videos, caplog, monkeypatch):
 )
 def test_the_reason_depends_on_how_workers_died(videos, monkeypatch, exit_code, reason):
     class Dead:
-        stuck = None
-
         def __next__(self):
             raise RuntimeError(f"Worker process was terminated unexpectedly with exit code {exit_code}.")
 
@@ -278,16 +287,11 @@ def _deadly(video, indices, total=None):
     return decode.decode_frames(video, indices, total)
 
 
-class Deadly(Videos):
-    def __getitem__(self, index):
-        return super().__getitem__(index)._replace(decoder=_deadly)
-
-
 def test_workers_that_keep_dying_end_the_run_with_the_reason(monkeypatch):
     monkeypatch.setattr(loading, "_DEATHS", 2)
     cfg = dataclasses.replace(CFG, workers=2, threads=1)
     with (
-        pipeline.train_batches(Deadly(), cfg, seed=5, global_batch=7, num_steps=5) as batches,
+        pipeline.train_batches(Decoded(_deadly), cfg, seed=5, global_batch=7, num_steps=5) as batches,
         pytest.raises(loading.LoadingError, match=r"killed by SIGSEGV.* indices .*2") as caught,
     ):
         list(batches)
