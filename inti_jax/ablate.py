@@ -14,6 +14,7 @@ from pathlib import Path
 
 from inti_jax import cli
 from inti_jax.errors import UsageError, run_command
+from inti_jax.paths import local_path
 
 log = logging.getLogger("inti_jax")
 
@@ -64,8 +65,12 @@ def main() -> None:
         epilog="example: python -m inti_jax.ablate --data_dir data --out runs/ablation --methods full,lora "
         "--compressions none,inti --seeds 0",
     )
-    parser.add_argument("--data_dir", required=True, type=Path, help="where datasets are, or are prepared")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="for the runs and the table")
+    parser.add_argument(
+        "--data_dir", required=True, type=local_path, help="where datasets are, or are prepared"
+    )
+    parser.add_argument(
+        "--out", required=True, type=local_path, metavar="DIR", help="for the runs and the table"
+    )
     parser.add_argument("--methods", default=",".join(METHODS), help=f"default: {','.join(METHODS)}")
     parser.add_argument(
         "--compressions", default=",".join(COMPRESSIONS), help=f"default: {','.join(COMPRESSIONS)}"
@@ -74,7 +79,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400, help="of each run (default 400)")
     parser.add_argument(
         "--results",
-        type=Path,
+        type=local_path,
         metavar="FILE",
         help="a Markdown file whose ablation section is replaced; the plot is put beside it",
     )

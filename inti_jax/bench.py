@@ -6,6 +6,7 @@ import json
 
 from inti_jax import cli, config
 from inti_jax.errors import UsageError, run_command
+from inti_jax.paths import local_path
 
 
 def main() -> None:
@@ -16,7 +17,9 @@ def main() -> None:
         epilog="example: python -m inti_jax.bench --data_dir data --name motion_digits "
         "--config configs/quickstart.py",
     )
-    parser.add_argument("--data_dir", required=True, metavar="DIR", help="where the dataset is prepared")
+    parser.add_argument(
+        "--data_dir", required=True, type=local_path, metavar="DIR", help="where the dataset is prepared"
+    )
     parser.add_argument("--name", required=True, metavar="NAME", help="the dataset")
     parser.add_argument(
         "--config",
@@ -38,7 +41,7 @@ def main() -> None:
     else:
         settings = cli.load_config(arguments.config, overrides)
         data, batch = settings.data, settings.train.global_batch
-    data = dataclasses.replace(data, name=arguments.name, data_dir=arguments.data_dir)
+    data = dataclasses.replace(data, name=arguments.name, data_dir=str(arguments.data_dir))
     cli.setup_logging()
 
     # Imported late: --help and a wrong argument should not wait for JAX.

@@ -13,6 +13,7 @@ from inti_jax.config import Config, Mesh
 from inti_jax.data import augment
 from inti_jax.errors import UserError
 from inti_jax.models.video import VideoModel
+from inti_jax.paths import local_path
 from inti_jax.state import Params
 
 
@@ -66,7 +67,7 @@ def load(
     not belong together.
     """
     mesh = sharding.make_mesh(Mesh(), jax.local_devices()[:1])
-    weights = None if pretrained is None else Path(pretrained)
-    found = trained.load(Path(path), mesh, pretrained=weights, step=step)
+    weights = None if pretrained is None else local_path(pretrained)
+    found = trained.load(local_path(path), mesh, pretrained=weights, step=step)
     graphdef, params = found.for_inference()
     return VideoClassifier(graphdef, params, found.record.config, found.record.dataset.labels)

@@ -16,6 +16,7 @@ from typing import Any
 from inti_jax import config
 from inti_jax.config import Config
 from inti_jax.errors import UsageError, UserError
+from inti_jax.paths import local_path
 
 
 def add_config_argument(parser: argparse.ArgumentParser) -> None:
@@ -35,15 +36,6 @@ def add_process_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--coordinator_address", metavar="HOST:PORT", help="where process 0 listens")
     group.add_argument("--process_count", type=int, metavar="N", help="how many processes there are")
     group.add_argument("--process_id", type=int, metavar="I", help="which of them this is, from 0")
-
-
-def local_path(text: str) -> Path:
-    """A path on this machine. Raises UsageError for a URL, of which pathlib would make a directory `gs:`."""
-    if "://" in text:
-        raise UsageError(
-            f"{text} is a URL: mount the bucket (gcsfuse) and give the path there, see docs/pods.md"
-        )
-    return Path(text)
 
 
 def parse_with_config(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Config]:
@@ -84,7 +76,7 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> Config:
     A value is a Python literal (a number, True, a tuple), or else a string. Raises UsageError or ConfigError.
     """
     name, colon, argument = spec.partition(":")
-    path = Path(name)
+    path = local_path(name)
     if not path.is_file():
         raise UsageError(
             f"--config {path}: " + ("it is a directory" if path.is_dir() else "there is no such file")

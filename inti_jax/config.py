@@ -16,7 +16,8 @@ import ml_collections
 import pydantic
 from pydantic import Field
 
-from inti_jax.errors import UserError
+from inti_jax.errors import UsageError, UserError
+from inti_jax.paths import local_path
 
 _STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -29,6 +30,10 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 
 Scale = Literal["point", "local", "region", "global"]
 SCALES: tuple[Scale, ...] = ("point", "local", "region", "global")
+
+# Bytes of a file's name that are not UTF-8: Python keeps them as lone surrogates, JSON takes their stand-ins.
+_STAND_INS = {0xDC00 + byte: 0x10DC00 + byte for byte in range(0x80, 0x100)}
+_STOOD_FOR = {stand_in: surrogate for surrogate, stand_in in _STAND_INS.items()}
 
 
 class ConfigError(UserError):
@@ -355,14 +360,42 @@ def from_dict(values: dict[str, Any]) -> Config:
     """Checks `values`, nested as the dataclasses are, and freezes them. Raises ConfigError."""
     try:
         # By way of JSON, where strict types still let a list be a tuple and a dict a dataclass.
-        config = pydantic.TypeAdapter(Config).validate_json(json.dumps(values, default=repr))
+        text = json.dumps(values, ensure_ascii=False, default=repr).translate(_STAND_INS)
+        config = pydantic.TypeAdapter(Config).validate_json(text)
     except pydantic.ValidationError as error:
         raise ConfigError(_first_problem(error)) from None
+    config = _with_local_paths(config)
     from inti_jax import config_checks  # late, since it reads this module's classes
 
     for problem in config_checks.problems(config):
         raise ConfigError(f"config: {problem}")
     return config
+
+
+def _with_local_paths(config: Config) -> Config:
+    """Expand `~` in the keys that are paths. Raises ConfigError for what is no path on this machine."""
+
+    def local(key: str, text: str) -> str:
+        text = text.translate(_STOOD_FOR)
+        if not text:  # not given
+            return text
+        try:
+            path = local_path(text)
+        except UsageError as error:
+            raise ConfigError(f"config: `{key}`: {error}") from None
+        # As it was written, where that will do: `./random` is a file, `random` is not.
+        return str(path) if text.startswith("~") else text
+
+    model, data = config.model, config.data
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(
+            model,
+            pretrained=local("model.pretrained", model.pretrained),
+            start_from=local("model.start_from", model.start_from),
+        ),
+        data=dataclasses.replace(data, data_dir=local("data.data_dir", data.data_dir)),
+    )
 
 
 def _first_problem(error: pydantic.ValidationError) -> str:

@@ -12,28 +12,12 @@ from inti_jax.models.backbone import BACKBONES
 
 def problems(settings: config.Config) -> Iterator[str]:
     """One line for each thing that is wrong with `settings`."""
-    yield from _paths(settings)
     yield from _weights(settings.model)
     yield from _compression(settings.model, settings.data.num_frames)
     yield from _adaptation(settings.model, settings.data.num_frames)
     yield from _data(settings)
     yield from _training(settings.train)
     yield from _mesh(settings)
-
-
-def _paths(settings: config.Config) -> Iterator[str]:
-    model = settings.model
-    paths = {
-        "model.pretrained": model.pretrained,
-        "model.start_from": model.start_from,
-        "data.data_dir": settings.data.data_dir,
-    }
-    for key, path in paths.items():
-        if "://" in path:
-            yield (
-                f"`{key}` is {path!r}, a URL: mount the bucket (gcsfuse) or copy what is there, and give the "
-                "path, see docs/pods.md"
-            )
 
 
 def _weights(model: config.Model) -> Iterator[str]:

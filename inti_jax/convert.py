@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from inti_jax import cli
 from inti_jax.errors import UsageError, UserError, run_command
+from inti_jax.paths import local_path
 
 if TYPE_CHECKING:
     from inti_jax.checkpoint import Step
@@ -41,12 +42,12 @@ def main() -> None:
     parser.add_argument(
         "source",
         nargs="?",
-        type=Path,
+        type=local_path,
         metavar="SRC",
         help="what to convert; or a run's directory: the image tower that it trained",
     )
     parser.add_argument(
-        "--out", type=Path, metavar="F", help="the file to write; with --to huggingface, a directory"
+        "--out", type=local_path, metavar="F", help="the file to write; with --to huggingface, a directory"
     )
     parser.add_argument(
         "--to",
@@ -68,14 +69,14 @@ def main() -> None:
     )
     parser.add_argument(
         "--vocab",
-        type=Path,
+        type=local_path,
         metavar="FILE",
         help="the text tower's vocabulary: bpe_simple_vocab_16e6.txt.gz, tokenizer.json, vocab.json, or a "
         "directory with one (default: the one beside SRC, if any)",
     )
     cli.add_step_argument(parser)
-    parser.add_argument("--verify", type=Path, metavar="F", help="compare this file of ours ...")
-    parser.add_argument("--against", type=Path, metavar="SRC", help="... with what it was made from")
+    parser.add_argument("--verify", type=local_path, metavar="F", help="compare this file of ours ...")
+    parser.add_argument("--against", type=local_path, metavar="SRC", help="... with what it was made from")
     arguments = parser.parse_args()
     cli.setup_logging()
 

@@ -23,6 +23,7 @@ from typing import Literal
 from inti_jax import cli, config
 from inti_jax.config import Config
 from inti_jax.errors import UsageError, UserError, naming, run_command
+from inti_jax.paths import local_path
 
 log = logging.getLogger("inti_jax")
 
@@ -75,7 +76,7 @@ def main() -> None:
     )
     parser.add_argument(
         "--workdir",
-        type=cli.local_path,
+        type=local_path,
         metavar="DIR",
         help="where the run shall be: a checkpoint is written below it and deleted (default: a temporary "
         "directory)",

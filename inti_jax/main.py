@@ -4,6 +4,7 @@ import argparse
 
 from inti_jax import cli
 from inti_jax.errors import UsageError, run_command
+from inti_jax.paths import local_path
 
 
 def main() -> None:
@@ -15,7 +16,7 @@ def main() -> None:
     )
     cli.add_config_argument(parser)
     parser.add_argument(
-        "--workdir", required=True, type=cli.local_path, metavar="DIR", help="the run's directory"
+        "--workdir", required=True, type=local_path, metavar="DIR", help="the run's directory"
     )
     parser.add_argument(
         "--mode", choices=("train", "eval"), default="train", help="train and evaluate, or evaluate only"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from inti_jax import cli
 from inti_jax.errors import UsageError, UserError, run_command
+from inti_jax.paths import local_path
 
 if TYPE_CHECKING:
     from inti_jax.checkpoint import Step
@@ -24,17 +25,17 @@ def main() -> None:
         description="Labels video files with a trained run, by the same sampling, decoding and views as its "
         "evaluation.",
     )
-    parser.add_argument("videos", nargs="+", type=Path, metavar="VIDEO", help="video files")
+    parser.add_argument("videos", nargs="+", type=local_path, metavar="VIDEO", help="video files")
     parser.add_argument(
         "--checkpoint",
         required=True,
-        type=Path,
+        type=local_path,
         metavar="DIR",
         help="the run's directory, or a file that `convert --to trained` wrote",
     )
     parser.add_argument(
         "--pretrained",
-        type=Path,
+        type=local_path,
         metavar="F",
         help="the converted CLIP that such a file goes on (default: where the run found it)",
     )

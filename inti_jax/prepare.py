@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from inti_jax.data import dataset, manifest
 from inti_jax.data.builders import registry
 from inti_jax.errors import UserError, run_command
+from inti_jax.paths import local_path
 
 if TYPE_CHECKING:
     from inti_jax.data.builders import video
@@ -54,15 +55,17 @@ def _parse() -> argparse.Namespace:
         allow_abbrev=False,
     )
     parser.add_argument("dataset", metavar="NAME", nargs="?", help=", ".join(registry.NAMES))
-    parser.add_argument("--data_dir", type=Path, help="where datasets are kept")
-    parser.add_argument("--source", type=Path, help="directory of videos, or CSV file (folder)")
+    parser.add_argument("--data_dir", type=local_path, help="where datasets are kept")
+    parser.add_argument("--source", type=local_path, help="directory of videos, or CSV file (folder)")
     parser.add_argument("--name", help="the dataset's name in data_dir (default: NAME)")
     parser.add_argument(
-        "--labels", type=Path, help="file of labels, one a line, that fixes their order (folder, lists)"
+        "--labels", type=local_path, help="file of labels, one a line, that fixes their order (folder, lists)"
     )
-    parser.add_argument("--train_list", type=Path, help="list with a path and a label's number in each line")
     parser.add_argument(
-        "--val_list", type=Path, help="... for `val`; numbers count the lines of --labels from 0"
+        "--train_list", type=local_path, help="list with a path and a label's number in each line"
+    )
+    parser.add_argument(
+        "--val_list", type=local_path, help="... for `val`; numbers count the lines of --labels from 0"
     )
     parser.add_argument("--fold", type=int, help="which of the official splits (ucf101, hmdb51; default 1)")
     parser.add_argument(
@@ -141,7 +144,7 @@ def _add_general_options(parser: argparse.ArgumentParser) -> None:
     check = parser.add_argument_group("checking a prepared dataset, without NAME")
     check.add_argument(
         "--check",
-        type=Path,
+        type=local_path,
         metavar="DIR",
         help="compare all that DIR holds with its manifest: data/NAME/1.0.0",
     )

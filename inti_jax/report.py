@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from inti_jax import cli
 from inti_jax.errors import UserError, naming, run_command
+from inti_jax.paths import local_path
 from inti_jax.run import RunRecord
 from inti_jax.writers import read_metrics
 
@@ -58,10 +59,8 @@ _COLUMNS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m inti_jax.report", description="Compares finished runs.")
-    parser.add_argument("runs", nargs="+", type=cli.local_path, metavar="RUN", help="directories of runs")
-    parser.add_argument(
-        "--out", required=True, type=cli.local_path, metavar="DIR", help="for the report's files"
-    )
+    parser.add_argument("runs", nargs="+", type=local_path, metavar="RUN", help="directories of runs")
+    parser.add_argument("--out", required=True, type=local_path, metavar="DIR", help="for the report's files")
     parser.add_argument("--title", default="Comparison of runs")
     arguments = parser.parse_args()
     cli.setup_logging()

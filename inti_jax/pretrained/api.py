@@ -11,6 +11,7 @@ from jaxtyping import Float, Shaped
 
 from inti_jax.errors import UserError
 from inti_jax.models.tokenizer import Tokenizer
+from inti_jax.paths import local_path
 from inti_jax.pretrained.file import ClipFile, build
 
 _TEXTS_AT_ONCE = 256
@@ -105,4 +106,4 @@ def _jit(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 
 def load_clip(path: str | Path) -> ClipModel:
     """The CLIP in a file that `python -m inti_jax.convert` wrote. Raises UserError."""
-    return ClipModel(ClipFile(path))
+    return ClipModel(ClipFile(local_path(path)))
