@@ -21,6 +21,7 @@ from inti_jax.errors import UserError
 _DURATION_SLACK = 1.0
 # Lists and session descriptions pass for videos and name others: files next to this one, or hosts.
 _NOTHING_ELSE = {"protocol_whitelist": ""}
+_WEBP_HEAD = 21  # bytes: RIFF, size, WEBP, VP8X, size, flags
 
 
 class DecodeError(UserError):
@@ -57,6 +58,12 @@ def validate(video: bytes) -> VideoInfo:
     Raises DecodeError if it is no video, has no frame, fails to decode anywhere, or ends before it should.
     """
     return _decode_whole(video, ())[0]
+
+
+def check_opens(file: io.BufferedIOBase) -> None:
+    """Raise DecodeError unless `file` opens as a video. Reads its head alone and decodes nothing."""
+    with _opened(file):
+        pass
 
 
 def decode_and_validate(
@@ -98,17 +105,20 @@ def decode_frames(
 
 
 @contextmanager
-def opened(video: bytes) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+def opened(video: bytes | io.BufferedIOBase) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     """The container and its first video stream, to be decoded on one thread.
 
     Raises DecodeError where there is none, and passes on what FFmpeg raises.
     """
-    if not video:
+    file = io.BytesIO(video) if isinstance(video, bytes) else video
+    head = file.read(_WEBP_HEAD)
+    if not head:
         raise DecodeError("the file is empty")
-    with av.open(
-        io.BytesIO(video), "r", metadata_errors="replace", container_options=_NOTHING_ELSE
-    ) as container:
+    file.seek(0)
+    with av.open(file, "r", metadata_errors="replace", container_options=_NOTHING_ELSE) as container:
         if container.format.name.endswith("_pipe"):
+            if _is_animated_webp(head):
+                raise DecodeError("it is an animated WebP, which FFmpeg cannot decode: save it as MP4 or GIF")
             raise DecodeError("it is a still image")
         # An audio file's cover is a video stream too.
         cover = av.stream.Disposition.attached_pic
@@ -124,7 +134,7 @@ def opened(video: bytes) -> Iterator[tuple[av.container.InputContainer, av.Video
 
 
 @contextmanager
-def _opened(video: bytes) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+def _opened(video: bytes | io.BufferedIOBase) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     """As `opened`; every failure inside becomes a DecodeError."""
     try:
         with opened(video) as found:
@@ -138,6 +148,12 @@ def _opened(video: bytes) -> Iterator[tuple[av.container.InputContainer, av.Vide
     ) as error:  # sizes and formats FFmpeg passes on but nobody can convert
         reason = str(error).partition("\n")[0]
         raise DecodeError(f"it does not decode: {reason}") from None
+
+
+def _is_animated_webp(head: bytes) -> bool:
+    """Read the animation flag of an extended WebP file."""
+    extended = head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and len(head) == _WEBP_HEAD
+    return extended and bool(head[20] & 0x02)
 
 
 def _decode_whole(video: bytes, wanted: Collection[int]) -> tuple[VideoInfo, dict[int, np.ndarray]]:

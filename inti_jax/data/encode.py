@@ -1,6 +1,8 @@
 """RGB frames to an H.264 file of intra frames."""
 
 import io
+from collections.abc import Iterable
+from fractions import Fraction
 
 import av
 import numpy as np
@@ -11,14 +13,19 @@ from jaxtyping import UInt8
 _OPTIONS = {"preset": "ultrafast", "qp": "22", "g": "1", "threads": "1"}
 
 
-def encode(frames: UInt8[np.ndarray, "T H W 3"], fps: int) -> bytes:
-    """An MP4 file in which every frame is encoded on its own. H and W are even."""
+def encode(frames: Iterable[UInt8[np.ndarray, "H W 3"]], fps: int | Fraction) -> bytes:
+    """Encode frames of one size as an MP4 file in which each is encoded on its own.
+
+    H and W are even. One frame at a time is taken from `frames`. Raises what FFmpeg does for a size that it
+    cannot encode.
+    """
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=fps, options=_OPTIONS)
-        stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        for frame in frames:
+        for number, frame in enumerate(frames):
+            if number == 0:
+                stream.height, stream.width = frame.shape[:2]
             picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
             container.mux(stream.encode(picture.reformat(format="yuv420p", threads=1)))
         container.mux(stream.encode(None))

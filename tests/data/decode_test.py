@@ -249,3 +249,24 @@ def test_garbage_raises_nothing_but_a_decode_error(whole, changes, kept):
 def test_a_frame_that_is_not_there(index):
     with pytest.raises(decode.DecodeError):
         decode.decode_frames(MP4, np.array([0, index]), FRAMES)
+
+
+def test_an_animated_webp_is_called_so_with_a_way_out():
+    images = [Image.fromarray(frame) for frame in clips.moving_square(3)]
+    animated, still = io.BytesIO(), io.BytesIO()
+    images[0].save(animated, "WEBP", save_all=True, append_images=images[1:])
+    images[0].save(still, "WEBP")
+    with pytest.raises(decode.DecodeError, match="animated WebP, which FFmpeg cannot decode: save it as MP4"):
+        decode.validate(animated.getvalue())
+    with pytest.raises(decode.DecodeError, match="still image"):
+        decode.validate(still.getvalue())
+
+
+def test_opening_a_file_reads_its_head_alone():
+    file = io.BytesIO(
+        clips.encode(clips.moving_square(40), muxer={"movflags": "faststart"}) + bytes(50_000_000)
+    )
+    decode.check_opens(file)
+    assert file.tell() < 10_000_000
+    with pytest.raises(decode.DecodeError, match="empty"):
+        decode.check_opens(io.BytesIO())
