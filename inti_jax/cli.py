@@ -1,19 +1,17 @@
 """What the commands share: reading --config with its overrides, and logging to stderr."""
 
 import argparse
-import ast
 import contextlib
 import functools
 import logging
-import operator
+import os
 import re
 import runpy
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from inti_jax import config
+from inti_jax import config, config_text
 from inti_jax.config import Config
 from inti_jax.errors import UsageError, UserError
 from inti_jax.paths import local_path
@@ -73,20 +71,16 @@ def _step(text: str) -> int | str:
 def load_config(spec: str, overrides: Sequence[str] = ()) -> Config:
     """The config of `FILE` or `FILE:key=value,...`, with `--config.a.b=value` overrides.
 
-    A value is a Python literal (a number, True, a tuple), or else a string. Raises UsageError or ConfigError.
+    A value is read by the type of its key: a text as it is, True or true, numbers and tuples as in Python.
+    Raises UsageError or ConfigError.
     """
-    name, colon, argument = spec.partition(":")
-    path = local_path(name)
-    if not path.is_file():
-        raise UsageError(
-            f"--config {path}: " + ("it is a directory" if path.is_dir() else "there is no such file")
-        )
+    path, argument = _file_and_argument(spec)
     try:
         with _importable(path.resolve().parent):
             get_config = runpy.run_path(str(path)).get("get_config")
             if get_config is None:
                 raise UsageError(f"--config {path}: it does not define get_config()")
-            values = (get_config(argument) if colon else get_config()).to_dict()
+            values = (get_config() if argument is None else get_config(argument)).to_dict()
     except UserError:
         raise
     except Exception as error:  # anything may be raised by a config file, which is a program
@@ -96,10 +90,30 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> Config:
         match = re.fullmatch(r"--config\.([\w.]+)=(.*)", override, re.DOTALL)
         if match is None:
             raise UsageError(f"{override}: write it as --config.section.key=value")
-        config.check_key(match[1])
+        kind = config.type_of(match[1])
         *sections, key = match[1].split(".")
-        functools.reduce(operator.getitem, sections, values)[key] = _literal(match[2])
+        section = functools.reduce(lambda outer, name: outer.setdefault(name, {}), sections, values)
+        section[key] = config_text.read(match[2], kind)
     return config.from_dict(values)
+
+
+def _file_and_argument(spec: str) -> tuple[Path, str | None]:
+    """Split `FILE:argument`, where FILE may have colons of its own: the longest that is a file counts.
+
+    Raises UsageError where there is none.
+    """
+    colons = [match.start() for match in re.finditer(":", spec)]
+    splits = [(spec, None), *((spec[:at], spec[at + 1 :]) for at in reversed(colons))]
+    for name, argument in splits:
+        # An argument may be longer than a file's name can be.
+        if name and "://" not in name and os.path.isfile(path := local_path(name)):  # noqa: PTH113
+            return path, argument
+    # What was meant by FILE: what ends as one, else all before the first colon.
+    name = next((name for name, _ in splits if name.endswith(".py")), splits[-1][0])
+    path = local_path(name)
+    raise UsageError(
+        f"--config {path}: " + ("it is a directory" if path.is_dir() else "there is no such file")
+    )
 
 
 @contextlib.contextmanager
@@ -110,13 +124,6 @@ def _importable(directory: Path) -> Iterator[None]:
         yield
     finally:
         sys.path.remove(str(directory))
-
-
-def _literal(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
 
 
 def setup_logging(process_index: int = 0) -> None:

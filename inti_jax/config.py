@@ -16,6 +16,7 @@ import ml_collections
 import pydantic
 from pydantic import Field
 
+from inti_jax import config_text
 from inti_jax.errors import UsageError, UserError
 from inti_jax.paths import local_path
 
@@ -302,18 +303,34 @@ class Config:
 
 
 def defaults() -> ml_collections.ConfigDict:
-    """Every key with its default. A key that does not exist is found when the config is parsed."""
-    return ml_collections.ConfigDict(dataclasses.asdict(Config()))
+    """Make a ConfigDict of every key with its default.
+
+    A key that does not exist is found when the config is parsed.
+    """
+    return ml_collections.ConfigDict(_settable(Config()))
+
+
+def _settable(section: Any) -> dict[str, Any]:
+    """Give the values of `section`, in a ConfigDict free to change type where several types are valid."""
+    values = {}
+    for field in dataclasses.fields(section):
+        value = getattr(section, field.name)
+        if dataclasses.is_dataclass(value):
+            value = _settable(value)
+        elif len(config_text.kinds(field.type)) > 1:  # a ConfigDict else keeps to the type of the default
+            value = ml_collections.FieldReference(value, field_type=object)
+        values[field.name] = value
+    return values
 
 
 def parse_arg(arg: str, **defaults: Any) -> dict[str, Any]:
-    """The arguments of a config file, `FILE:key=value,key=value`: `defaults`, with what `arg` gives.
+    """Read the arguments of a config file, `FILE:key=value,key=value`: `defaults`, with what `arg` gives.
 
-    A value has the type of its default. Raises ConfigError for a key that `defaults` does not name, or a
-    value of another type.
+    A value has the type of its default: `true` or `false`, a number, a tuple such as `(3,6)`, or a text.
+    Raises ConfigError for a key that `defaults` does not name, or a value of another type.
     """
     values = dict(defaults)
-    for item in filter(None, arg.split(",")):
+    for item in config_text.items(arg):
         key, equals, text = item.partition("=")
         if key not in defaults or not equals:
             near = difflib.get_close_matches(key, defaults, n=1)
@@ -324,15 +341,20 @@ def parse_arg(arg: str, **defaults: Any) -> dict[str, Any]:
             )
             raise ConfigError(f"config argument `{item}`: {hint}")
         kind = type(defaults[key])
-        try:
-            values[key] = kind(text)
-        except ValueError:
-            raise ConfigError(f"config argument `{item}`: {text!r} is not of type {kind.__name__}") from None
+        value = config_text.read(text, kind)
+        if kind is float and type(value) is int:
+            value = float(value)
+        if defaults[key] is not None and type(value) is not kind:
+            raise ConfigError(f"config argument `{item}`: {text!r} is not of type {kind.__name__}")
+        values[key] = value
     return values
 
 
-def check_key(key: str) -> None:
-    """Raises ConfigError where the dotted `key` names no single value of the configuration."""
+def type_of(key: str) -> Any:
+    """Give the type, as annotated, of the value that the dotted `key` names.
+
+    Raises ConfigError where it names no single value of the configuration.
+    """
     section: Any = Config
     parts = key.split(".")
     for depth, part in enumerate(parts):
@@ -344,6 +366,7 @@ def check_key(key: str) -> None:
             raise ConfigError(
                 f"config: `{key}` is not a single value; give a whole key, such as `train.steps`"
             )
+    return section
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -364,6 +387,14 @@ def from_dict(values: dict[str, Any]) -> Config:
         config = pydantic.TypeAdapter(Config).validate_json(text)
     except pydantic.ValidationError as error:
         raise ConfigError(_first_problem(error)) from None
+    except (
+        TypeError,
+        ValueError,
+        RecursionError,
+    ) as error:  # a dict in itself, or with other keys
+        raise ConfigError(
+            f"config: a value is no number, text, truth value, tuple or section: {error}"
+        ) from None
     config = _with_local_paths(config)
     from inti_jax import config_checks  # late, since it reads this module's classes
 
@@ -399,14 +430,22 @@ def _with_local_paths(config: Config) -> Config:
 
 
 def _first_problem(error: pydantic.ValidationError) -> str:
-    problem = error.errors()[0]
-    # Of a value that may have either of two types, the path names the type as well, which is no identifier.
-    parts = [part for part in problem["loc"] if isinstance(part, int) or part.isidentifier()]
-    key = ".".join(map(str, parts))
+    found = error.errors()
+    key = _key_of(found[0])
+    # A value of one of several types has a problem with each of them, the nearest in a part of the value.
+    same = [problem for problem in found if f"{_key_of(problem)}.".startswith(f"{key}.")]
+    deeper = [problem for problem in same if _key_of(problem) != key]
+    problem = deeper[0] if deeper else found[0]
+    key = _key_of(problem)
     if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return _unknown_key(key, _keys_beside(key))
-    reason = re.sub(r"^Input should be", "it should be", problem["msg"])
-    return f"config: `{key}` is {problem['input']!r}: {reason}"
+    reasons = dict.fromkeys(re.sub(r"^Input should be ", "", other["msg"]) for other in (deeper[:1] or same))
+    return f"config: `{key}` is {problem['input']!r}: it should be {' or '.join(reasons)}"
+
+
+def _key_of(problem: Any) -> str:
+    # Of a value that may have either of two types, the path names the type as well, which is no identifier.
+    return ".".join(str(part) for part in problem["loc"] if isinstance(part, int) or part.isidentifier())
 
 
 def _unknown_key(key: str, valid: list[str]) -> str:

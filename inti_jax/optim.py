@@ -56,8 +56,11 @@ def rates(config: Train, paths: Iterable[str]) -> dict[str, float]:
 
 
 def make_optimizer(config: Train, steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """The transformation for a flat `{path: array}` of parameters, and its learning-rate schedule."""
-    warmup = round(config.warmup_fraction * steps)
+    """Make the transformation for a flat `{path: array}` of parameters, and its learning-rate schedule.
+
+    The last of the `steps` is at the peak where `warmup_fraction` leaves no step for the cosine.
+    """
+    warmup = min(round(config.warmup_fraction * steps), steps - 1)
     schedule = optax.warmup_cosine_decay_schedule(
         init_value=0.0 if warmup else config.learning_rate,
         peak_value=config.learning_rate,

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inti_jax import config, run
+from inti_jax import cli, config, run
 from inti_jax.config import ConfigError
+from inti_jax.errors import UsageError
 from tests.configs import INTI, tiny
 
 
@@ -72,6 +73,9 @@ def test_every_field_survives_json():
             "one for each of the 4 blocks",
         ),
         ({"model__compression__kind": "tome", "model__compression__r": -1}, "`model.compression.r` is -1"),
+        ({"model__compression__r": (1, -2)}, "`model.compression.r.1` is -2: it should be greater than or"),
+        ({"model__compression__r": 1.5}, "it should be a valid integer or a valid array"),
+        ({"train__steps": {(1, 2): 3}}, "a value is no number, text, truth value, tuple or section"),
         (
             {
                 "model__compression__kind": "tome",
@@ -112,16 +116,16 @@ KEYS = run.flat(dataclasses.asdict(config.Config()))
 
 @pytest.mark.parametrize("key", KEYS)
 def test_every_value_has_a_key(key):
-    config.check_key(key)
+    config.type_of(key)
 
 
 @given(st.text(alphabet="abcdefghijklmnopqrstuvwxyz_.", min_size=1, max_size=20))
 def test_a_key_is_either_a_field_or_refused(key):
     if key in KEYS:
-        config.check_key(key)
+        config.type_of(key)
     else:
         with pytest.raises(ConfigError):
-            config.check_key(key)
+            config.type_of(key)
 
 
 def test_arguments_of_config_files_are_typed_and_checked():
@@ -130,3 +134,90 @@ def test_arguments_of_config_files_are_typed_and_checked():
         config.parse_arg("sed=3", seed=0)
     with pytest.raises(ConfigError, match="not of type int"):
         config.parse_arg("seed=x", seed=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "default", "value"),
+    [
+        ("False", True, False),
+        ("true", False, True),
+        ("0", True, False),
+        ("2024", "inti", "2024"),
+        ("None", "inti", "None"),
+        ("1", 0.5, 1.0),
+        ("1e-3", 0.5, 1e-3),
+        ("(5,8)", (3,), (5, 8)),
+        ("((-1,1),(1,1))", (), ((-1, 1), (1, 1))),
+        ("3", None, 3),
+    ],
+)
+def test_an_argument_has_the_type_of_its_default(text, default, value):
+    found = config.parse_arg(f"seed=1,x={text},kind=mean", x=default, seed=0, kind="")
+    assert found == {"x": value, "seed": 1, "kind": "mean"}
+    assert type(found["x"]) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "default"), [("maybe", True), ("2", True), ("1.5", 1), ("True", 1), ("5", ())]
+)
+def test_an_argument_of_another_type_is_refused(text, default):
+    with pytest.raises(ConfigError, match=f"'{text}' is not of type {type(default).__name__}"):
+        config.parse_arg(f"x={text}", x=default)
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("data.name=2024", "2024"),
+        ("data.name=None", "None"),
+        ("data.name='2024'", "2024"),
+        ("data.flip=true", True),
+        ("data.flip=False", False),
+        ("model.compression.r=(1,2,3,4)", (1, 2, 3, 4)),
+        ("model.compression.r=3", 3),
+        ("train.learning_rate=1", 1),
+        ("model.head.templates=('a {}',)", ("a {}",)),
+    ],
+)
+def test_an_override_is_read_by_the_type_of_its_key(tmp_path, override, value):
+    settings = cli.load_config(write_config(tmp_path / "c.py"), [f"--config.{override}"])
+    assert run.flat(dataclasses.asdict(settings))[override.partition("=")[0]] == value
+
+
+def write_config(path, *lines):
+    path.write_text(
+        "from inti_jax import config\n\ndef get_config(arg=''):\n    result = config.defaults()\n"
+        "    result.update_from_flattened_dict({'model.pretrained': 'random', 'data.name': arg or 'x', "
+        "'data.data_dir': 'd', 'train.steps': 4, 'model.compression.kind': 'tome'})\n"
+        + "".join(f"    {line}\n" for line in lines)
+        + "    return result\n"
+    )
+    return str(path)
+
+
+def test_a_config_file_may_set_a_value_of_any_of_its_types(tmp_path):
+    spec = write_config(tmp_path / "c.py", "result.model.compression.r = (1, 2, 3, 4)")
+    assert cli.load_config(spec).model.compression.r == (1, 2, 3, 4)
+    again = write_config(tmp_path / "d.py", *(f"result.model.compression.r = {r}" for r in ((1,), 2)))
+    assert cli.load_config(again).model.compression.r == 2
+
+
+@pytest.mark.parametrize("directory", ["a:b", "a:b.py:c", "~x"])
+def test_a_config_file_may_have_colons_in_its_path(tmp_path, directory):
+    (tmp_path / directory).mkdir()
+    spec = write_config(tmp_path / directory / "c:d.py")
+    assert cli.load_config(spec).data.name == "x"
+    assert cli.load_config(f"{spec}:y").data.name == "y"
+    assert cli.load_config(f"{spec}:y:z").data.name == "y:z"
+    assert cli.load_config(f"{spec}:{'y' * 300}").data.name == "y" * 300
+    with pytest.raises(UsageError, match=r"a.py: there is no such file"):
+        cli.load_config(f"{tmp_path / directory}/a.py:y:z")
+
+
+def test_an_override_goes_into_a_section_that_the_file_leaves_out(tmp_path):
+    path = tmp_path / "c.py"
+    path.write_text(
+        "import ml_collections\n\ndef get_config():\n    return ml_collections.ConfigDict({'data': "
+        "{'name': 'x', 'data_dir': 'd'}, 'model': {'pretrained': 'random'}})\n"
+    )
+    assert cli.load_config(str(path), ["--config.train.steps=3"]).train.steps == 3

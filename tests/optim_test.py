@@ -35,6 +35,14 @@ def test_the_schedule_warms_up_and_ends_at_zero():
     assert (np.diff(rates[:11]) > 0).all() and (np.diff(rates[10:]) < 0).all()
 
 
+@pytest.mark.parametrize(("fraction", "steps"), [(1.0, 10), (0.95, 4), (0.9, 1), (1.0, 1)])
+def test_a_schedule_that_is_all_warmup_ends_at_the_peak(fraction, steps):
+    settings = tiny(train__learning_rate=0.5, train__warmup_fraction=fraction)
+    _, schedule = optim.make_optimizer(settings.train, steps)
+    rates = np.array([schedule(step) for step in range(steps)])
+    np.testing.assert_allclose(rates, 0.5 * np.arange(steps) / (steps - 1) if steps > 1 else [0.5], rtol=1e-6)
+
+
 def test_updates_are_clipped_adamw():
     settings = tiny(train__clip_norm=1.0, train__weight_decay=0.1, train__warmup_fraction=0.0)
     transform, schedule = optim.make_optimizer(settings.train, 10)
