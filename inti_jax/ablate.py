@@ -11,10 +11,14 @@ import logging
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from inti_jax import cli
+from inti_jax import cli, drawing
 from inti_jax.errors import UsageError, run_command
 from inti_jax.paths import local_path
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 log = logging.getLogger("inti_jax")
 
@@ -123,32 +127,50 @@ def prepare(data_dir: Path, out: Path) -> Path:
 
 
 def _train(name: str, spec: str, workdir: Path, overrides: dict[str, Path]) -> None:
-    from inti_jax import evaluate, train
+    from inti_jax import evaluations, train
+    from inti_jax.run import RunRecord, is_run
 
     settings = cli.load_config(
         f"{_CONFIGS / name}.py:{spec}", [f"--config.{key}={value}" for key, value in overrides.items()]
     )
-    if evaluate.was_evaluated(workdir, settings.train.steps):
-        log.info("%s is there already", workdir)
-    else:
-        train.train(settings, workdir)
+    if is_run(workdir):
+        earlier = RunRecord.read(workdir)
+        if evaluations.was_evaluated(workdir, settings.train.steps, evaluations.Setting.of_run(earlier)):
+            # A table has no place for a run of another config that is there under this one's name.
+            RunRecord(settings, earlier.dataset, earlier.backbone).check_continues(earlier, workdir)
+            log.info("%s is there already", workdir)
+            return
+    train.train(settings, workdir)
 
 
 def collect(out: Path) -> list[Cell]:
-    """The cells of all finished runs in `out`, in the order of the table."""
-    from inti_jax import state
-    from inti_jax.run import RunRecord
+    """Collect the cells of all finished runs in `out`, in the order of the table.
+
+    A run counts by its own evaluation of its last step, see `evaluations.Setting.of_run`.
+    """
+    from inti_jax import evaluations, report, state
+    from inti_jax.run import RunRecord, config_path
     from inti_jax.writers import read_metrics
 
     cells = []
+    kinds = set()
     for method in METHODS:
         for compression in COMPRESSIONS:
             top1, record = {}, None
-            for workdir in sorted(out.glob(_run_name(method, compression, "*"))):
-                found = [entry["top1"] for entry in read_metrics(workdir) if entry["split"] == "val"]
-                if found:
-                    record = RunRecord.read(workdir)
-                    top1[record.config.train.seed] = found[-1]
+            for path in sorted(out.glob(f"{_run_name(method, compression, '*')}/{config_path(Path()).name}")):
+                found = RunRecord.read(path.parent)
+                if path.parent.name != _run_name(method, compression, found.config.train.seed):
+                    continue  # a copy, which counts once
+                step = report.final_step(path.parent, read_metrics(path.parent))
+                own = evaluations.by_step(evaluations.read(path.parent), evaluations.Setting.of_run(found))
+                if step not in own:
+                    log.warning(
+                        "%s was not evaluated at its last step, %d: it is left out", path.parent, step
+                    )
+                    continue
+                record = found
+                top1[record.config.train.seed] = own[step].top1
+                kinds.add((step, record.dataset.sha256))
             if record is not None:
                 model = state.abstract_model(record)
                 shapes = state.parameter_shapes(model)
@@ -156,6 +178,9 @@ def collect(out: Path) -> list[Cell]:
                 trained = sum(s.size for path, s in shapes.items() if state.trains(adaptation, path))
                 gmacs = model.macs(record.config.data.num_frames, folded=True) / 1e9
                 cells.append(Cell(method, compression, gmacs, trained, dict(sorted(top1.items()))))
+    if len(kinds) > 1:
+        said = "; ".join(f"{step} steps on dataset {sha256[:8]}" for step, sha256 in sorted(kinds))
+        log.warning("the table compares runs that were trained differently: %s", said)
     return cells
 
 
@@ -176,34 +201,37 @@ def table(cells: Sequence[Cell]) -> str:
 
 
 def write(cells: Sequence[Cell], out: Path, results: Path | None) -> None:
-    """Writes ablation.json, ablation.md and pareto.png to `out`, and the latter two into `results` as well.
+    """Write ablation.json, ablation.md and pareto.png to `out`, and the latter two into `results` as well.
 
     Raises UsageError where `results` has no ablation section to replace.
     """
-    picture = pareto(cells)
+    picture = drawing.png(lambda pyplot: _pareto(pyplot, cells), "the plot of top-1 against GMACs")
     (out / "ablation.json").write_text(json.dumps([dataclasses.asdict(c) for c in cells], indent=2) + "\n")
     (out / "ablation.md").write_text(table(cells) + "\n")
-    (out / "pareto.png").write_bytes(picture)
+    _write_picture(out / "pareto.png", picture)
     if results is not None:
         text = results.read_text()
         before, begin, rest = text.partition(_BEGIN)
         _, end, after = rest.partition(_END)
         if not begin or not end:
             raise UsageError(f"--results {results}: it has no lines {_BEGIN} and {_END} to write between")
-        (results.parent / "ablation.png").write_bytes(picture)
-        section = f"{table(cells)}\n\n![top-1 against GMACs per view](ablation.png)"
+        _write_picture(results.parent / "ablation.png", picture)
+        section = table(cells)
+        if picture is not None:
+            section += "\n\n![top-1 against GMACs per view](ablation.png)"
         results.write_text(f"{before}{begin}\n\n{section}\n\n{end}{after}")
 
 
-def pareto(cells: Sequence[Cell]) -> bytes:
-    """A plot of top-1 against GMACs per view: a colour for each compressor, a marker for each method."""
-    import matplotlib
+def _write_picture(path: Path, picture: bytes | None) -> None:
+    """Write the PNG file, or delete that of an earlier table where it could not be drawn."""
+    if picture is None:
+        path.unlink(missing_ok=True)
+    else:
+        path.write_bytes(picture)
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
 
-    from inti_jax.report import to_png
-
+def _pareto(pyplot: Any, cells: Sequence[Cell]) -> "Figure":
+    """Plot top-1 against GMACs per view: a colour for each compressor, a marker for each method."""
     markers = dict(zip(METHODS, "osD^vP", strict=True))
     # The cycle's eighth colour is the grey of the markers' legend.
     colours = {name: "black" if i == 7 else f"C{i}" for i, name in enumerate(COMPRESSIONS)}
@@ -219,16 +247,17 @@ def pareto(cells: Sequence[Cell]) -> bytes:
             marker=markers[cell.method],
             capsize=3,
         )
+    names = {}
     for name in dict.fromkeys(cell.method for cell in cells):
-        axes.plot([], [], color="grey", marker=markers[name], linestyle="", label=name)
+        names[axes.plot([], [], color="grey", marker=markers[name], linestyle="")[0]] = name
     for name in dict.fromkeys(cell.compression for cell in cells):
-        axes.plot([], [], color=colours[name], marker="s", linestyle="", label=name)
+        names[axes.plot([], [], color=colours[name], marker="s", linestyle="")[0]] = name
     axes.axhline(50, color="grey", linewidth=0.8, linestyle="--")
     axes.set_xlabel("GMACs per view")
     axes.set_ylabel("top-1 (%); dashed: the ceiling without order")
-    axes.legend(frameon=False, fontsize=8, bbox_to_anchor=(1, 1), loc="upper left")
+    drawing.legend(axes, names, fontsize=8, bbox_to_anchor=(1, 1), loc="upper left")
     axes.spines[["top", "right"]].set_visible(False)
-    return to_png(figure)
+    return figure
 
 
 def _run_name(method: str, compression: str, seed: int | str) -> str:

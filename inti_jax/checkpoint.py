@@ -26,10 +26,9 @@ import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 from jax.experimental import multihost_utils
 
-from inti_jax import config, run
+from inti_jax import config, evaluations, run
 from inti_jax.errors import Stopped, UserError
 from inti_jax.state import Params, TrainState
-from inti_jax.writers import read_metrics
 
 log = logging.getLogger("inti_jax")
 
@@ -107,7 +106,7 @@ class Checkpoints:
             for path in list(self._directory.iterdir()):
                 if _UNFINISHED.fullmatch(path.name):
                     shutil.rmtree(path, ignore_errors=True)
-            for step in _steps(workdir):
+            for step in steps(workdir):
                 if step > (start or 0):
                     aside = self._directory / f"{step}.damaged"
                     shutil.rmtree(aside, ignore_errors=True)
@@ -175,8 +174,8 @@ class Checkpoints:
         return UserError(f"{path} cannot be written ({_reason(error)}); the checkpoints before it stay")
 
     def _delete_others(self) -> None:
-        steps = _steps(self._workdir)
-        newest, older = steps[-self._settings.keep :], steps[: -self._settings.keep]
+        found = steps(self._workdir)
+        newest, older = found[-self._settings.keep :], found[: -self._settings.keep]
         best = _best(self._workdir)[: self._settings.keep_best] if older else []
         for step in older:
             if step not in best:
@@ -189,7 +188,7 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def _steps(workdir: Path) -> list[int]:
+def steps(workdir: Path) -> list[int]:
     """The steps of the finished checkpoints, in order."""
     directory = run.checkpoint_dir(workdir)
     names = (path.name for path in directory.iterdir()) if directory.is_dir() else ()
@@ -198,24 +197,19 @@ def _steps(workdir: Path) -> list[int]:
 
 def _best(workdir: Path) -> list[int]:
     """The steps of the finished checkpoints that were evaluated as the run evaluates, the best one first."""
-    steps = _steps(workdir)
-    record = run.RunRecord.read(workdir)
-    views = record.config.eval.clips * record.config.eval.crops
-    top1 = {
-        found["step"]: found["top1"]
-        for found in read_metrics(workdir)
-        if found["split"] == "val" and found["views"] == views and found["dataset"] == record.dataset.sha256
-    }
-    return sorted((step for step in steps if step in top1), key=lambda step: (top1[step], step), reverse=True)
+    own = evaluations.Setting.of_run(run.RunRecord.read(workdir))
+    top1 = {step: each.top1 for step, each in evaluations.by_step(evaluations.read(workdir), own).items()}
+    evaluated = [step for step in steps(workdir) if step in top1]
+    return sorted(evaluated, key=lambda step: (top1[step], step), reverse=True)
 
 
 def _find(workdir: Path, step: Step) -> int | None:
-    steps = _steps(workdir)
-    if not steps and step is None:
+    saved = steps(workdir)
+    if not saved and step is None:
         return None
     if isinstance(step, int):
-        if step not in steps:
-            known = ", ".join(map(str, steps)) or "none"
+        if step not in saved:
+            known = ", ".join(map(str, saved)) or "none"
             raise UserError(f"{workdir} has no checkpoint of step {step}; there are: {known}")
         candidates = [step]
     elif step == "best":
@@ -223,7 +217,7 @@ def _find(workdir: Path, step: Step) -> int | None:
         if not candidates:
             raise UserError(f"{workdir} has no checkpoint that was evaluated, so none is the best")
     else:
-        candidates = steps[::-1]
+        candidates = saved[::-1]
     faults: dict[int, str] = {}
     for candidate in candidates:
         fault = _fault(run.checkpoint_dir(workdir) / str(candidate))

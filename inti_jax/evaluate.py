@@ -21,7 +21,7 @@ from inti_jax.data.dataset import Source, open_dataset
 from inti_jax.errors import UsageError, UserError
 from inti_jax.models.video import VideoModel
 from inti_jax.state import Params
-from inti_jax.writers import MetricsWriter, Progress, read_metrics
+from inti_jax.writers import MetricsWriter, Progress
 
 log = logging.getLogger("inti_jax")
 
@@ -119,7 +119,7 @@ def evaluate(
     mesh: jax.sharding.Mesh,
     after_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, float | int]:
-    """Accuracies over all of `dataset`, as the record of metrics.jsonl; `after_batch` as for `predict`.
+    """Compute accuracies over all of `dataset`; `after_batch` as for `predict`.
 
     Videos that cannot be decoded count as `missing` and in no accuracy. `*_one_view` is the middle clip's
     middle crop alone.
@@ -138,6 +138,7 @@ def evaluate(
         "top1_one_view": metrics.topk_accuracy(one_view, 1),
         "top5_one_view": metrics.topk_accuracy(one_view, 5),
         "views": settings.clips * settings.crops,
+        "clips": settings.clips,
         "evaluated": len(found.index),
         "missing": len(found.missing),
         "seconds": time.perf_counter() - started,
@@ -188,10 +189,6 @@ def _evaluate_run(settings: Config, workdir: Path, step: checkpoint.Step) -> Non
     with contextlib.closing(MetricsWriter(workdir)) as writer:
         writer.write(at or 0, "val", figures | {"dataset": sha256})
     log.info("step %d: %s", at or 0, summary(figures))
-
-
-def was_evaluated(workdir: Path, step: int) -> bool:
-    return any(record["split"] == "val" and record["step"] == step for record in read_metrics(workdir))
 
 
 def summary(figures: dict[str, float | int]) -> str:

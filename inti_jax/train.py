@@ -16,6 +16,7 @@ from inti_jax import (
     agreement,
     checkpoint,
     evaluate,
+    evaluations,
     initial,
     liveness,
     losses,
@@ -245,7 +246,8 @@ def _train(config: Config, workdir: Path, preemption: Preemption, profile: profi
             every = config.train.eval_every_steps
             return step == steps or (every > 0 and step % every == 0)
 
-        if start and evaluation_due(start) and not evaluate.was_evaluated(workdir, start):
+        own = evaluations.Setting.of(config.eval, validation.manifest["sha256"])
+        if start and evaluation_due(start) and not evaluations.was_evaluated(workdir, start, own):
             validate(start)  # the run was stopped between its checkpoint and its evaluation
         for step in range(start + 1, steps + 1):
             with trace.step(step):
@@ -270,7 +272,7 @@ def _train(config: Config, workdir: Path, preemption: Preemption, profile: profi
                 validate(step)
         liveness.note("the end", slow=True)
     if jax.process_index() == 0:
-        report.write([workdir], workdir, f"{config.data.name}: {workdir.name}", timed=False)
+        report.write_own(workdir)
 
 
 def _backbone(config: Config, earlier: run.RunRecord | None) -> Backbone:

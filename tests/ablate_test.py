@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 
@@ -54,11 +55,18 @@ def test_finished_runs_are_collected_by_their_names(tmp_path):
     for seed, top1 in ((0, 0.5), (1, 0.7)):
         workdir = tmp_path / ablate._run_name("aim", "inti", seed)
         labels = tuple(map(str, range(10)))
-        dataset = Dataset("motion_digits", "1.0.0", "", labels)
+        dataset = Dataset("motion_digits", "1.0.0", "0", labels)
         RunRecord(load_config(f"{spec},seed={seed}"), dataset, Backbone()).write(workdir)
-        (workdir / "metrics.jsonl").write_text(json.dumps({"step": 400, "split": "val", "top1": top1}) + "\n")
+        of_400 = {"step": 400, "split": "val", "top1": top1, "views": 1, "clips": 1, "dataset": "0"}
+        # What `main --mode eval` adds is not what the run came to.
+        others = [
+            of_400 | change | {"top1": 0.1} for change in ({"step": 200}, {"views": 3}, {"dataset": "1"})
+        ]
+        lines = [json.dumps(entry) + "\n" for entry in (of_400, *others)]
+        (workdir / "metrics.jsonl").write_text("".join(lines))
     unfinished = tmp_path / ablate._run_name("aim", "none", 0)
     unfinished.mkdir()
+    shutil.copytree(workdir, tmp_path / f"{workdir.name}-copy")
     (cell,) = ablate.collect(tmp_path)
     assert (cell.method, cell.compression, cell.top1) == ("aim", "inti", {0: 0.5, 1: 0.7})
     assert cell.gmacs == pytest.approx(0.0609, abs=5e-5) and cell.trained == 100_588

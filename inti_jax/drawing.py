@@ -1,0 +1,62 @@
+"""Pictures by matplotlib, whatever the texts in them and however the user's matplotlib is set up."""
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+log = logging.getLogger("inti_jax")
+
+
+def png(draw: Callable[[Any], "Figure"], what: str) -> bytes | None:
+    """Make a PNG file of the figure that `draw` makes with pyplot.
+
+    Texts are drawn as they are: a `$` in a name starts no formula. Where drawing fails, the result is None,
+    and a line in the log says that `what` is missing and why.
+    """
+    try:
+        with _settings():
+            from matplotlib import pyplot
+
+            figure = draw(pyplot)
+            buffer = io.BytesIO()
+            try:
+                figure.savefig(buffer, format="png", dpi=120)
+            finally:
+                pyplot.close(figure)
+            return buffer.getvalue()
+    except Exception as error:  # whatever matplotlib, a font or a backend raises
+        reason = " ".join(str(error).split())
+        log.warning("%s could not be drawn (%s: %s)", what, type(error).__name__, reason)
+        return None
+
+
+def legend(axes: "Axes", entries: dict[Any, str], **settings: Any) -> None:
+    """Draw the legend of `entries`, texts by what they name: also of those that start with an underscore.
+
+    matplotlib would leave them out.
+    """
+    axes.legend(list(entries), list(entries.values()), frameon=False, **settings)
+
+
+def printable(text: str) -> str:
+    """Replace what cannot be shown, control characters and bytes that are no UTF-8, by escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+@contextlib.contextmanager
+def _settings() -> Iterator[None]:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        matplotlib.rcdefaults()  # and not a user's matplotlibrc, which may ask for LaTeX
+        matplotlib.rcParams["text.parse_math"] = False
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        yield
