@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Float
 
 from inti_jax import checkpoint, sharding, state, trained
-from inti_jax.config import Config, Mesh
+from inti_jax.config import Config
 from inti_jax.data import augment
 from inti_jax.errors import UserError
 from inti_jax.models.video import VideoModel
@@ -66,7 +66,7 @@ def load(
     be folded into the backbone is. Raises UserError where `path` holds no finished checkpoint, or the two do
     not belong together.
     """
-    mesh = sharding.make_mesh(Mesh(), jax.local_devices()[:1])
+    mesh = sharding.one_device_mesh()
     weights = None if pretrained is None else local_path(pretrained)
     found = trained.load(local_path(path), mesh, pretrained=weights, step=step)
     graphdef, params = found.for_inference()

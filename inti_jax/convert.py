@@ -169,15 +169,13 @@ def _give_back(source: Path, out: Path, naming: str, step: "Step") -> None:
 
 
 def _give_trained(source: Path, out: Path, step: "Step", start: float) -> None:
-    import jax
 
     from inti_jax import sharding, trained
-    from inti_jax.config import Mesh
     from inti_jax.pretrained import trained_file
 
     if out.suffix != ".safetensors":
         raise UsageError(f"--out {out}: the file's name should end in .safetensors")
-    found = trained.load(source, sharding.make_mesh(Mesh(), jax.local_devices()[:1]), step=step)
+    found = trained.load(source, sharding.one_device_mesh(), step=step)
     digest = trained_file.write(out, found.record, found.params)
     print(f"of          {found.record.config.model.adaptation}, {len(found.record.dataset.labels)} labels")
     print(f"goes on     {found.record.backbone.sha256 or 'nothing: it started from random weights'}")

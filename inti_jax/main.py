@@ -36,13 +36,14 @@ def main() -> None:
     # Imported late: --help and a mistake in the config should not wait for them.
     import jax
 
-    from inti_jax import distributed, evaluate, profiling, train
+    from inti_jax import backend, distributed, evaluate, profiling, train
 
     profile = profiling.Steps.parse(arguments.profile) if arguments.profile is not None else None
     if profile is not None and arguments.mode != "train":
         raise UsageError("--profile traces training steps: it does not go with --mode eval")
     flags = (arguments.coordinator_address, arguments.process_count, arguments.process_id)
     with distributed.joined(*flags, config.hosts):
+        backend.start()
         cli.setup_logging(jax.process_index())
         if arguments.mode == "train":
             train.train(config, arguments.workdir, profile)

@@ -75,16 +75,14 @@ def predict_files(
 ) -> list[dict[str, Any]]:
     """For each path `{video, predictions: [{label, probability}]}`, best first, or `{video, error}`."""
     # Imported late: --help and a wrong argument should not wait for JAX.
-    import jax
     import numpy as np
 
     from inti_jax import evaluate, sharding, trained
-    from inti_jax.config import Mesh
     from inti_jax.data import pipeline, sampling
     from inti_jax.data.dataset import FileDataset
     from inti_jax.data.decode import DecodeError
 
-    mesh = sharding.make_mesh(Mesh(), jax.local_devices()[:1])
+    mesh = sharding.one_device_mesh()
     found = trained.load(checkpoint, mesh, pretrained=pretrained, step=step)
     record, labels = found.record, found.record.dataset.labels
     graphdef, params = found.for_inference()

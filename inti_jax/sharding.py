@@ -16,7 +16,7 @@ import optax
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from inti_jax import config
+from inti_jax import backend, config
 from inti_jax.config import ConfigError
 
 R = TypeVar("R")
@@ -49,8 +49,13 @@ _RULES: dict[str, Sequence[tuple[str, int | None]]] = {
 
 
 def make_mesh(sizes: config.Mesh, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
-    """The mesh over `devices` (default: all). Raises ConfigError where the sizes do not multiply up."""
-    devices = jax.devices() if devices is None else devices
+    """Make the mesh over `devices`, by default all.
+
+    Raises ConfigError where the sizes do not multiply up, UserError where JAX has no devices to use.
+    """
+    if devices is None:
+        backend.start()
+        devices = jax.devices()
     shape = [sizes.data, sizes.fsdp, sizes.tensor]
     given = math.prod(size for size in shape if size != -1)
     if len(devices) % given or (-1 not in shape and given != len(devices)):
@@ -60,6 +65,12 @@ def make_mesh(sizes: config.Mesh, devices: Sequence[jax.Device] | None = None) -
         )
     shape = [len(devices) // given if size == -1 else size for size in shape]
     return jax.sharding.Mesh(_arranged(shape, devices), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def one_device_mesh() -> jax.sharding.Mesh:
+    """Make the mesh of one device of this process. Raises UserError where JAX has no devices to use."""
+    backend.start()
+    return make_mesh(config.Mesh(), jax.local_devices()[:1])
 
 
 def _arranged(shape: Sequence[int], devices: Sequence[Any]) -> np.ndarray:

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from inti_jax import doctor
+from inti_jax import checkup
 from inti_jax.run import checkpoint_dir
 from tests.configs import INTI, tiny
 from tests.main_test import call
@@ -14,14 +14,14 @@ from tests.pretrained.weights import write_tiny
 
 LARGE = {"array": np.zeros(2**20)}
 LAYERS = (
-    "packages", "decoder", "devices", "mesh", "weights", "dataset", "workdir", "compile", "step",
-    "checkpoint",
+    "packages", "decoder", "processes", "devices", "host", "mesh", "weights", "dataset", "workdir", "compile",
+    "step", "checkpoint",
 )  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
-    monkeypatch.setattr(doctor, "_BURST_SECONDS", 0.1)
+    monkeypatch.setattr(checkup, "_BURST_SECONDS", 0.1)
 
 
 @pytest.fixture
@@ -30,8 +30,8 @@ def examine(tmp_path, monkeypatch):
 
     def run(settings, workdir=None, *, without=()):
         for name in without:
-            monkeypatch.setattr(doctor._Patient, name, lambda patient: "not tried")
-        return {each.name: each for each in doctor.examine(settings, workdir, tmp_path)}
+            monkeypatch.setattr(checkup._Patient, name, lambda patient: "not tried")
+        return {each.name: each for each in checkup.examine(settings, workdir, tmp_path).layers}
 
     return run
 
@@ -136,13 +136,13 @@ def test_too_little_room_for_checkpoints(motion_data, tmp_path, examine, monkeyp
     usage = type("Usage", (), {"free": 2**20})()
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     # Enough to not fit, without training for it.
-    monkeypatch.setattr(doctor._Patient, "step", lambda patient: setattr(patient, "state", LARGE) or "made")
+    monkeypatch.setattr(checkup._Patient, "step", lambda patient: setattr(patient, "state", LARGE) or "made")
     layer = only(examine(tiny(motion_data), without=("compile",)), "checkpoint")
     assert "GiB free" in layer.detail and "room" in layer.remedy
 
 
 def test_packages_of_other_versions(motion_data, examine, monkeypatch):
-    monkeypatch.setattr(doctor, "_requirements", lambda: ["jax>=99", "no-such-package>=1", "av>=1"])
+    monkeypatch.setattr(checkup, "_requirements", lambda: ["jax>=99", "no-such-package>=1", "av>=1"])
     layer = only(examine(tiny(motion_data), without=("compile", "step", "checkpoint")), "packages")
     assert "jax is" in layer.detail and ">=99" in layer.detail and "no-such-package is not" in layer.detail
 
@@ -161,3 +161,33 @@ def test_what_is_broken_is_said_in_the_table_and_the_status(tmp_path):
 def test_a_mistake_in_the_config_is_the_callers(tmp_path):
     result = call("doctor", "--config", "configs/quickstart.py", "--config.mesh.dta=3")
     assert result.returncode == 2 and "did you mean `data`?" in result.stderr
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_devices_that_are_not_there_leave_a_table(platform, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", platform)
+    result = call("doctor", "--json")
+    assert result.returncode == 1 and "Traceback" not in result.stderr, result.stderr
+    found = {each["name"]: each for each in json.loads(result.stdout)["layers"]}
+    assert list(found) == list(LAYERS)
+    assert f"JAX_PLATFORMS={platform}: JAX finds no such devices" in found["devices"]["detail"]
+    assert "JAX_PLATFORMS=cpu" in found["devices"]["detail"] and found["devices"]["remedy"]
+    well = {name for name, each in found.items() if each["status"] == "ok"}
+    assert well == {"packages", "decoder", "processes", "host", "weights", "dataset", "workdir"}
+    assert found["mesh"]["detail"] == "needs devices"
+
+
+def test_a_jax_that_cannot_be_imported_leaves_a_table(tmp_path, monkeypatch):
+    (tmp_path / "jax.py").write_text("raise RuntimeError('jaxlib is too old')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    result = call("doctor")
+    assert result.returncode == 1 and "Traceback (most recent call last)" in result.stderr  # in the log
+    assert "processes   failed" in result.stdout and "jaxlib is too old" in result.stdout
+    assert "devices     skipped" in result.stdout and "decoder     ok" in result.stdout
+    assert "layers are not well" in result.stdout
+
+
+def test_flags_that_make_no_sense_are_the_callers():
+    result = call("doctor", "--process_id", "3")
+    assert result.returncode == 2 and "give all three, or none of them" in result.stderr
+    assert not result.stdout

@@ -1,7 +1,6 @@
 """How fast a host can load training clips of a dataset, and what the time goes into."""
 
 import dataclasses
-import os
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from inti_jax import config
+from inti_jax import backend, config, limits
 from inti_jax.data import augment, decode, pipeline, sampling
 from inti_jax.data.dataset import LabelledSource
 from inti_jax.errors import UserError
@@ -64,8 +63,9 @@ class Bench:
 def measure(dataset: LabelledSource, cfg: config.Data, *, batch: int, clips: int, seed: int = 0) -> Bench:
     """Loads `clips` training clips on one thread, stage by stage, then as many by the pipeline each way.
 
-    `batch` is the host's. Raises UserError if no clip decodes.
+    `batch` is the host's. Raises UserError if no clip decodes, or JAX has no devices to use.
     """
+    backend.start()
     order = pipeline.TrainOrder(len(dataset), seed=seed, global_batch=clips, num_steps=1)
     seconds = dict.fromkeys(STAGES, 0.0)
     loaded = []
@@ -91,7 +91,7 @@ def measure(dataset: LabelledSource, cfg: config.Data, *, batch: int, clips: int
         raise UserError(f"none of the {clips} clips of the dataset could be decoded")
     seconds = {stage: total / len(loaded) for stage, total in seconds.items()}
     seconds["transfer"] = _transfer_seconds(np.stack(loaded[:batch]))
-    cores = len(os.sched_getaffinity(0))
+    cores = limits.cores()
     rates = [
         Rate(workers, threads, _pipeline_rate(dataset, cfg, workers, threads, clips, seed))
         for workers, threads in _settings(cores)

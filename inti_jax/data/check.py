@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
+from inti_jax import limits
 from inti_jax.data import decode, manifest, parallel
 
 
@@ -52,7 +53,7 @@ def differences(directory: Path, *, decode_all: bool = False, workers: int | Non
             yield f"{split_name}: dataset_info.json has other numbers of records than the manifest"
         faults: list[str] = []
         records = _records(directory, split, shards, faults)
-        checked = parallel.in_order(check, records, workers or parallel.cores())
+        checked = parallel.in_order(check, records, workers or limits.cores())
         for found in parallel.progress(checked, split.count, split_name):
             yield from found
             yield from _taken(faults)

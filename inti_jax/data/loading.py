@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from inti_jax import config
+from inti_jax import config, limits
 from inti_jax.data.shared import Sent, Slots
 from inti_jax.errors import UserError
 
@@ -132,7 +132,7 @@ def worker_count(cfg: config.Data, host_batch: int) -> int:
     if jax.default_backend() == "cpu":
         return 0  # the cores compute: threads take what is left without the workers' memory
     # One core for the process that drives the devices; more workers than rows loaded ahead would idle.
-    return min(len(os.sched_getaffinity(0)) - 1, cfg.prefetch * host_batch)
+    return min(limits.cores() - 1, cfg.prefetch * host_batch)
 
 
 def _index(element: Any) -> int:

@@ -1,7 +1,6 @@
 """Work on many items: by threads, in order, a few ahead at a time, and with progress on stderr."""
 
 import collections
-import os
 import sys
 import time
 from collections.abc import Callable, Generator, Iterable
@@ -14,11 +13,6 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _SECONDS_BETWEEN_LINES = 10
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def in_order(

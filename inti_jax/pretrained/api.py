@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Shaped
 
+from inti_jax import backend
 from inti_jax.errors import UserError
 from inti_jax.models.tokenizer import Tokenizer
 from inti_jax.paths import local_path
@@ -106,4 +107,5 @@ def _jit(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 
 def load_clip(path: str | Path) -> ClipModel:
     """The CLIP in a file that `python -m inti_jax.convert` wrote. Raises UserError."""
+    backend.start()
     return ClipModel(ClipFile(local_path(path)))

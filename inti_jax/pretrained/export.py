@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from inti_jax import checkpoint, sharding, trained
-from inti_jax.config import Mesh
 from inti_jax.errors import UsageError, UserError
 from inti_jax.models.backbone import BACKBONES
 from inti_jax.models.clip import Architecture
@@ -47,7 +45,7 @@ def read_run(
     The projection of a classifier that started from class names is CLIP's visual projection, and comes along.
     Raises UserError where `workdir` holds no finished checkpoint.
     """
-    found = trained.load(workdir, sharding.make_mesh(Mesh(), jax.local_devices()[:1]), step=step)
+    found = trained.load(workdir, sharding.one_device_mesh(), step=step)
     record, (_, params) = found.record, found.for_inference()
     image = dataclasses.replace(
         BACKBONES[record.config.model.backbone], resolution=record.config.data.resolution

@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from inti_jax import backend
 from inti_jax.errors import UserError
 from inti_jax.pretrained import clip, sources
 from inti_jax.pretrained.file import ClipFile, build, content_hash
@@ -26,6 +27,7 @@ def compare(path: Path, against: Path) -> list[Difference]:
     Raises UserError where the file's weights are not those of its hash, where the source cannot be read,
     or where torch, or transformers for Hugging Face's naming, is not installed.
     """
+    backend.start()
     file = ClipFile(path)
     if content_hash(file) != file.hash:
         raise UserError(f"{path} does not hold the weights it was written with: its hash differs")

@@ -14,7 +14,7 @@ ARGUMENTS = ["bench", "--name", "motion_digits", "--clips", "8"]
 @pytest.fixture(autouse=True)
 def one_core(monkeypatch):
     """So that no worker processes are started."""
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
+    monkeypatch.setattr("inti_jax.limits.cores", lambda: 1)
 
 
 def test_figures_as_json_and_as_text(motion_data, monkeypatch, capsys):

@@ -199,7 +199,7 @@ def test_batches_can_be_set_to_another_step_at_any_time(videos):
 )
 def test_workers_are_chosen_by_cores_and_backend(monkeypatch, backend, cores, batch, workers):
     monkeypatch.setattr("jax.default_backend", lambda: backend)
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setattr("inti_jax.limits.cores", lambda: cores)
     assert loading.worker_count(CFG, batch) == workers
     assert loading.worker_count(dataclasses.replace(CFG, workers=3), batch) == 3
 

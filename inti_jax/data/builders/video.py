@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
+from inti_jax import limits
 from inti_jax.data import decode, manifest, parallel, reencode
 from inti_jax.data.builders.journal import Journal, Part
 from inti_jax.errors import UsageError, UserError
@@ -127,7 +128,7 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type
             "shards": {split: len(shard_edges(clips)) - 1 for split, clips in self._clips.items()},
         }
         try:
-            with self._journal.opened(plan, options.workers or parallel.cores()):
+            with self._journal.opened(plan, options.workers or limits.cores()):
                 self._write_shards(options, beam)
                 self._describe(source)
                 self._journal.finish(directory)
@@ -212,9 +213,7 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type
         rest = itertools.chain.from_iterable(missing)
         done = len(clips) - sum(map(len, missing))
         with (
-            contextlib.closing(
-                parallel.in_order(check, rest, options.workers or parallel.cores())
-            ) as checked,
+            contextlib.closing(parallel.in_order(check, rest, options.workers or limits.cores())) as checked,
             contextlib.closing(parallel.progress(checked, len(clips), split, done=done)) as stream,
         ):
             yield [
