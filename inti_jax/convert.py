@@ -44,7 +44,8 @@ def main() -> None:
         nargs="?",
         type=local_path,
         metavar="SRC",
-        help="what to convert; or a run's directory: the image tower that it trained",
+        help="what to convert, also a training checkpoint with the weights under `model`, `state_dict` or "
+        "any prefix; or a run's directory: the image tower that it trained",
     )
     parser.add_argument(
         "--out", type=local_path, metavar="F", help="the file to write; with --to huggingface, a directory"
@@ -131,7 +132,7 @@ def _convert(arguments: argparse.Namespace) -> None:
 
     mapped = sum(len(parts) for parts in matched.parts.values())
     print(f"source      {arguments.source}: {matched.naming.name} naming, {mapped} keys mapped")
-    print(f"dropped     {', '.join(sorted((*matched.dropped, *source.beside))) or 'nothing'}")
+    print(f"dropped     {', '.join(sorted((*matched.dropped, *matched.beside))) or 'nothing'}")
     _print_description(description)
     _print_written(arguments.out, arrays, digest, start)
 

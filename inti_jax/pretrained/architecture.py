@@ -108,7 +108,7 @@ def _openai_activation(source: Checkpoint, matched: Matched, given: Activation |
     if source.open_clip_config is not None:
         quick = source.open_clip_config.get("model_cfg", {}).get("quick_gelu", False)
         said = "quick_gelu" if quick else "gelu"
-    elif source.torchscript or "input_resolution" in matched.dropped:
+    elif source.torchscript or matched.key("input_resolution") in matched.dropped:
         said = "quick_gelu"
     if given is not None and said not in (None, given):
         raise UsageError(f"--activation is {given}, but {source.path} is a model with {said}")
@@ -211,7 +211,7 @@ def _size(matched: Matched, path: str, dimension: int) -> int:
     """A size of the array that fills `path`. Raises UserError where there is none to tell it."""
     found = matched.parts.get(path)
     if not found or len(found[0][2].shape) <= dimension:
-        name = next(rule.theirs for rule in matched.naming.rules if rule.ours == path)
+        name = matched.key(next(rule.theirs for rule in matched.naming.rules if rule.ours == path))
         unknown = f"; keys that have no place: {', '.join(matched.unknown[:3])}" if matched.unknown else ""
         problem = "wrong" if found else "missing"
         raise UserError(f"{matched.path}: {problem}: {name}, which tells the architecture{unknown}")

@@ -70,7 +70,8 @@ class Naming:
     name: str
     rules: tuple[Rule, ...]
     dropped: tuple[str, ...]  # regexes of what a checkpoint may hold that is no weight
-    lone_tower: tuple[str, str]  # a key that shows an image tower saved by itself, and the prefix it lost
+    tower: str  # what the image tower's names start with
+    markers: tuple[str, ...]  # the rest of names that show an image tower, whatever is before them
 
 
 def _norm(theirs: str, ours: str) -> tuple[Rule, ...]:
@@ -127,7 +128,8 @@ OPENAI = Naming(
         Rule("logit_scale", "logit_scale", SAME),
     ),
     (r"input_resolution|context_length|vocab_size", r"(transformer\.resblocks\.\d+\.)?attn_mask"),
-    ("conv1.weight", "visual."),
+    "visual.",
+    ("class_embedding", "conv1.weight", "ln_pre.weight"),
 )
 
 HUGGINGFACE = Naming(
@@ -148,63 +150,147 @@ HUGGINGFACE = Naming(
         Rule("logit_scale", "logit_scale", SAME),
     ),
     (r"(text|vision)_model\.embeddings\.position_ids",),
-    ("embeddings.class_embedding", "vision_model."),
+    "vision_model.",
+    ("embeddings.class_embedding", "embeddings.patch_embedding.weight", "pre_layrnorm.weight"),
 )
 
 NAMINGS = {naming.name: naming for naming in (OPENAI, HUGGINGFACE)}
 
 
+# Modules that torch puts around others, anywhere in a model: torch.compile, FSDP, activation checkpointing.
+_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+
+# Where training code keeps the weights themselves, as opposed to averages or other models.
+_PLAIN = {"state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "weights"}
+
+
 @dataclasses.dataclass(frozen=True)
 class Matched:
-    """Their arrays by our path: one rule and array each, or three where q, k and v are apart."""
+    """Their arrays by our path: one rule, key and array each, or three where q, k and v are apart.
+
+    Keys are the file's own. In it, `prefix` is before all names of CLIP; of an image tower saved by itself
+    (`lone`), the naming's own `tower` is missing behind that.
+    """
 
     path: Path
     naming: Naming
+    prefix: str
+    lone: bool
     parts: dict[str, list[tuple[Rule, str, LazyArray]]]
     dropped: list[str]
     unknown: list[str]
+    beside: list[str]  # what the file holds apart from the model, such as an optimizer
+
+    def key(self, name: str) -> str:
+        """The file's key for a name of the naming."""
+        return self.prefix + (name.removeprefix(self.naming.tower) if self.lone else name)
+
+    def weights(self) -> dict[str, LazyArray]:
+        """Their arrays under the naming's own names."""
+        return {_renamed(ours, rule): array for ours, found in self.parts.items() for rule, _, array in found}
 
 
 def match(path: Path, arrays: Mapping[str, LazyArray]) -> Matched:
-    """Finds the naming of the checkpoint at `path`, and a place for each of its keys.
+    """Find the naming of the checkpoint at `path`, the model in it, and a place for each of its keys.
 
-    Raises UserError where nothing looks like CLIP.
+    The model may be under a prefix, as in `model.visual.proj` or `backbone.class_embedding`; what is not
+    under it is beside the model. Raises UserError where nothing looks like CLIP's image transformer, or two
+    do equally.
     """
-    matches = (_match(path, naming, arrays) for naming in NAMINGS.values())
-    best = max(matches, key=lambda found: len(found.parts))
-    if not any(ours.startswith("tower.") for ours in best.parts):
-        if any(name.startswith("tower.") for name in arrays):
-            raise UserError(f"{path} is in the project's format already; --to gives it back")
-        raise UserError(
-            f"{path} is no CLIP image transformer: its keys are {_some(sorted(arrays)) or 'none'}"
-        )
-    return best
+    keys: dict[str, str] = {}
+    for key in arrays:
+        name = ".".join(part for part in key.split(".") if part not in _WRAPPERS)
+        if name in keys:
+            raise UserError(f"{path} holds {name} twice: as {keys[name]} and as {key}")
+        keys[name] = key
+    found = [
+        _match(path, naming, keys, arrays, prefix, lone)
+        for naming in NAMINGS.values()
+        for prefix, lone in _places(naming, keys)
+    ]
+    most = max(len(matched.parts) for matched in found)
+    best = [matched for matched in found if len(matched.parts) == most]
+    # A ResNet has a `conv1` too.
+    if sum(ours.startswith("tower.") for ours in best[0].parts) < 3:
+        raise UserError(_what_else(path, keys))
+    if len(best) > 1:
+        plain = [matched for matched in best if set(matched.prefix.split(".")[:-1]) <= _PLAIN]
+        if len(plain) != 1:
+            places = " and ".join(sorted(f"`{matched.prefix}`" for matched in best))
+            raise UserError(f"{path} holds several image towers, under {places}: save the one you want alone")
+        best = plain
+    return best[0]
 
 
-def _match(path: Path, naming: Naming, arrays: Mapping[str, LazyArray]) -> Matched:
-    marker, prefix = naming.lone_tower
-    if marker in arrays:
-        arrays = {name if _is_projection(name) else prefix + name: array for name, array in arrays.items()}
+def _places(naming: Naming, names: Iterable[str]) -> set[tuple[str, bool]]:
+    """Where a model may be: the prefix of its names, and whether it is an image tower saved by itself."""
+    for marker in naming.markers:
+        fronts = {
+            name.removesuffix(marker) for name in names if name == marker or name.endswith(f".{marker}")
+        }
+        if fronts:
+            wholes = {front for front in fronts if f".{front}".endswith(f".{naming.tower}")}
+            return {(front.removesuffix(naming.tower), False) for front in wholes} | {
+                (front, True) for front in fronts - wholes
+            }
+    return {("", False)}
+
+
+def _match(
+    path: Path,
+    naming: Naming,
+    keys: Mapping[str, str],
+    arrays: Mapping[str, LazyArray],
+    prefix: str,
+    lone: bool,
+) -> Matched:
     parts: dict[str, list[tuple[Rule, str, LazyArray]]] = {}
-    dropped, unknown = [], []
-    for name, array in arrays.items():
+    dropped, unknown, beside = [], [], []
+    for whole, key in keys.items():
+        if not whole.startswith(prefix):
+            beside.append(key)
+            continue
+        name = whole.removeprefix(prefix)
+        if lone and name != _HF_PROJECTION:
+            name = naming.tower + name
         found = _translate(name, naming.rules, by="theirs")
         if found is not None:
             rule, ours = found
-            parts.setdefault(ours, []).append((rule, name, array))
+            parts.setdefault(ours, []).append((rule, key, arrays[key]))
         elif any(re.fullmatch(pattern, name) for pattern in naming.dropped):
-            dropped.append(name)
+            dropped.append(key)
         else:
-            unknown.append(name)
-    return Matched(path, naming, parts, dropped, unknown)
+            unknown.append(key)
+    return Matched(path, naming, prefix, lone, parts, dropped, unknown, _grouped(beside, prefix))
 
 
-def _is_projection(name: str) -> bool:
-    return name == "visual_projection.weight"
+# Hugging Face keeps it beside the tower, whether that was saved by itself or not.
+_HF_PROJECTION = "visual_projection.weight"
+
+
+def _grouped(keys: Iterable[str], prefix: str) -> list[str]:
+    """Shorten keys to their first word, of which an optimizer has thousands, but for those near the model."""
+    near = prefix.partition(".")[0]
+    words = ((key, key.partition(".")[0]) for key in keys)
+    return sorted({key if word == near else word for key, word in words})
+
+
+def _what_else(path: Path, names: Iterable[str]) -> str:
+    """Says why there is no image transformer of CLIP's in the checkpoint."""
+    names = sorted(names)
+    if any(name.startswith("tower.") for name in names):
+        return f"{path} is in the project's format already; --to gives it back"
+    kinds = {"layer1.0.": "a ResNet", "trunk.": "one of timm's models"}
+    kind = next((kind for part, kind in kinds.items() if any(f".{part}" in f".{name}" for name in names)), "")
+    return (
+        f"{path} is no CLIP image transformer{f' but {kind}' if kind else ''}: its keys are "
+        f"{_some(names) or 'none'}; convert takes CLIP's ViTs under the names of OpenAI, open_clip or "
+        "Hugging Face"
+    )
 
 
 def fill(matched: Matched, shapes: Mapping[str, Shape]) -> dict[str, LazyArray]:
-    """Each of our parameters, in float32, read when asked for.
+    """Give each of our parameters, in float32, read when asked for.
 
     Raises UserError that names every kind of mismatch: a key with no place, a parameter not filled, or
     filled twice, a wrong shape, a type that is no float.
@@ -217,7 +303,7 @@ def fill(matched: Matched, shapes: Mapping[str, Shape]) -> dict[str, LazyArray]:
         found = sorted(matched.parts.get(path, []), key=lambda item: item[0].part or 0)
         wanted = [rule for rule in matched.naming.rules if _translate(path, (rule,), by="ours")]
         absent = [rule for rule in wanted if rule not in [item[0] for item in found]]
-        missing += [_renamed(path, rule) for rule in absent]
+        missing += [matched.key(_renamed(path, rule)) for rule in absent]
         for rule, name, array in found:
             part_shape = _part_shape(shape, rule)
             if array.dtype == object:
@@ -226,7 +312,7 @@ def fill(matched: Matched, shapes: Mapping[str, Shape]) -> dict[str, LazyArray]:
                 expected = list(rule.layout.their_shape(part_shape))
                 wrong.append(f"{name} is {list(array.shape)}, not {expected}")
             elif array.dtype not in (np.float32, np.float16, np.dtype(ml_dtypes.bfloat16)):
-                wrong.append(f"{name} is {array.dtype}, not a float of 16 or 32 bits")
+                wrong.append(f"{name} is {array.dtype}, not a float of 16 or 32 bits{_remedy(array.dtype)}")
         result[path] = LazyArray(shape, np.dtype(np.float32), _filler(found, shape))
     extra = [name for path in matched.parts.keys() - shapes.keys() for _, name, _ in matched.parts[path]]
     if extra:
@@ -256,6 +342,13 @@ def to_theirs(params: Mapping[str, LazyArray], naming: Naming) -> dict[str, Lazy
     if strange:
         raise UserError(f"{naming.name} has no name for {_some(strange)}, which CLIP has not")
     return result
+
+
+def _remedy(dtype: np.dtype) -> str:
+    """What makes weights of `dtype` ones that can be read."""
+    if dtype.name.startswith("float"):
+        return ": save it as such, with model.half() or model.float() before"
+    return ""
 
 
 def is_parameter(path: str) -> bool:

@@ -14,7 +14,7 @@ from torch import nn
 
 from inti_jax.models.backbone import Numerics
 from inti_jax.models.clip import Architecture
-from inti_jax.pretrained.clip import HUGGINGFACE, Naming
+from inti_jax.pretrained.clip import HUGGINGFACE, Matched
 from inti_jax.pretrained.sources import Checkpoint
 
 Stages = dict[str, np.ndarray]
@@ -22,7 +22,7 @@ Stages = dict[str, np.ndarray]
 
 def stages(
     source: Checkpoint,
-    naming: Naming,
+    matched: Matched,
     architecture: Architecture,
     images: Float[np.ndarray, "B H W 3"],
     tokens: Int[np.ndarray, "B L"] | None,
@@ -30,10 +30,10 @@ def stages(
     """Each stage's output in float32: `image embedding`, `image block 1`, ..., `image feature`, `text`..."""
     weights = {
         name: torch.from_numpy(np.array(array.read()).astype(np.float32))
-        for name, array in source.arrays.items()
+        for name, array in matched.weights().items()
         if array.dtype.kind in "fV"
     }
-    build = _transformers if naming is HUGGINGFACE else _openai
+    build = _transformers if matched.naming is HUGGINGFACE else _openai
     with torch.no_grad():
         model, modules = build(weights, source, architecture)
         found: Stages = {}
@@ -64,11 +64,6 @@ def _transformers(weights: dict[str, torch.Tensor], source: Checkpoint, architec
         model = transformers.CLIPVisionModelWithProjection(transformers.CLIPVisionConfig(**vision))
         if architecture.embed is None:
             model.visual_projection = nn.Identity()
-        lone = "embeddings.class_embedding" in weights
-        weights = {
-            f"vision_model.{name}" if lone and name != "visual_projection.weight" else name: weight
-            for name, weight in weights.items()
-        }
     known = model.state_dict()
     model.load_state_dict({name: weight for name, weight in weights.items() if name in known}, strict=True)
     model.eval()
@@ -161,9 +156,8 @@ class _Text(nn.Module):
 
 def _openai(weights: dict[str, torch.Tensor], _: Checkpoint, architecture: Architecture) -> Any:
     known = _Visual(architecture)
-    prefix = "" if "conv1.weight" in weights else "visual."
     known.load_state_dict(
-        {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+        {name.removeprefix("visual."): value for name, value in weights.items() if name.startswith("visual.")}
     )
     modules: dict[str, nn.Module] = {"image embedding": known.ln_pre}
     modules |= {f"image block {i}": m for i, m in enumerate(known.transformer.resblocks, start=1)}

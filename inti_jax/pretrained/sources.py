@@ -15,7 +15,7 @@ import numpy as np
 import safetensors
 
 from inti_jax.errors import UserError
-from inti_jax.pretrained import pickled
+from inti_jax.pretrained import kinds, pickled
 from inti_jax.pretrained.lazy import LazyArray
 
 _HF_WEIGHTS = (
@@ -24,6 +24,22 @@ _HF_WEIGHTS = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+# By safetensors' names, in which files of 8 bits are read as far as saying what they are.
+_DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E5M2": ml_dtypes.float8_e5m2,
+    "F8_E8M0": ml_dtypes.float8_e8m0fnu,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
 _OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 
@@ -38,7 +54,6 @@ class Checkpoint:
     path: Path
     arrays: dict[str, LazyArray]
     torchscript: bool
-    beside: tuple[str, ...]  # what the file holds beside the weights
 
     @property
     def directory(self) -> Path:
@@ -59,37 +74,39 @@ class Checkpoint:
 
 
 def read(path: Path) -> Checkpoint:
-    """The checkpoint at `path`, a file or a directory. Raises UserError."""
+    """Read the checkpoint at `path`, a file or a directory. Raises UserError."""
     if not path.exists():
         raise UserError(f"{path} does not exist")
-    files = _weight_files(path) if path.is_dir() else [path]
     arrays: dict[str, LazyArray] = {}
-    beside: tuple[str, ...] = ()
     torchscript = False
-    for file in files:
+    for file in weight_files(path):
         found = _read_file(file)
         twice = arrays.keys() & found.arrays.keys()
         if twice:
             raise UserError(f"{file} holds {min(twice)} again, which another shard has")
         arrays.update(found.arrays)
-        beside += found.beside
         torchscript |= found.torchscript
-    return Checkpoint(path, _without_wrapper(arrays), torchscript, beside)
+    return Checkpoint(path, arrays, torchscript)
 
 
-def _weight_files(directory: Path) -> list[Path]:
-    kinds = {"config.json": _HF_WEIGHTS, "open_clip_config.json": _OPEN_CLIP_WEIGHTS}
-    present = [kind for kind in kinds if (directory / kind).is_file()]
+def weight_files(path: Path) -> list[Path]:
+    """Find the files that hold the weights: `path` itself, or those of the directory that it is."""
+    return _files_of(path) if path.is_dir() else [path]
+
+
+def _files_of(directory: Path) -> list[Path]:
+    named = {"config.json": _HF_WEIGHTS, "open_clip_config.json": _OPEN_CLIP_WEIGHTS}
+    present = [kind for kind in named if (directory / kind).is_file()]
     if not present:
         raise UserError(
             f"{directory} has no config.json, which tells the heads and the activation: "
             "give a whole Hugging Face or open_clip directory, or a single weight file"
         )
     for kind in present:
-        for name in kinds[kind]:
+        for name in named[kind]:
             if (directory / name).is_file():
                 return _shards(directory / name) if name.endswith(".index.json") else [directory / name]
-    wanted = ", ".join(name for kind in present for name in kinds[kind])
+    wanted = ", ".join(name for kind in present for name in named[kind])
     raise UserError(f"{directory} has no weights: none of {wanted}")
 
 
@@ -105,9 +122,9 @@ def _shards(index: Path) -> list[Path]:
 
 
 def _read_file(path: Path) -> pickled.Contents:
-    """What one file holds; its kind is told by content, not by name."""
-    if path.stat().st_size == 0:
-        raise UserError(f"{path} is empty")
+    """Read what one file holds; its kind is told by content, not by name."""
+    if what := kinds.no_weights(path):
+        raise UserError(f"{path} is {what}")
     with path.open("rb") as file:
         start = file.read(9)
     if start.startswith(b"PK"):
@@ -138,15 +155,7 @@ def _reader(handle: Any, name: str) -> Any:
 
 
 def _dtype(part: Any) -> np.dtype:
-    names = {"F64": "f8", "F32": "f4", "F16": "f2", "I64": "i8", "I32": "i4", "BF16": ml_dtypes.bfloat16}
-    return np.dtype(names.get(part.get_dtype(), np.void))
-
-
-def _without_wrapper(arrays: dict[str, LazyArray]) -> dict[str, LazyArray]:
-    """Names without the `module.` that torch's DataParallel puts before each."""
-    if arrays and all(name.startswith("module.") for name in arrays):
-        return {name.removeprefix("module."): array for name, array in arrays.items()}
-    return arrays
+    return np.dtype(_DTYPES.get(part.get_dtype(), np.void))
 
 
 def _settings(path: Path) -> dict[str, Any] | None:

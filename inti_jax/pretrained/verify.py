@@ -32,7 +32,7 @@ def compare(path: Path, against: Path) -> list[Difference]:
     if content_hash(file) != file.hash:
         raise UserError(f"{path} does not hold the weights it was written with: its hash differs")
     source = sources.read(against)
-    naming = clip.match(against, source.arrays).naming
+    matched = clip.match(against, source.arrays)
     architecture = file.description.architecture
     rng = np.random.default_rng(0)
     side = architecture.image.resolution
@@ -46,7 +46,7 @@ def compare(path: Path, against: Path) -> list[Difference]:
     try:
         from inti_jax.pretrained import reference
 
-        theirs = reference.stages(source, naming, architecture, images, tokens)
+        theirs = reference.stages(source, matched, architecture, images, tokens)
     except ImportError:
         raise UserError('verifying needs torch and transformers: pip install "inti_jax[convert]"') from None
     except (RuntimeError, KeyError) as error:  # what torch raises for weights that do not fit

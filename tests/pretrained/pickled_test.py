@@ -1,7 +1,15 @@
 """The reader of torch's files: the same tensors as torch's own, and damage of any kind is a UserError."""
 
+import argparse
+import collections
+import datetime
+import functools
+import importlib
 import io
+import os
 import pickle
+import subprocess
+import sys
 import zipfile
 
 import numpy as np
@@ -11,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inti_jax.errors import UserError
+from inti_jax.pretrained import inert
 from inti_jax.pretrained.pickled import read_archive, read_legacy
 
 
@@ -96,8 +105,8 @@ def test_an_object_that_holds_itself(tmp_path):
     looped["again"] = looped
     with zipfile.ZipFile(tmp_path / "m.pt", "w") as archive:
         archive.writestr("m/data.pkl", pickle.dumps(looped))
-    with pytest.raises(UserError, match="holds itself"):
-        read_archive(tmp_path / "m.pt")
+    entries = read_archive(tmp_path / "m.pt").arrays
+    assert [(name, array.dtype) for name, array in entries.items()] == [("again", np.dtype(object))]
 
 
 @pytest.mark.parametrize("legacy", [False, True])
@@ -105,14 +114,137 @@ def test_what_is_no_tensor_is_an_entry_too(weights, tmp_path, legacy):
     state = {"a": weights["plain"], "b": 3.0, "c": [weights["plain"]], "d": {}, "e": None}
     path = tmp_path / "m.pt"
     torch.save({"state_dict": state, "epoch": 1}, path, _use_new_zipfile_serialization=not legacy)
-    contents = (read_legacy if legacy else read_archive)(path)
-    assert contents.beside == ("epoch",)
-    assert [name for name, array in contents.arrays.items() if array.dtype == object] == ["b", "c", "d", "e"]
+    arrays = (read_legacy if legacy else read_archive)(path).arrays
+    others = ["state_dict.b", "state_dict.c", "state_dict.d", "state_dict.e", "epoch"]
+    assert [name for name, array in arrays.items() if array.dtype == object] == others
     with pytest.raises(UserError, match="b is no tensor"):
-        contents.arrays["b"].read()
+        arrays["state_dict.b"].read()
 
 
 def test_two_entries_of_one_name(weights, tmp_path):
     torch.save({"a.b": weights["plain"], "a": {"b": weights["half"]}}, tmp_path / "m.pt")
     with pytest.raises(UserError, match=r"two entries named 'a\.b'"):
+        read_archive(tmp_path / "m.pt")
+
+
+class Settings(dict):
+    """A dict of another class, as OmegaConf's or mmengine's are."""
+
+
+def beside(path):
+    """What training code keeps beside weights, none of it a tensor."""
+    return {
+        "best": np.float64(0.5),
+        "history": np.arange(3),
+        "args": argparse.Namespace(rate=1e-3, out=path, names={"a", "b"}),
+        "config": Settings(depth=12, inner=Settings(width=4)),
+        "counts": collections.Counter("aab"),
+        "groups": collections.defaultdict(list, a=[1]),
+        "when": datetime.datetime(2026, 1, 1),
+        "dtype": torch.float16,
+        "device": torch.device("cpu"),
+        "size": torch.Size([2]),
+    }
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_what_is_beside_weights_is_read_past(weights, tmp_path, legacy, protocol):
+    others = beside(tmp_path)
+    path = tmp_path / "m.pt"
+    torch.save(
+        {"model": {"a": weights["plain"]}, **others, "again": others},
+        path, pickle_protocol=protocol, _use_new_zipfile_serialization=not legacy,
+    )  # fmt: skip
+    arrays = (read_legacy if legacy else read_archive)(path).arrays
+    assert [name for name, array in arrays.items() if array.dtype != object] == ["model.a"]
+    np.testing.assert_array_equal(arrays["model.a"].read(), weights["plain"])
+
+
+def test_weights_in_a_dict_of_another_class_and_in_a_whole_module(weights, tmp_path):
+    module = torch.nn.Sequential(torch.nn.Linear(2, 3, bias=False), torch.nn.GELU(), torch.nn.BatchNorm1d(3))
+    torch.save({"state": Settings(a=weights["plain"]), "model": module}, tmp_path / "m.pt")
+    arrays = read_archive(tmp_path / "m.pt").arrays
+    expected = {"state.a": weights["plain"]} | {f"model.{k}": v for k, v in module.state_dict().items()}
+    assert {name for name, array in arrays.items() if array.dtype != object} == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(arrays[name].read(), value.detach())
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_floats_of_8_bits(tmp_path, legacy):
+    value = torch.tensor([[0.5, -1.75], [2.0, 448.0]])
+    path = tmp_path / "m.pt"
+    torch.save({"a": value.to(torch.float8_e4m3fn)}, path, _use_new_zipfile_serialization=not legacy)
+    array = (read_legacy if legacy else read_archive)(path).arrays["a"]
+    assert array.dtype.name == "float8_e4m3fn"
+    np.testing.assert_array_equal(array.read().astype(np.float32), value)
+
+
+CANARY = "import pathlib; pathlib.Path({!r}).touch()"
+
+
+class _Calls:
+    """A pickle of this calls `function`, which is looked up by `module` and name."""
+
+    def __init__(self, function, *arguments, state=None):
+        self.parts = (function, arguments) if state is None else (function, arguments, state)
+
+    def __reduce__(self):
+        return self.parts
+
+
+def _helper(*_):
+    raise AssertionError("something of the pickle's was called")
+
+
+@pytest.mark.parametrize(
+    ("name", "hostile"),
+    [
+        ("exec", lambda canary: _Calls(exec, CANARY.format(canary))),
+        ("run", lambda canary: _Calls(subprocess.run, ["touch", canary])),
+        ("system", lambda canary: _Calls(os.system, f"touch {canary}")),
+        ("import_module", lambda canary: _Calls(importlib.import_module, "this")),
+        ("partial", lambda canary: functools.partial(os.system, f"touch {canary}")),
+    ],
+)
+def test_harm_beside_good_weights_is_refused_and_not_run(weights, tmp_path, name, hostile):
+    canary = str(tmp_path / "canary")
+    torch.save({"model": {"a": weights["plain"]}, "args": hostile(canary)}, tmp_path / "m.pt")
+    with pytest.raises(UserError, match=rf"asks for [\w.]*{name}, .*nothing was run"):
+        read_archive(tmp_path / "m.pt")
+    assert not (tmp_path / "canary").exists()
+
+
+def test_a_function_of_anyones_is_neither_imported_nor_called(weights, tmp_path):
+    name = "a_module_that_must_not_be_imported"
+    (tmp_path / f"{name}.py").write_text(CANARY.format(str(tmp_path / "canary")))
+    stream = pickle.dumps({"a": _Calls(_helper, 1), "b": _Calls(_helper, state={"x": 1})}, 2)
+    stream = stream.replace(f"c{__name__}\n".encode(), f"c{name}\n".encode())
+    assert name.encode() in stream
+    with zipfile.ZipFile(tmp_path / "m.pt", "w") as archive:
+        archive.writestr("m/data.pkl", stream)
+    sys.path.insert(0, str(tmp_path))
+    try:
+        assert set(read_archive(tmp_path / "m.pt").arrays) == {"a", "b"}
+    finally:
+        sys.path.remove(str(tmp_path))
+    assert name not in sys.modules and not (tmp_path / "canary").exists()
+
+
+def test_a_pickle_cannot_change_the_reader(tmp_path):
+    before = inert._rebuild_tensor.__defaults__, dict(vars(inert._rebuild_tensor))
+    stream = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\nN}X\x0c\x00\x00\x00__defaults__)s\x86b."
+    with zipfile.ZipFile(tmp_path / "m.pt", "w") as archive:
+        archive.writestr("m/data.pkl", stream)
+    with pytest.raises(UserError, match="no object"):
+        read_archive(tmp_path / "m.pt")
+    assert (inert._rebuild_tensor.__defaults__, dict(vars(inert._rebuild_tensor))) == before
+
+
+def test_a_tensor_of_something_that_is_no_storage(tmp_path):
+    stream = b"\x80\x02}X\x01\x00\x00\x00actorch._utils\n_rebuild_tensor\n(K\x01K\x02\x86K\x00))tRs."
+    with zipfile.ZipFile(tmp_path / "m.pt", "w") as archive:
+        archive.writestr("m/data.pkl", stream)
+    with pytest.raises(UserError, match="without a storage"):
         read_archive(tmp_path / "m.pt")

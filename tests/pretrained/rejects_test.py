@@ -3,8 +3,10 @@
 import json
 import os
 import pickle
+import re
 import zipfile
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -261,3 +263,84 @@ def test_settings_that_the_weights_need(copy, rejected):
     path = copy()
     (path / "config.json").write_text("[]")
     assert "is not a JSON object" in rejected(path)
+
+
+@pytest.mark.parametrize(
+    ("contents", "said"),
+    [
+        (b"\n<!DOCTYPE html><html><body>Sign in</body></html>", "is an HTML page, not weights"),
+        (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "is an XML document"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 598641023\n",
+            "is a Git LFS pointer for a file of 598,641,023 bytes, not the weights themselves: run",
+        ),
+        (b"\x1f\x8b\x08\0\0", "is compressed with gzip: unpack it first"),
+        (b'{"weight_map": {}}', "is JSON, not weights"),
+        (b"", "is empty"),
+        (b"not a checkpoint", r"save a model's state_dict\(\) with torch\.save, or give a safetensors file"),
+        (pickle.dumps({"a": 1}), r"none that torch\.save wrote: save a model's state_dict"),
+    ],
+)
+@pytest.mark.parametrize("name", ["m.pt", "model.safetensors"])
+def test_a_file_that_holds_no_weights_is_called_what_it_is(copy, tmp_path, rejected, name, contents, said):
+    path = tmp_path / name
+    if name == "model.safetensors":  # as a repository cloned without LFS has it
+        path = copy() / name
+        if "state_dict" in said:
+            said = "no safetensors file"
+    path.write_bytes(contents)
+    line = rejected(path.parent if name == "model.safetensors" else path)
+    assert str(path) in line and re.search(said, line)
+
+
+def test_a_zip_of_something_else(tmp_path, rejected):
+    np.savez(tmp_path / "m.npz", a=np.ones(2))
+    assert "no data.pkl): save a model's state_dict()" in rejected(tmp_path / "m.npz")
+
+
+@pytest.mark.parametrize("kind", ["pt", "safetensors"])
+def test_floats_of_8_bits_are_named(tmp_path, rejected, kind):
+    weights = checkpoints.openai_state_dict(checkpoints.huggingface_model())
+    weights["visual.proj"] = weights["visual.proj"].to(torch.float8_e4m3fn)
+    path = tmp_path / f"m.{kind}"
+    torch.save(weights, path) if kind == "pt" else safetensors.torch.save_file(weights, path)
+    line = rejected(path, "--activation", "gelu")
+    assert "visual.proj is float8_e4m3fn, not a float of 16 or 32 bits: save it as such, with" in line
+
+
+def test_keys_are_named_as_the_file_has_them(tmp_path, rejected):
+    whole = checkpoints.openai_state_dict(checkpoints.huggingface_model())
+    tower = {name.removeprefix("visual."): value for name, value in whole.items() if "visual." in name}
+    for prefix in ("", "backbone."):
+        weights = {prefix + name: value for name, value in tower.items()}
+        weights[f"{prefix}fc.weight"] = torch.ones(2)
+        del weights[f"{prefix}ln_post.bias"]
+        torch.save(weights, tmp_path / "m.pt")
+        line = rejected(tmp_path / "m.pt", "--activation", "gelu")
+        assert f"no place here: {prefix}fc.weight; missing: {prefix}ln_post.bias" in line
+        del weights[f"{prefix}class_embedding"]
+        torch.save(weights, tmp_path / "m.pt")
+        assert f"missing: {prefix}class_embedding, which" in rejected(tmp_path / "m.pt")
+
+
+def test_a_tower_of_another_kind(tmp_path, rejected):
+    weights = checkpoints.openai_state_dict(checkpoints.huggingface_model())
+    weights = {name: value for name, value in weights.items() if not name.startswith("visual.")}
+    weights |= {f"visual.{part}conv1.weight": torch.ones(2, 2, 1, 1) for part in ("", "layer1.0.")}
+    torch.save(weights, tmp_path / "m.pt")
+    assert "no CLIP image transformer but a ResNet: its keys are" in rejected(tmp_path / "m.pt")
+
+
+def test_two_towers_are_not_chosen_from(tmp_path, rejected):
+    weights = checkpoints.openai_state_dict(checkpoints.huggingface_model())
+    teacher = {name: value + 1 for name, value in weights.items()}
+    torch.save({"student": weights, "teacher": teacher}, tmp_path / "m.pt")
+    assert "several image towers, under `student.` and `teacher.`" in rejected(tmp_path / "m.pt")
+
+
+def test_the_same_key_with_and_without_a_wrapper(tmp_path, rejected):
+    weights = checkpoints.openai_state_dict(checkpoints.huggingface_model())
+    torch.save({**weights, "_orig_mod.visual.proj": weights["visual.proj"]}, tmp_path / "m.pt")
+    assert "holds visual.proj twice: as visual.proj and as _orig_mod.visual.proj" in rejected(
+        tmp_path / "m.pt"
+    )

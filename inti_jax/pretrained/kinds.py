@@ -1,0 +1,78 @@
+"""Tell what a file is by its first bytes, so that an error about it can say so."""
+
+import json
+import re
+import struct
+from pathlib import Path
+
+_START = 4096
+_MAX_HEADER = 100_000_000  # bytes; safetensors' own limit
+
+# Files that people have where weights should be, and what to do about it.
+_BY_START = {
+    b"\x1f\x8b": "compressed with gzip: unpack it first",
+    b"BZh": "compressed with bzip2: unpack it first",
+    b"\xfd7zXZ": "compressed with xz: unpack it first",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd: unpack it first",
+    b"Rar!": "a RAR archive: unpack it first",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive: unpack it first",
+    b"\x89HDF": "an HDF5 file, such as Keras writes: give a state dict of torch or a safetensors file",
+    b"\x93NUMPY": "a NumPy array: give a state dict of torch or a safetensors file",
+    b"GGUF": "a GGUF file, whose weights are quantized: give the original ones",
+    b"\x89PNG": "a picture",
+    b"\xff\xd8\xff": "a picture",
+}
+
+
+def no_weights(path: Path) -> str | None:
+    """Say what the file at `path` is and what to do, where it is known to be something without weights."""
+    with path.open("rb") as file:
+        start = file.read(_START)
+    if not start:
+        return "empty: copy or download it again"
+    if start.startswith(b"version https://git-lfs.github.com/spec/"):
+        size = re.search(rb"^size (\d+)", start, re.MULTILINE)
+        of = f" for a file of {int(size[1]):,} bytes" if size else ""
+        return (
+            f"a Git LFS pointer{of}, not the weights themselves: run `git lfs pull` in the repository it is "
+            "from, or download the file itself"
+        )
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if text.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
+        return (
+            "an HTML page, not weights: the server sent a page, such as a login, a warning or an error; "
+            "open the address in a browser, and save the file itself"
+        )
+    if text.startswith((b"<?xml", b"<error")):
+        return "an XML document, not weights: most likely a server's error message; download the file again"
+    for magic, what in _BY_START.items():
+        if start.startswith(magic):
+            return what
+    if start[257:262] == b"ustar":
+        return "a tar archive: unpack it first, and give the weights in it"
+    if text.startswith((b"{", b"[")) and text.isascii():
+        return "JSON, not weights: give the file with the weights, or the whole directory"
+    return None
+
+
+def is_torch(path: Path) -> bool:
+    """Whether the file looks like torch's: a zip archive, or a pickle."""
+    with path.open("rb") as file:
+        return file.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+
+def stated_format(path: Path) -> str | None:
+    """Read what a safetensors file says of its format, such as `inti_jax.clip`; None of any other file."""
+    with path.open("rb") as file:
+        length = file.read(8)
+        if len(length) < 8:
+            return None
+        size = struct.unpack("<Q", length)[0]
+        if size > min(_MAX_HEADER, path.stat().st_size):
+            return None
+        try:
+            header = json.loads(file.read(size))
+        except ValueError:
+            return None
+    metadata = header.get("__metadata__") if isinstance(header, dict) else None
+    return str(metadata.get("format")) if isinstance(metadata, dict) and "format" in metadata else None
