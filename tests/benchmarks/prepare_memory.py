@@ -17,7 +17,7 @@ _PROGRAM = """
 import pathlib, resource, sys
 from inti_jax.data.builders import folder, video
 source, data_dir = map(pathlib.Path, sys.argv[1:])
-labels, splits = folder.scan(source, val_share=0)
+labels, splits, *_ = folder.scan(source, val_share=0)
 builder = folder.Folder(data_dir=data_dir, name="folder", labels=labels, splits=splits)
 builder.build(video.Options(workers=2))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

@@ -22,7 +22,7 @@ def prepared(tmp_path_factory) -> Path:
         path = root / "source" / "ab"[index % 2] / f"{index}.mp4"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(clips.encode(clips.moving_square(4 + index, 32, 48), fps=30))
-    labels, splits = folder.scan(root / "source")
+    labels, splits, *_ = folder.scan(root / "source")
     builder = folder.Folder(data_dir=root / "data", name="folder", labels=labels, splits=splits)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(video, "_SHARD_BYTES", 8_000)

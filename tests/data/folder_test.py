@@ -169,9 +169,27 @@ def test_a_csv_file(source, tmp_path, monkeypatch):
     labels.write_text("b\na\nc\n")
     plain = tmp_path / "plain.csv"
     plain.write_text("videos/archery/0.mp4,b\nvideos/archery/1.mp4,a\n")
-    found, splits = folder.scan(plain, labels_file=labels)
+    found, splits, *_ = folder.scan(plain, labels_file=labels)
     assert found == ("b", "a", "c")
     assert [clip.label for clip in splits["train"]] == ["b", "a"] and splits["val"] == []
+
+
+@pytest.mark.usefixtures("source")
+def test_a_table_as_pandas_writes_it_and_splits_by_their_usual_names(tmp_path, capsys, monkeypatch):
+    """`DataFrame.to_csv` has a column of row numbers without a name; read and written again it gets one."""
+    table = tmp_path / "table.csv"
+    rows = ["0,videos/archery/0.mp4,a,Train", "1,videos/archery/1.mp4,a,validation"]
+    for header in (",path,label,split", "Unnamed: 0,Path,Label,Split"):
+        table.write_text("\n".join([header, *rows]))
+        splits = folder.scan(table).splits
+        assert {name: [clip.id for clip in clips] for name, clips in splits.items()} == {
+            "train": ["videos/archery/0.mp4"], "val": ["videos/archery/1.mp4"],
+        }  # fmt: skip
+    table.write_text("\n".join([",path,label,split", *rows, "2,videos/yoga/0.mp4,a,test"]))
+    assert _prepare(monkeypatch, "folder", "--source", table, "--data_dir", tmp_path / "data") == 0
+    assert "note: 1 row of `test` is not used" in capsys.readouterr().err
+    (left_out,) = manifest.read(tmp_path / "data" / "folder" / "1.0.0").splits["val"].rejected
+    assert left_out == manifest.Rejected("videos/yoga/0.mp4", "it is of `test`, which is not used")
 
 
 BAD_FILES = {
@@ -316,6 +334,16 @@ def test_what_is_wrong_with_a_dataset_is_said(source, tmp_path, monkeypatch):
         ("path,label,split\nvideos/yoga/0.mp4,yoga,vall\n", "row 2: unknown split `vall`"),
         ("path,label,weight\nvideos/yoga/0.mp4,yoga,1\n", "row 1: unknown column `weight`"),
         ("path,label\n", "no rows"),
+        ("videos/yoga/0.mp4 1\n", "row 1: 1 columns where 2 .*line of a list.*--train_list.*--labels"),
+        ("videos/yoga/0.mp4,1\n", "row 1: the label `1` is not in the labels file. A list .*--train_list"),
+        ("videos/yoga/0.mp4;yoga\n", "row 1: 1 columns where 2 .*separated by commas"),
+        ("0,videos/yoga/0.mp4,yoga\n", "row 1: 3 columns where 2 .*an index, as pandas writes it"),
+        (
+            "file,class\nvideos/yoga/0.mp4,yoga\n",
+            "row 1: there is no file .*file; a header.*`path` and `label`",
+        ),
+        ("path,label,path\na,b,c\n", "row 1: the column `path` is there twice"),
+        ("videos/yoga,yoga\n", "row 1: .*yoga is a folder, and not of numbered images"),
         ("", "empty"),
     ],
 )

@@ -284,7 +284,7 @@ print(check(clip)[2])
     import functools
     import pickle
 
-    labels, splits = folder.scan(source)
+    labels, splits, *_ = folder.scan(source)
     builder = folder.Folder(data_dir=tmp_path, name="folder", labels=labels, splits=splits)
     check, clip = functools.partial(video._check, builder.read, None), splits["train"][0]
     message = pickle.dumps((check, clip))

@@ -51,7 +51,7 @@ def test_the_files_do_not_depend_on_the_workers(workers, source, tmp_path, monke
     monkeypatch.setattr(video, "_SHARD_BYTES", 8_000)
     built = []
     for count in (1, workers):
-        labels, splits = folder.scan(source)
+        labels, splits, *_ = folder.scan(source)
         data_dir = tmp_path / str(count)
         builder = folder.Folder(data_dir=data_dir, name="folder", labels=labels, splits=splits)
         built.append(builder.build(video.Options(workers=count)))

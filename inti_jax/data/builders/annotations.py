@@ -22,7 +22,8 @@ class Listed(NamedTuple):
     """A video that a row of an annotation file lists, wherever it is.
 
     Its file has one of the names `stems`, without a suffix, the surest first; or it is at `path`, relative to
-    the source. `folder` is its class's: it decides between several files of that name.
+    the source. `folder` is its class's: it decides between several files of that name. `frames` is how many
+    frames of a frame folder the row says to take.
     """
 
     id: str
@@ -32,6 +33,7 @@ class Listed(NamedTuple):
     stems: tuple[str, ...] = ()
     path: str = ""
     folder: str = ""
+    frames: int | None = None
 
     @property
     def where(self) -> str:
@@ -165,6 +167,18 @@ def unknown_label(label: str, labels: Sequence[str], where: str, listed_in: obje
     raise UserError(
         f"{where}: the label {shown(label)} is not in {listed_in}; the nearest there is `{near[0]}`"
     )
+
+
+def check_known(label: str, labels: Sequence[str] | None, where: str) -> None:
+    """Raise UserError where a label is not one of `labels`, those of --labels, if there are any."""
+    if labels is None or label in labels:
+        return
+    if label.isdecimal():
+        raise UserError(
+            f"{where}: the label `{label}` is not in the labels file. A list of paths and numbers of labels "
+            "is given as --train_list or --val_list, and the videos' directory as --source"
+        )
+    unknown_label(label, labels, where, "the labels file")
 
 
 def read_splits(

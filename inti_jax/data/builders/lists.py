@@ -1,4 +1,4 @@
-"""Lists of files: in each line a path and the number of its label."""
+"""Lists of files and frame folders: in each line a path, perhaps a number of frames, and a label's number."""
 
 import os
 import re
@@ -6,15 +6,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from inti_jax.data.builders.annotations import Annotations, Listed, read_lines, read_splits, shown
+from inti_jax.data.builders.files import is_video_name
 from inti_jax.errors import UserError
 
 _LINE = re.compile(r"(?P<path>.*[^\s,])[\s,]+(?P<number>\d+)", re.ASCII)
+_FRAMES = re.compile(r"(?P<path>.*[^\s,])[\s,]+(?P<count>\d{1,9})", re.ASCII)
 
 
 def read(files: Mapping[str, Path], labels: Sequence[str], root: Path) -> Annotations:
-    """The list of each split. Paths are relative to `root`, or absolute and below it; labels count from 0.
+    """Read the list of each split: lines of `path label`, or `path frames label` for frame folders.
 
-    Between path and number is space or a comma; a path may have spaces.
+    Paths are relative to `root`, or absolute and below it; labels count from 0. Between path and number is
+    space or a comma; a path may have spaces. Two numbers are a label's and one of frames, except behind the
+    suffix of a video and where the path with the number is on disk.
 
     Raises UserError, naming file and row.
     """
@@ -24,14 +28,20 @@ def read(files: Mapping[str, Path], labels: Sequence[str], root: Path) -> Annota
             where = f"{path} row {row}"
             match = _LINE.fullmatch(line)
             if match is None:
-                raise UserError(f"{where}: {shown(line)} should be a path and the number of its label")
+                hint = (
+                    "; a CSV file with labels by name is given to `folder` as --source" if "," in line else ""
+                )
+                raise UserError(f"{where}: {shown(line)} should be a path and the number of its label{hint}")
             number = int(match["number"][:9])  # more is too large in any case
             if number >= len(labels):
                 raise UserError(
                     f"{where}: the label {number} is not one of 0 to {len(labels) - 1}, the lines of --labels"
                 )
-            relative = _below(match["path"], root, where)
-            yield Listed(relative, labels[number], path, row, path=relative)
+            relative, count = _below(match["path"], root, where), None
+            frames = _FRAMES.fullmatch(match["path"])
+            if frames and not is_video_name(match["path"]) and not (root / relative).exists():
+                relative, count = _below(frames["path"], root, where), int(frames["count"])
+            yield Listed(relative, labels[number], path, row, path=relative, frames=count)
 
     return Annotations(tuple(labels), read_splits(files, rows))
 

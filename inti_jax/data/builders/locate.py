@@ -2,25 +2,31 @@
 
 import collections
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
 from inti_jax.data.builders import lists
 from inti_jax.data.builders.annotations import SPLITS, Absent, Annotations, Listed, read_labels
+from inti_jax.data.builders.files import folder_of, relative_id
+from inti_jax.data.builders.frames import USUAL_RATE, Frames
 from inti_jax.data.builders.registry import OFFICIAL
 from inti_jax.data.builders.tree import Tree
 from inti_jax.data.builders.video import Clip
+from inti_jax.data.manifest import Rejected
 from inti_jax.errors import UserError
 
 
 class Located(NamedTuple):
     """The labels in order, the videos of each split, and lines for the user about what is not as usual.
 
-    A video that is listed and not there is a Clip whose source is `Absent`.
+    A video that is listed and not there is a Clip whose source is `Absent`. `rejected` has, by split, what
+    was left out and is no listed video, such as a folder that cannot be read.
     """
 
     labels: tuple[str, ...]
     splits: dict[str, list[Clip]]
+    rejected: dict[str, list[Rejected]]
     notes: tuple[str, ...]
 
 
@@ -31,10 +37,12 @@ def scan(
     fold: int = 1,
     list_files: Mapping[str, Path] | None = None,
     labels_file: Path | None = None,
+    rate: Fraction = USUAL_RATE,
 ) -> Located:
-    """What the annotations of dataset `name` say of the videos below `source`; nothing is decoded.
+    """Find the videos below `source` that the annotations of dataset `name` list; nothing is decoded.
 
-    With `list_files`, by split, these are the annotations, and `labels_file` has the labels.
+    Frame folders, of the name that a video would have, are videos of `rate` frames a second. With
+    `list_files`, by split, these are the annotations, and `labels_file` has the labels.
 
     Raises UserError, naming file and row, for what is wrong with the annotations, and for a split of which no
     video is there.
@@ -67,10 +75,10 @@ def scan(
                 other = f", where its label is `{first.label}`" if row.label != first.label else ""
                 clip = Clip(row.id, row.label, Absent(f"{row.where} repeats row {first.row}{other}"), 0)
             elif path := tree.find(row, split, shared=shared, repeated=repeated):
-                clip = Clip(row.id, row.label, path, path.stat().st_size)
+                clip = Clip(row.id, row.label, *_source(path, row, rate))
             else:
                 missing += 1
-                clip = Clip(row.id, row.label, Absent("not on disk"), 0)
+                clip = Clip(row.id, row.label, Absent(tree.why_missing(row)), 0)
             splits[split].append(clip)
         if all(isinstance(clip.source, Absent) for clip in splits[split]):
             expected = listed[0].path or f"{listed[0].stems[0]}.mp4"
@@ -80,7 +88,21 @@ def scan(
             )
         if missing:
             notes.append(f"{missing} of the {len(listed)} videos of `{split}` are not on disk")
-    return Located(annotations.labels, splits, tuple(notes))
+    rejected: dict[str, list[Rejected]] = {}
+    # Of what is in such a folder nobody knows, so that is one line and not for a split to say.
+    if folders := [place for place in tree.skipped if place.folder]:
+        rejected[next(iter(splits))] = [
+            Rejected(relative_id(place.path, source), place.reason) for place in folders
+        ]
+        notes.append(f"{len(folders)} folders below {source} cannot be read, {folders[0].path} for one")
+    return Located(annotations.labels, splits, rejected, tuple(notes))
+
+
+def _source(path: Path, row: Listed, rate: Fraction) -> tuple[Path | Frames | Absent, int]:
+    """Give the source of a listed video, which is there, and its size in bytes."""
+    if not path.is_dir():
+        return path, path.stat().st_size
+    return folder_of(path, rate, row.frames) or (Absent("a folder without numbered images"), 0)
 
 
 def _check_labels(name: str, annotations: Annotations) -> Sequence[str]:

@@ -51,8 +51,9 @@ EMBEDDED = {
     "train an image model to start from",
 }
 FOLDER = (
-    "your own videos: --source is a directory with a folder per class (or `train` and `val` with class "
-    "folders in each), or a CSV file with the columns path, label and perhaps split"
+    "your own videos, as files or as folders of numbered images: --source is a directory with a folder per "
+    "class (or `train` and `val` with class folders in each), or a CSV file with the columns path, label and "
+    "perhaps split"
 )
 NAMES = (*EMBEDDED, "folder", *OFFICIAL)
 

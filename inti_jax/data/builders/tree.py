@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence, Set
 from pathlib import Path, PurePosixPath
 
 from inti_jax.data.builders.annotations import Listed
+from inti_jax.data.builders.files import frames_among, is_video_name
+from inti_jax.data.builders.walk import Skipped, walk
 from inti_jax.errors import UserError
 
-VIDEO_SUFFIXES = frozenset(
-    (".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv", ".3gp", ".ts")
-)
 _TEXT_SUFFIXES = (".csv", ".txt", ".json")
 _TEXT_DEPTH = 2  # folders between the source and its annotations
 _SPLIT_FOLDER = re.compile(r"(?:.*[_-])?(train|val|valid|validate|validation|test)(?:[_-]?\d+\w*)?")
@@ -18,7 +17,7 @@ _REPLACEMENT = "replacement"  # Kinetics-400's: whole copies of videos that were
 
 
 class Tree:
-    """The files below `root`, links followed. Hidden files and folders are not looked at.
+    """The files below `root`, as `walk` finds them.
 
     Annotations may be in `root` or up to two folders down.
     """
@@ -27,25 +26,25 @@ class Tree:
         if not root.is_dir():
             raise UserError(f"{root} is not a directory: --source is where videos and annotations are")
         self.root = root
+        self.skipped: list[Skipped] = []  # what could not be read
         self._videos: dict[str, list[str]] = {}
+        self._frame_folders: dict[str, list[str]] = {}
         self._texts: list[Path] = []
-        seen = set()
-        for directory, folders, files in os.walk(root, followlinks=True, onerror=_raise):
-            status = Path(directory).stat()
-            if (status.st_dev, status.st_ino) in seen:  # a link back up, or a second one to the same folder
-                folders.clear()
-                continue
-            seen.add((status.st_dev, status.st_ino))
-            folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
-            relative = PurePosixPath(Path(directory).relative_to(root).as_posix())
-            for file in sorted(files):
-                if file.startswith("."):
-                    continue
-                suffix = PurePosixPath(file).suffix.lower()
-                if suffix in VIDEO_SUFFIXES:
+        self._unreadable: dict[str, str] = {}  # by path below `root`, and by name without suffix
+        for directory, files, _, skipped in walk(root):
+            relative = PurePosixPath(directory.relative_to(root).as_posix())
+            for place in skipped:
+                if not place.again:
+                    self.skipped.append(place)
+                    self._unreadable[place.path.stem] = place.reason
+                    self._unreadable[place.path.relative_to(root).as_posix()] = place.reason
+            for file in files:
+                if is_video_name(file):
                     self._videos.setdefault(PurePosixPath(file).stem, []).append(str(relative / file))
-                elif suffix in _TEXT_SUFFIXES and len(relative.parts) <= _TEXT_DEPTH:
-                    self._texts.append(Path(directory, file))
+                elif file.lower().endswith(_TEXT_SUFFIXES) and len(relative.parts) <= _TEXT_DEPTH:
+                    self._texts.append(directory / file)
+            if frames_among(files):
+                self._frame_folders.setdefault(relative.name, []).append(str(relative))
 
     def texts(self, pattern: str) -> list[Path]:
         """The files that may be annotations whose whole name is `pattern`."""
@@ -78,19 +77,19 @@ class Tree:
     def find(
         self, listed: Listed, split: str, *, shared: Set[str], repeated: Set[tuple[str, str]]
     ) -> Path | None:
-        """The file of a listed video, if it is there.
+        """Find the file of a listed video, or its frame folder, if it is there.
 
         Of its names only the first is sure to be its own. One that is in `repeated`, with the split, is that
         of several videos there, and so nobody's. One in `shared` is that of videos of both splits, and the
         file's folder has to name this one. It may not name another in any case.
 
-        Raises UserError where several files may be it.
+        Raises UserError where several files, or several frame folders, may be it.
         """
         if listed.path:
             path = self.root / listed.path
-            return path if path.is_file() else None
+            return path if path.is_file() or path.is_dir() else None
         for number, stem in enumerate(listed.stems):
-            found = [path for path in self._videos.get(stem, []) if (self.root / path).is_file()]
+            found = self._videos.get(stem) or self._frame_folders.get(stem, [])
             if number > 0:
                 if (split, stem) in repeated:
                     continue
@@ -99,6 +98,13 @@ class Tree:
             if found:
                 return self.root / self._choose(found, listed, split)
         return None
+
+    def why_missing(self, listed: Listed) -> str:
+        """Say why a listed video was not found."""
+        for name in (listed.path, *listed.stems):
+            if name in self._unreadable:
+                return f"not on disk: {self._unreadable[name]}"
+        return "not on disk"
 
     def _choose(self, found: Sequence[str], listed: Listed, split: str) -> str:
         preferences = (
@@ -123,7 +129,3 @@ def _split_of(path: str) -> str | None:
         if match := _SPLIT_FOLDER.fullmatch(part.lower()):
             return match[1] if match[1] in ("train", "test") else "val"
     return None
-
-
-def _raise(error: OSError) -> None:
-    raise error

@@ -17,6 +17,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from inti_jax import limits
 from inti_jax.data import decode, manifest, parallel, reencode
+from inti_jax.data.builders.frames import Frames
 from inti_jax.data.builders.journal import Journal, Part
 from inti_jax.errors import UsageError, UserError
 
@@ -61,11 +62,19 @@ def fingerprint(
 ) -> str:
     """A hash of what a dataset is prepared from: labels in order; each file's split, id, label and size.
 
-    And of `Options.short_side`, where it is given.
+    And of `Options.short_side`, where it is given, and the rate and number of frames of frame folders.
     """
-    clips = ([split, clip.id, clip.label, clip.bytes] for split in splits for clip in splits[split])
+    clips = (
+        [split, clip.id, clip.label, clip.bytes, *_settings(clip.source)]
+        for split in splits
+        for clip in splits[split]
+    )
     changed = [] if short_side is None else [{"short_side": short_side}]
     return manifest.digest([list(labels), *sorted(clips), *changed])
+
+
+def _settings(source: Any) -> list[Any]:
+    return [str(source.rate), source.limit or 0] if isinstance(source, Frames) else []
 
 
 def shard_edges(clips: Sequence[Clip]) -> list[int]:
@@ -92,8 +101,16 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type
     VERSION = tfds.core.Version("1.0.0")
     sampling = ""  # the `data.sampling` that belongs to the dataset, if there is one
 
-    def __init__(self, *, data_dir: str | Path, labels: Sequence[str], splits: Mapping[str, Sequence[Clip]]):
+    def __init__(
+        self,
+        *,
+        data_dir: str | Path,
+        labels: Sequence[str],
+        splits: Mapping[str, Sequence[Clip]],
+        rejected: Mapping[str, Sequence[manifest.Rejected]] | None = None,
+    ):
         self._labels = tuple(labels)
+        self._rejected = rejected or {}
         self._clips = {split: clips for split, clips in splits.items() if clips}
         self._shards: dict[str, list[_Shard]] = {}
         super().__init__(data_dir=data_dir)
@@ -238,7 +255,10 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type
             parts = {name: self._complete(name) for name in self._names(split)}
             found = manifest.Split.of(
                 (video for part in parts.values() for video in part.videos),
-                (rejected for part in parts.values() for rejected in part.rejected),
+                (
+                    *(rejected for part in parts.values() for rejected in part.rejected),
+                    *self._rejected.get(split, ()),
+                ),
                 (manifest.Shard(name, len(part.videos), part.sha256) for name, part in parts.items()),
             )
             if not found.videos:

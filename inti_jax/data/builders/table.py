@@ -1,0 +1,124 @@
+"""A CSV file of paths and labels, and perhaps splits: what `folder` reads besides a directory."""
+
+import csv
+import os
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+from inti_jax.data.builders.annotations import Absent, check_known, quoted, read_text, shown
+from inti_jax.data.builders.classes import Scanned
+from inti_jax.data.builders.files import Found, folder_of, source_of
+from inti_jax.data.builders.frames import Frames
+from inti_jax.data.builders.splits import split_named
+from inti_jax.data.manifest import Rejected
+from inti_jax.errors import UserError
+
+_COLUMNS = ("path", "label", "split")
+# How pandas calls the column of its index: in what it writes, and in what it reads that again as.
+_INDEX = re.compile(r"|unnamed: \d+")
+_LIST_LINE = re.compile(r"\S.*\s\d+")
+
+_Row = tuple[int, list[str]]  # with its number
+
+
+def scan_table(source: Path, labels: Sequence[str] | None, rate: Fraction) -> Scanned:
+    """Read a file with the columns path, label and perhaps split; without a split the header may go.
+
+    Paths are relative to the file's directory. An unnamed column, a data frame's index, is passed over.
+    Raises UserError, naming the row, for whatever is missing, unknown or there twice.
+    """
+    columns, rows = _read(source)
+    scanned = Scanned(set(), [], defaultdict(list), [])
+    seen: dict[str, int] = {}
+    for number, row in rows:
+        where = f"{source} row {number}"
+        if len(row) != len(columns):
+            raise UserError(
+                f"{where}: {len(row)} columns where {len(columns)} should be: "
+                f"{', '.join(column or 'an index' for column in columns)}{_hint(row)}"
+            )
+        cells = dict(zip(columns, row, strict=True))
+        video, size = _source(source.parent / cells["path"], where, rate)
+        if not cells["label"]:
+            raise UserError(f"{where}: the label is empty")
+        check_known(cells["label"], labels, where)
+        split = split_named(cells["split"]) if "split" in cells else None
+        if "split" in cells and split is None:
+            raise UserError(f"{where}: unknown split `{cells['split']}`; splits are `train` and `val`")
+        video_id = Path(os.path.normpath(cells["path"])).as_posix()
+        if video_id in seen:
+            raise UserError(f"{where}: {video_id} is in row {seen[video_id]} already")
+        seen[video_id] = number
+        scanned.labels.add(cells["label"])
+        scanned.found.append(Found(video_id, cells["label"], split, video, size))
+    if not scanned.found:
+        raise UserError(f"{source} has a header and no rows")
+    return _without_test(scanned)
+
+
+def _read(source: Path) -> tuple[list[str], list[_Row]]:
+    """Read the columns, in lower case, and the rows below the header, where there is one."""
+    reader = csv.reader(read_text(source).splitlines())
+    try:
+        rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(row)]
+    except csv.Error as error:
+        raise UserError(f"{source} row {reader.line_num}: it is not CSV: {error}") from None
+    if not rows:
+        raise UserError(f"{source} is empty: write a path and a label in each row")
+    columns = ["" if _INDEX.fullmatch(cell.lower()) else cell.lower() for cell in rows[0][1]]
+    if not {"path", "label"} <= set(columns):
+        return ["path", "label"], rows
+    if unknown := sorted(set(columns) - {*_COLUMNS, ""}):
+        raise UserError(f"{source} row 1: unknown column `{unknown[0]}`; columns are {quoted(_COLUMNS)}")
+    if repeated := [column for column in _COLUMNS if columns.count(column) > 1]:
+        raise UserError(f"{source} row 1: the column `{repeated[0]}` is there twice")
+    return columns, rows[1:]
+
+
+def _source(path: Path, where: str, rate: Fraction) -> tuple[Path | Frames | Absent, int]:
+    if path.is_file():
+        return source_of(path), path.stat().st_size
+    if not path.is_dir():
+        hint = (
+            "; a header, if row 1 is one, has the columns `path` and `label`"
+            if where.endswith(" row 1")
+            else ""
+        )
+        raise UserError(f"{where}: there is no file {path}{hint}")
+    if found := folder_of(path, rate):
+        return found
+    raise UserError(f"{where}: {path} is a folder, and not of numbered images, the frames of a video")
+
+
+def _hint(row: Sequence[str]) -> str:
+    """Say what a row of the wrong length may be, and how that is given."""
+    if len(row) == 1 and (";" in row[0] or "\t" in row[0]):
+        return f". Columns are separated by commas, not as in {shown(row[0])}"
+    if len(row) == 1 and _LIST_LINE.fullmatch(row[0]):
+        return (
+            f". {shown(row[0])} is a line of a list of paths and numbers of labels: give the file as "
+            "--train_list or --val_list, the labels as --labels and the videos' directory as --source"
+        )
+    if len(row) == 3 and row[0].isdecimal():
+        return ". The first is an index, as pandas writes it: write the file with its header, or index=False"
+    return ""
+
+
+def _without_test(scanned: Scanned) -> Scanned:
+    """Leave out the rows of `test` where there are some of `val`; where not, they are `val`."""
+    splits = {file.split for file in scanned.found}
+    if "test" not in splits:
+        return scanned
+    if "val" not in splits:
+        found = [file._replace(split="val") if file.split == "test" else file for file in scanned.found]
+        return scanned._replace(found=found, notes=[*scanned.notes, "`test` is taken as `val`"])
+    found = [file for file in scanned.found if file.split != "test"]
+    reason = "it is of `test`, which is not used"
+    scanned.rejected["val"] += [Rejected(file.id, reason) for file in scanned.found if file.split == "test"]
+    count = len(scanned.found) - len(found)
+    rows = "1 row of `test` is" if count == 1 else f"{count} rows of `test` are"
+    note = f"{rows} not used: splits are `train` and `val`"
+    return scanned._replace(found=found, notes=[*scanned.notes, note])
