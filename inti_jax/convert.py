@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 # activation, epsilon or layout by far more.
 _TOLERANCE = 1e-4
 
+_LIBRARIES = {"openai": "OpenAI's library does", "huggingface": "transformers does"}
+
 _EXAMPLES = """examples:
   python -m inti_jax.convert ViT-B-16.pt --out b16.safetensors --vocab bpe_simple_vocab_16e6.txt.gz
   python -m inti_jax.convert clip-vit-base-patch16/ --out b16.safetensors
@@ -72,8 +74,8 @@ def main() -> None:
         "--vocab",
         type=local_path,
         metavar="FILE",
-        help="the text tower's vocabulary: bpe_simple_vocab_16e6.txt.gz, tokenizer.json, vocab.json, or a "
-        "directory with one (default: the one beside SRC, if any)",
+        help="the text tower's own vocabulary: bpe_simple_vocab_16e6.txt.gz, tokenizer.json, vocab.json, or "
+        "a directory with one (default: the one beside SRC, if any)",
     )
     cli.add_step_argument(parser)
     parser.add_argument("--verify", type=local_path, metavar="F", help="compare this file of ours ...")
@@ -214,7 +216,8 @@ def _print_description(description: "Description") -> None:
         vocabulary = "with its vocabulary" if description.vocabulary else "no vocabulary: see --vocab"
         print(
             f"text        width {text.width}, {text.layers} layers, {text.heads} heads, "
-            f"{text.vocabulary} tokens, context {text.context}, {vocabulary}"
+            f"{text.vocabulary} tokens, context {text.context}, {vocabulary}, texts cleaned as "
+            f"{_LIBRARIES[description.cleaning]}"
         )
     print(f"features    {'the tower' if found.embed is None else found.embed}")
     print(f"numerics    {found.numerics.activation}, LayerNorm epsilon {found.numerics.eps:g}")

@@ -6,9 +6,12 @@ A vocabulary is read from what checkpoints come with: a Hugging Face directory, 
 
 import dataclasses
 import gzip
+import html
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import tokenizers
@@ -20,8 +23,17 @@ from inti_jax.errors import UserError
 START, END = "<|startoftext|>", "<|endoftext|>"
 _WORD_END = "</w>"
 
-# The words that are encoded apart: contractions, runs of letters, single digits, runs of anything else.
-_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+# The words that are encoded apart: the tokens about a text, contractions, runs of letters, single digits,
+# runs of anything else. OpenAI's ignore case.
+_SPECIAL = "|".join(re.escape(token) for token in (START, END))
+_WORDS = rf"{_SPECIAL}|'s|'t|'re|'ve|'m|'ll|'d|[\p{{L}}]+|[\p{{N}}]|[^\s\p{{L}}\p{{N}}]+"
+_OPENAI_WORDS = f"(?i:{_WORDS})"
+
+# How a library prepares texts: OpenAI's and open_clip's, or transformers.
+Cleaning = Literal["openai", "huggingface"]
+
+# OpenAI's file serves for this number of tokens; it holds merges for many more.
+_OPENAI_TOKENS = 49408
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,24 +52,44 @@ class Vocabulary:
         return cls(tuple(values["tokens"]), tuple(values["merges"]))
 
 
-class Tokenizer:
-    """Texts to token ids: lower case, white space collapsed, `START` and `END` around each text."""
+def clean(text: str) -> str:
+    """Clean a text as OpenAI's and open_clip's tokenizers do before they split it.
 
-    def __init__(self, vocabulary: Vocabulary, context: int):
+    Mojibake, curly quotes, ligatures and full-width letters are mended (ftfy), HTML entities resolved twice,
+    white space collapsed; lower case.
+    """
+    import ftfy  # late: it takes longer to import than a vocabulary to read
+
+    text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return re.sub(r"\s+", " ", text).strip().lower()
+
+
+class Tokenizer:
+    """Texts to token ids: lower case, white space collapsed, `START` and `END` around each text.
+
+    With `cleaning` of "openai" texts are prepared as in OpenAI's `simple_tokenizer.py` and in open_clip, with
+    "huggingface" as in transformers' CLIPTokenizer, which composes characters (NFC) and mends nothing.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, context: int, cleaning: Cleaning = "huggingface"):
         ids = {token: index for index, token in enumerate(vocabulary.tokens)}
         merges = [(first, second) for first, _, second in (m.partition(" ") for m in vocabulary.merges)]
         self._tokenizer = tokenizers.Tokenizer(
             models.BPE(vocab=ids, merges=merges, end_of_word_suffix=_WORD_END, unk_token=END)
         )
-        self._tokenizer.normalizer = normalizers.Sequence(
-            [normalizers.NFC(), normalizers.Replace(tokenizers.Regex(r"\s+"), " "), normalizers.Lowercase()]
-        )
-        self._tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(tokenizers.Regex(_WORDS), behavior="removed", invert=True),
-                pre_tokenizers.ByteLevel(add_prefix_space=False),
-            ]
-        )
+        self._words: pre_tokenizers.Split | None = None
+        if cleaning == "openai":
+            self._words = _splitter(_OPENAI_WORDS)
+            self._tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        else:
+            spaces = normalizers.Replace(tokenizers.Regex(r"\s+"), " ")
+            self._tokenizer.normalizer = normalizers.Sequence(
+                [normalizers.NFC(), spaces, normalizers.Lowercase()]
+            )
+            self._tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+                [_splitter(_WORDS), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+            )
+        self._context = context
         self._tokenizer.add_special_tokens([START, END])
         self._tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{START} $A {END}", special_tokens=[(START, ids[START]), (END, ids[END])]
@@ -66,10 +98,36 @@ class Tokenizer:
         self._tokenizer.enable_padding(length=context, pad_id=ids[END], pad_token=END)
         self._tokenizer.enable_truncation(context)
 
-    def __call__(self, texts: Sequence[str]) -> Int[np.ndarray, "B L"]:
-        """Token ids, `context` for each text; a longer one is cut and keeps its end token."""
-        encoded = self._tokenizer.encode_batch(list(texts))
-        return np.array([encoding.ids for encoding in encoded], np.int32)
+    def __call__(self, texts: Iterable[Any]) -> Int[np.ndarray, "B L"]:
+        """Give token ids, `context` for each text; a longer one is cut and keeps its end token.
+
+        Raises UserError for what is no text.
+        """
+        texts = list(texts)
+        for index, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise UserError(f"text {index} is no string but {type(text).__name__}")
+            if self._words is None and not _is_unicode(text):
+                raise UserError(f"text {index}, {text!r:.80}, holds half a surrogate pair")
+        if self._words is None:
+            encoded = self._tokenizer.encode_batch(texts)
+        else:
+            words = [[word for word, _ in self._words.pre_tokenize_str(clean(text))] for text in texts]
+            encoded = self._tokenizer.encode_batch(words, is_pretokenized=True)
+        ids = [encoding.ids for encoding in encoded]
+        return np.array(ids, np.int32).reshape(len(texts), self._context)
+
+
+def _splitter(words: str) -> pre_tokenizers.Split:
+    return pre_tokenizers.Split(tokenizers.Regex(words), behavior="removed", invert=True)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def find_vocabulary(directory: Path) -> Path | None:
@@ -115,12 +173,23 @@ def _read_json(path: Path) -> tuple[dict[str, int], list[str]]:
 
 
 def _read_merges(path: Path, size: int) -> tuple[dict[str, int], list[str]]:
-    """OpenAI's file, which holds more merges than the model has tokens for; the ids follow from it."""
+    """Read OpenAI's file, from which the ids follow.
+
+    It has more merges than CLIP's tokens. A model with another number of tokens has other tokens, too: for
+    such a one a file has to fit as it is.
+    """
     contents = path.read_bytes()
     if contents[:2] == b"\x1f\x8b":
         contents = gzip.decompress(contents)
     letters = [*_BYTE_LETTERS, *(letter + _WORD_END for letter in _BYTE_LETTERS)]
-    merges = _merge_lines(contents.decode("utf-8"))[: max(size - len(letters) - 2, 0)]
+    merges = _merge_lines(contents.decode("utf-8"))
+    wanted = size - len(letters) - 2
+    if len(merges) < wanted or (len(merges) > wanted and size != _OPENAI_TOKENS):
+        raise UserError(
+            f"{path} is not the vocabulary of this text tower, which has {size} tokens: it is for "
+            f"{_OPENAI_TOKENS} tokens or, whole, for {len(merges) + len(letters) + 2}"
+        )
+    merges = merges[:wanted]
     tokens = [*letters, *(merge.replace(" ", "") for merge in merges), START, END]
     return {token: index for index, token in enumerate(tokens)}, merges
 

@@ -1,6 +1,6 @@
 """A converted CLIP as functions from images and texts to features: `inti_jax.load_clip(FILE)`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,13 @@ class TextEncoder:
         self._params = {path: jnp.asarray(file[path].read()) for path in file if path.startswith("text.")}
         self._tokenizer = None
         if architecture.text is not None and description.vocabulary is not None:
-            self._tokenizer = Tokenizer(description.vocabulary, architecture.text.context)
+            self._tokenizer = Tokenizer(
+                description.vocabulary, architecture.text.context, description.cleaning
+            )
+        self._embed = architecture.embed or 0
         self._encode = _jit(lambda params, tokens: build(architecture, params).encode_text(tokens))
 
-    def __call__(self, texts: Sequence[str]) -> Float[np.ndarray, "B E"]:
+    def __call__(self, texts: Iterable[Any]) -> Float[np.ndarray, "B E"]:
         """As `ClipModel.encode_text`."""
         if not self._params:
             raise UserError(f"{self._path} has no text tower: convert a whole CLIP")
@@ -40,8 +43,9 @@ class TextEncoder:
         if self._tokenizer is None:
             raise UserError(f"{self._path} holds no vocabulary: convert it again with --vocab FILE")
         tokens = self._tokenizer(texts)
-        parts = [tokens[i : i + _TEXTS_AT_ONCE] for i in range(0, max(len(tokens), 1), _TEXTS_AT_ONCE)]
-        return np.concatenate([np.asarray(self._encode(self._params, part)) for part in parts])
+        parts = [tokens[i : i + _TEXTS_AT_ONCE] for i in range(0, len(tokens), _TEXTS_AT_ONCE)]
+        features = [np.asarray(self._encode(self._params, part)) for part in parts]
+        return np.concatenate([np.zeros((0, self._embed), np.float32), *features])
 
 
 class ClipModel:
@@ -86,10 +90,11 @@ class ClipModel:
             raise UserError(f"images are uint8, or floats that are normalised already, not {images.dtype}")
         return np.asarray(self._image(self._params, images.astype(np.float32)))
 
-    def encode_text(self, texts: Sequence[str]) -> Float[np.ndarray, "B E"]:
-        """Features, not L2-normalised, of texts; longer ones than the model's context are cut.
+    def encode_text(self, texts: Iterable[Any]) -> Float[np.ndarray, "B E"]:
+        """Give features, not L2-normalised, of a list of texts, which may be empty.
 
-        Raises UserError where the file has no text tower or no vocabulary.
+        Texts are cleaned as the library does that the weights are from; longer ones than the model's context
+        are cut. Raises UserError where the file has no text tower or no vocabulary, or for what is no text.
         """
         return self._text(texts)
 

@@ -54,6 +54,8 @@ def describe(
         _channels(mean, CLIP_MEAN, source.path),
         _channels(std, CLIP_STD, source.path),
         _vocabulary(source, architecture, vocabulary),
+        # OpenAI's library and open_clip clean texts alike.
+        "openai" if matched.naming is OPENAI else "huggingface",
     )
 
 

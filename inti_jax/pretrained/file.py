@@ -14,7 +14,7 @@ import shutil
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import safetensors
@@ -26,7 +26,7 @@ from inti_jax.models.backbone import BackboneSize, Numerics
 from inti_jax.models.clip import CLIP, Architecture
 from inti_jax.models.rngs import make_rngs
 from inti_jax.models.text import TextSize
-from inti_jax.models.tokenizer import Vocabulary
+from inti_jax.models.tokenizer import Cleaning, Vocabulary
 from inti_jax.pretrained.lazy import LazyArray
 
 FORMAT, VERSION = "inti_jax.clip", "1"
@@ -37,12 +37,17 @@ Index = tuple[slice, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """What a file says about its weights. `mean` and `std` are for pixels in [0, 1]."""
+    """What a file says about its weights. `mean` and `std` are for pixels in [0, 1].
+
+    `cleaning` is that of the library the weights are from. Files from before it was noted are read as
+    "huggingface": so their texts were always prepared.
+    """
 
     architecture: Architecture
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     vocabulary: Vocabulary | None = None
+    cleaning: Cleaning = "huggingface"
 
 
 def parameter_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
@@ -217,6 +222,7 @@ def _to_metadata(description: Description) -> dict[str, str]:
         "layer_norm_eps": json.dumps(architecture.numerics.eps),
         "mean": json.dumps(description.mean),
         "std": json.dumps(description.std),
+        "cleaning": description.cleaning,
     }
     if description.vocabulary is not None:
         metadata["vocabulary"] = description.vocabulary.to_json()
@@ -233,4 +239,7 @@ def _from_metadata(metadata: Mapping[str, str]) -> Description:
     )
     mean, std = json.loads(metadata["mean"]), json.loads(metadata["std"])
     vocabulary = Vocabulary.from_json(metadata["vocabulary"]) if "vocabulary" in metadata else None
-    return Description(architecture, tuple(mean), tuple(std), vocabulary)
+    cleaning = metadata.get("cleaning", "huggingface")
+    if cleaning not in get_args(Cleaning):
+        raise ValueError(f"cleaning {cleaning!r}")
+    return Description(architecture, tuple(mean), tuple(std), vocabulary, cleaning)  # type: ignore[arg-type]

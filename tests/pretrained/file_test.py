@@ -1,5 +1,7 @@
 """The file itself: its hash, its parts, and that nothing half-written is ever seen."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import safetensors
@@ -96,7 +98,8 @@ def test_arrays_of_another_architecture_are_not_written(arrays, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("format", "other"), ("format_version", "99"), ("image", "{}"), ("mean", "x")]
+    ("key", "value"),
+    [("format", "other"), ("format_version", "99"), ("image", "{}"), ("mean", "x"), ("cleaning", "none")],
 )
 def test_metadata_that_does_not_fit(arrays, tmp_path, key, value):
     write(tmp_path / "f.safetensors", arrays, DESCRIPTION)
@@ -105,6 +108,17 @@ def test_metadata_that_does_not_fit(arrays, tmp_path, key, value):
     safetensors.numpy.save_file(loaded, tmp_path / "g.safetensors", {**metadata, key: value})
     with pytest.raises(UserError, match=r"g\.safetensors"):
         ClipFile(tmp_path / "g.safetensors")
+
+
+@pytest.mark.parametrize("cleaning", ["openai", "huggingface"])
+def test_cleaning_is_noted_and_older_files_are_read_as_they_were(arrays, tmp_path, cleaning):
+    write(tmp_path / "f.safetensors", arrays, dataclasses.replace(DESCRIPTION, cleaning=cleaning))
+    assert ClipFile(tmp_path / "f.safetensors").description.cleaning == cleaning
+    metadata = safetensors.safe_open(tmp_path / "f.safetensors", "numpy").metadata()
+    del metadata["cleaning"]
+    loaded = {name: array.read() for name, array in arrays.items()}
+    safetensors.numpy.save_file(loaded, tmp_path / "g.safetensors", metadata)
+    assert ClipFile(tmp_path / "g.safetensors").description.cleaning == "huggingface"
 
 
 def test_arrays_that_the_metadata_does_not_state(arrays, tmp_path):

@@ -1,5 +1,6 @@
 """Converted weights compute what transformers' CLIP computes, whatever form they came in."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -8,6 +9,7 @@ import safetensors.torch
 import torch
 
 from inti_jax.pretrained.api import load_clip
+from inti_jax.pretrained.file import ClipFile
 from tests.pretrained import checkpoints
 from tests.pretrained.command import run
 
@@ -39,9 +41,11 @@ def test_huggingface_directory_and_openai_state_dict(tmp_path, size, activation)
     out = tmp_path / "openai.safetensors"
     given = ("--activation", activation, "--vocab", source)
     assert run(tmp_path / "openai.pt", "--out", out, *given) == 0
-    # The same weights from either naming, and so the same features.
-    assert load_clip(out).description == load_clip(tmp_path / "hf.safetensors").description
-    assert out.read_bytes() == (tmp_path / "hf.safetensors").read_bytes()
+    # The same weights from either naming, and so the same features; but texts as either library has them.
+    ours, theirs = ClipFile(out), ClipFile(tmp_path / "hf.safetensors")
+    assert (ours.description.cleaning, theirs.description.cleaning) == ("openai", "huggingface")
+    assert dataclasses.replace(ours.description, cleaning="huggingface") == theirs.description
+    assert ours.hash == theirs.hash
 
 
 def test_full_depth_b16(tmp_path):

@@ -344,3 +344,12 @@ def test_the_same_key_with_and_without_a_wrapper(tmp_path, rejected):
     assert "holds visual.proj twice: as visual.proj and as _orig_mod.visual.proj" in rejected(
         tmp_path / "m.pt"
     )
+
+
+def test_openais_vocabulary_for_another_text_tower(tmp_path, rejected):
+    """Also where it merely lies beside: the text features would be wrong in silence."""
+    merges = [f"{chr(n)} {chr(m)}" for n in range(0x4E00, 0x4E00 + 240) for m in range(0x4E00, 0x4E00 + 240)]
+    (tmp_path / "bpe_simple_vocab_16e6.txt").write_text("\n".join(merges))
+    torch.save(checkpoints.openai_state_dict(checkpoints.huggingface_model()), tmp_path / "m.pt")
+    line = rejected(tmp_path / "m.pt", "--activation", "gelu")
+    assert "bpe_simple_vocab_16e6.txt is not the vocabulary of this text tower, which has 525 tokens" in line

@@ -68,6 +68,32 @@ def test_many_texts_are_the_same_as_few(clip):
     np.testing.assert_allclose(many[255:258], clip.encode_text(texts[255:258]), rtol=1e-4, atol=1e-5)
 
 
+def test_no_texts_have_no_features(clip):
+    features = clip.encode_text([])
+    assert features.shape == (0, 32) and features.dtype == np.float32
+
+
+@pytest.mark.parametrize("texts", [["a dog", 3], [None], [b"a dog"]])
+def test_what_is_no_text_is_named(clip, texts):
+    with pytest.raises(UserError, match=r"text [01] is no string but (int|NoneType|bytes)"):
+        clip.encode_text(texts)
+
+
+def test_texts_are_cleaned_as_the_weights_own_library_does(model, clip, tmp_path):
+    """Curly quotes are OpenAI's straight ones, and transformers' own."""
+    torch.save(checkpoints.openai_state_dict(model), tmp_path / "m.pt")
+    vocabulary = checkpoints.write_huggingface(tmp_path / "hf", model)
+    given = ("--activation", "quick_gelu", "--vocab", vocabulary)
+    assert run(tmp_path / "m.pt", "--out", tmp_path / "f.safetensors", *given) == 0
+    openai = load_clip(tmp_path / "f.safetensors")
+    curly, straight = ["the dog\u2019s photo"], ["the dog's photo"]
+    np.testing.assert_array_equal(openai.encode_text(curly), openai.encode_text(straight))
+    np.testing.assert_array_equal(openai.encode_text(straight), clip.encode_text(straight))
+    _, theirs, _ = checkpoints.features(model, checkpoints.inputs(model, batch=1)[0], curly)
+    np.testing.assert_allclose(clip.encode_text(curly), theirs, rtol=1e-4, atol=1e-5)
+    assert np.abs(clip.encode_text(curly) - clip.encode_text(straight)).max() > 0.01
+
+
 @pytest.mark.parametrize(
     "images",
     [np.zeros((1, 32, 32, 3), np.uint8), np.zeros((64, 64, 3), np.uint8), np.zeros((1, 64, 64, 3), np.int32)],
