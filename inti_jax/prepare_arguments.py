@@ -2,10 +2,12 @@
 
 import argparse
 import difflib
+import os
 from fractions import Fraction
 from pathlib import Path
 
-from inti_jax.data.builders import registry
+from inti_jax.data import dataset, manifest
+from inti_jax.data.builders import names, registry
 from inti_jax.data.builders.frames import USUAL_RATE
 from inti_jax.paths import local_path
 
@@ -96,6 +98,14 @@ def parse() -> argparse.Namespace:
     return args
 
 
+def _dataset(text: str) -> Path:
+    """Read a prepared dataset's directory: that of a version, or data_dir/NAME for the newest."""
+    path = local_path(text)
+    if (path / manifest.FILE_NAME).exists():
+        return path
+    return dataset.find_dataset(path.name, path.parent) or path
+
+
 def _png(text: str) -> Path:
     path = local_path(text)
     if path.suffix.lower() != ".png":
@@ -158,7 +168,7 @@ def _add_general_options(parser: argparse.ArgumentParser) -> None:
     check = parser.add_argument_group("checking a prepared dataset, without NAME")
     check.add_argument(
         "--check",
-        type=local_path,
+        type=_dataset,
         metavar="DIR",
         help="compare all that DIR holds with its manifest: data/NAME/1.0.0",
     )
@@ -166,7 +176,7 @@ def _add_general_options(parser: argparse.ArgumentParser) -> None:
     describe = parser.add_argument_group("describing prepared datasets, without NAME")
     describe.add_argument(
         "--describe",
-        type=local_path,
+        type=_dataset,
         nargs="+",
         metavar="DIR",
         help="print and draw class counts, durations, sizes, and which videos are in several splits or "
@@ -194,6 +204,11 @@ def _check_general_options(parser: argparse.ArgumentParser, args: argparse.Names
             parser.error(f"--{option} is for --{alone} only{hint}")
     if args.dataset is None or args.data_dir is None:
         parser.error("NAME and --data_dir are needed: which dataset to prepare, and where datasets are kept")
+    if args.data_dir != Path(os.fsencode(args.data_dir).decode(errors="replace")):
+        parser.error(
+            f"--data_dir {names.printable(str(args.data_dir))} is not UTF-8, so ArrayRecord cannot open it: "
+            "choose another (--source may have any name)"
+        )
     if args.short_side is not None and (args.short_side < 16 or args.short_side % 2):
         parser.error(f"--short_side {args.short_side}: it should be an even number of at least 16 pixels")
     if args.beam_runner is None and args.beam_options is not None:

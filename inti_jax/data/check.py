@@ -37,7 +37,8 @@ def differences(directory: Path, *, decode_all: bool = False, workers: int | Non
         yield from _file_differences(directory / name, sha256)
     try:
         info = tfds.builder_from_directory(directory).info
-        if info.features["label"].names != list(contents.labels):
+        # TFDS keeps a label a line, and no space around it.
+        if info.features["label"].names != [label.strip() for label in contents.labels if label.strip()]:
             yield "dataset_info.json has other labels than the manifest"
         stored = {name: _shards_of(info, name) for name in contents.splits}
     except Exception as error:  # whatever TFDS raises for metadata that is not there, or not its own

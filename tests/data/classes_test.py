@@ -96,6 +96,18 @@ def test_links_are_followed_and_what_cannot_be_read_is_listed(tmp_path):
     assert "in no class folder" in reasons["beside.mp4"]
 
 
+def test_a_class_that_is_a_link_is_one_unless_it_leads_up(tmp_path):
+    source = tmp_path / "videos"
+    _videos(source, "a/one.mp4")
+    _videos(tmp_path, "disk/b/two.mp4")
+    (source / "b").symlink_to(tmp_path / "disk" / "b")
+    (source / "all").symlink_to(source)
+    (tmp_path / "disk" / "b" / "back").symlink_to(source)
+    contents = _prepared(source, "--val_share", "0")
+    assert _ids(contents) == ["a/one.mp4", "b/two.mp4"]
+    assert [*_reasons(contents)] == ["all", "b/back"]
+
+
 def test_folders_that_cannot_be_read_are_listed_by_both_readers(tmp_path, monkeypatch):
     codecs.lookup("utf-8-sig")  # another user may not import it
     tmp_path.chmod(0o755)
@@ -113,8 +125,15 @@ def test_folders_that_cannot_be_read_are_listed_by_both_readers(tmp_path, monkey
     header = "label,youtube_id,time_start,time_end\n"
     Path("videos/train.csv").write_text(header + "a,one,0,1\na,two,0,1\n")
     (Path("videos") / "two.mp4").symlink_to(tmp_path / "gone.mp4")
+    Path("train.txt").write_text("a/one.mp4 0\na/closed/two.mp4 0\nc/four.mp4 0\n")
+    Path("labels.txt").write_text("a\n")
     with _unreadable(Path("videos/a/closed"), Path("videos/c")):
         located = locate.scan("kinetics400", Path("videos"))
+        lists = {"train": Path("train.txt")}
+        listed = locate.scan("folder", Path("videos"), list_files=lists, labels_file=Path("labels.txt"))
+    one, two, four = listed.splits["train"]
+    assert isinstance(one.source, Path)
+    assert two.source.reason == four.source.reason == f"not on disk: {reason}"
     one, two = located.splits["train"]
     assert one.source == Path("videos/a/one.mp4")
     assert "not on disk: a link to" in two.source.reason
@@ -254,6 +273,24 @@ def test_names_that_are_not_utf8_have_a_printable_form(tmp_path):
     assert not list(check.differences(tmp_path / "data" / "folder" / "1.0.0"))
     json.dumps(contents.summary()).encode()
     assert _prepare("folder", "--source", source, "--data_dir", tmp_path / "data", "--val_share", "0") == 0
+
+
+def test_labels_with_spaces_at_their_ends(tmp_path):
+    """TFDS keeps labels without them, the manifest with them."""
+    source = tmp_path / "videos"
+    _videos(source, "a /1.mp4", " b/2.mp4")
+    assert _prepared(source, "--val_share", "0").labels == (" b", "a ")
+    assert not list(check.differences(tmp_path / "data" / "folder" / "1.0.0"))
+    _videos(source, "a/1.mp4")
+    with pytest.raises(UserError, match="'a' and 'a ' differ in spaces alone"):
+        folder.scan(source)
+
+
+def test_a_data_dir_that_arrayrecord_cannot_open(tmp_path, capsys):
+    _videos(tmp_path / "videos", "a/1.mp4")
+    data_dir = os.fsdecode(b"caf\xe9")
+    assert _prepare("folder", "--source", tmp_path / "videos", f"--data_dir={tmp_path}/{data_dir}") == 2
+    assert r"caf\xe9 is not UTF-8" in capsys.readouterr().err
 
 
 def test_different_names_have_different_printable_forms():

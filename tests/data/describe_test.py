@@ -79,6 +79,13 @@ def test_as_json_without_a_picture(dataset, capsys):
     assert [place["id"] for place in found["copies"][0]] == ["a/1", "a/copy"]
 
 
+def test_the_newest_version_is_meant_by_the_datasets_name(dataset, capsys):
+    assert (
+        _run(capsys, "--describe", dataset.parent, "--json")[1]
+        == _run(capsys, "--describe", dataset, "--json")[1]
+    )
+
+
 def test_two_datasets_are_compared(dataset, tmp_path, capsys):
     """A test set that was prepared on its own, of the same name as the other."""
     directory = tmp_path / "test" / "mine" / "1.0.0"

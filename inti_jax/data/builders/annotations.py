@@ -60,7 +60,7 @@ def read_text(path: Path) -> str:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise UserError(f"{path} is not a text file in UTF-8") from None
+        raise UserError(f"{path} is not a text file in UTF-8: save it as one") from None
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:

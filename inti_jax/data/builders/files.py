@@ -31,6 +31,14 @@ class Found(NamedTuple):
     bytes: int
 
 
+def exists(path: Path) -> bool:
+    """Say that a file or folder is there and can be reached."""
+    try:
+        return path.is_file() or path.is_dir()
+    except OSError:  # a folder on the way that may not be entered
+        return False
+
+
 def is_video_name(name: str) -> bool:
     """Say that a file is a video by its name."""
     return PurePosixPath(name).suffix.lower() in VIDEO_SUFFIXES

@@ -8,6 +8,7 @@ from pathlib import Path
 from inti_jax.data.builders import frames
 from inti_jax.data.builders.annotations import SPLITS, Absent, read_labels
 from inti_jax.data.builders.classes import scan_directory
+from inti_jax.data.builders.files import is_video_name
 from inti_jax.data.builders.frames import Frames
 from inti_jax.data.builders.locate import Located
 from inti_jax.data.builders.splits import assign
@@ -73,6 +74,8 @@ def scan(
     labels = read_labels(labels_file) if labels_file else None
     if source.is_dir():
         scanned = scan_directory(source, labels, rate)
+    elif source.is_file() and is_video_name(source.name):
+        raise UserError(f"{source} is one video: --source is a directory of class folders, or a CSV file")
     elif source.is_file():
         scanned = scan_table(source, labels, rate)
     else:
@@ -85,6 +88,10 @@ def scan(
         if all(isinstance(clip.source, Absent) for clip in clips) and (clips or rejected):
             raise UserError(f"{source} has no video of `{split}`: {_first(clips, rejected)}")
     labels = labels or tuple(sorted(scanned.labels))
+    stripped = {label.strip(): label for label in labels}
+    if alike := [label for label in labels if stripped[label.strip()] != label]:
+        other = stripped[alike[0].strip()]
+        raise UserError(f"{source}: the labels {alike[0]!r} and {other!r} differ in spaces alone: rename one")
     return Located(labels, splits, dict(scanned.rejected), tuple(scanned.notes))
 
 

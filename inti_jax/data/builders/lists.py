@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from inti_jax.data.builders.annotations import Annotations, Listed, read_lines, read_splits, shown
-from inti_jax.data.builders.files import is_video_name
+from inti_jax.data.builders.files import exists, is_video_name
+from inti_jax.data.builders.names import printable
 from inti_jax.errors import UserError
 
 _LINE = re.compile(r"(?P<path>.*[^\s,])[\s,]+(?P<number>\d+)", re.ASCII)
@@ -39,9 +40,9 @@ def read(files: Mapping[str, Path], labels: Sequence[str], root: Path) -> Annota
                 )
             relative, count = _below(match["path"], root, where), None
             frames = _FRAMES.fullmatch(match["path"])
-            if frames and not is_video_name(match["path"]) and not (root / relative).exists():
+            if frames and not is_video_name(match["path"]) and not exists(root / relative):
                 relative, count = _below(frames["path"], root, where), int(frames["count"])
-            yield Listed(relative, labels[number], path, row, path=relative, frames=count)
+            yield Listed(printable(relative), labels[number], path, row, path=relative, frames=count)
 
     return Annotations(tuple(labels), read_splits(files, rows))
 

@@ -12,6 +12,7 @@ from inti_jax.data.builders.annotations import Absent, check_known, quoted, read
 from inti_jax.data.builders.classes import Scanned
 from inti_jax.data.builders.files import Found, folder_of, source_of
 from inti_jax.data.builders.frames import Frames
+from inti_jax.data.builders.names import printable
 from inti_jax.data.builders.splits import split_named
 from inti_jax.data.manifest import Rejected
 from inti_jax.errors import UserError
@@ -27,7 +28,8 @@ _Row = tuple[int, list[str]]  # with its number
 def scan_table(source: Path, labels: Sequence[str] | None, rate: Fraction) -> Scanned:
     """Read a file with the columns path, label and perhaps split; without a split the header may go.
 
-    Paths are relative to the file's directory. An unnamed column, a data frame's index, is passed over.
+    Between columns is a comma, or a semicolon or tab where the first line has no comma. Paths are relative to
+    the file's directory. An unnamed column, a data frame's index, is passed over.
     Raises UserError, naming the row, for whatever is missing, unknown or there twice.
     """
     columns, rows = _read(source)
@@ -48,7 +50,7 @@ def scan_table(source: Path, labels: Sequence[str] | None, rate: Fraction) -> Sc
         split = split_named(cells["split"]) if "split" in cells else None
         if "split" in cells and split is None:
             raise UserError(f"{where}: unknown split `{cells['split']}`; splits are `train` and `val`")
-        video_id = Path(os.path.normpath(cells["path"])).as_posix()
+        video_id = printable(Path(os.path.normpath(cells["path"])).as_posix())
         if video_id in seen:
             raise UserError(f"{where}: {video_id} is in row {seen[video_id]} already")
         seen[video_id] = number
@@ -61,7 +63,11 @@ def scan_table(source: Path, labels: Sequence[str] | None, rate: Fraction) -> Sc
 
 def _read(source: Path) -> tuple[list[str], list[_Row]]:
     """Read the columns, in lower case, and the rows below the header, where there is one."""
-    reader = csv.reader(read_text(source).splitlines())
+    lines = read_text(source).splitlines()
+    first = next((line for line in lines if line.strip()), "")
+    # Semicolons are what spreadsheets write where the comma is for decimals.
+    delimiter = next((mark for mark in ",;\t" if mark in first), ",")
+    reader = csv.reader(lines, delimiter=delimiter)
     try:
         rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(row)]
     except csv.Error as error:
@@ -95,8 +101,6 @@ def _source(path: Path, where: str, rate: Fraction) -> tuple[Path | Frames | Abs
 
 def _hint(row: Sequence[str]) -> str:
     """Say what a row of the wrong length may be, and how that is given."""
-    if len(row) == 1 and (";" in row[0] or "\t" in row[0]):
-        return f". Columns are separated by commas, not as in {shown(row[0])}"
     if len(row) == 1 and _LIST_LINE.fullmatch(row[0]):
         return (
             f". {shown(row[0])} is a line of a list of paths and numbers of labels: give the file as "

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence, Set
 from pathlib import Path, PurePosixPath
 
 from inti_jax.data.builders.annotations import Listed
-from inti_jax.data.builders.files import frames_among, is_video_name
+from inti_jax.data.builders.files import exists, frames_among, is_video_name
 from inti_jax.data.builders.walk import Skipped, walk
 from inti_jax.errors import UserError
 
@@ -87,7 +87,7 @@ class Tree:
         """
         if listed.path:
             path = self.root / listed.path
-            return path if path.is_file() or path.is_dir() else None
+            return path if exists(path) else None
         for number, stem in enumerate(listed.stems):
             found = self._videos.get(stem) or self._frame_folders.get(stem, [])
             if number > 0:
@@ -101,7 +101,8 @@ class Tree:
 
     def why_missing(self, listed: Listed) -> str:
         """Say why a listed video was not found."""
-        for name in (listed.path, *listed.stems):
+        above = [parent.as_posix() for parent in PurePosixPath(listed.path).parents] if listed.path else []
+        for name in (listed.path, *listed.stems, *above):
             if name in self._unreadable:
                 return f"not on disk: {self._unreadable[name]}"
         return "not on disk"

@@ -38,12 +38,13 @@ class Directory(NamedTuple):
 def walk(root: Path) -> Iterator[Directory]:
     """Go through `root` and the folders below it, depth first and sorted, hidden ones left out.
 
-    A folder that can be reached in several ways is read once: where it really is rather than by a link. Links
-    up, to `root` or to what contains it, are not followed. Nothing is raised for a folder that cannot be
-    read, `root` included: it is `skipped`.
+    A folder that can be reached in several ways is read once: where it really is rather than by a link.
+    Links up, to `root` or to what contains it, are not followed, nor is `root` if it is one. Nothing is
+    raised for a folder that cannot be read, `root` included: it is `skipped`.
     """
     seen: dict[tuple[int, int], Path] = {}
-    for parent in root.resolve().parents:
+    # Where it is and where it leads: a class may be a link.
+    for parent in (*root.absolute().parents, *root.resolve().parents):
         with contextlib.suppress(OSError):
             seen[_identity(parent)] = parent
     real, links = [root], collections.deque[Path]()
