@@ -224,13 +224,14 @@ class _Patient:
 
     def weights(self) -> str:
         from inti_jax import initial
-        from inti_jax.pretrained.file import ClipFile, content_hash
+        from inti_jax.pretrained.converted import open_converted
+        from inti_jax.pretrained.file import content_hash
 
         model = self._settings.model
         self.backbone = initial.find_backbone(model)
         if model.pretrained == "random":
             return "random, as the config says"
-        file = ClipFile(model.pretrained)
+        file = open_converted(model.pretrained)
         if content_hash(file) != file.hash:
             raise UserError(
                 f"{model.pretrained} was changed: its weights do not have the hash that it states"

@@ -109,7 +109,7 @@ def main() -> None:
 
 def _convert(arguments: argparse.Namespace) -> None:
     # Imported late, here and below: --help and a wrong argument should not wait for JAX.
-    from inti_jax.pretrained import architecture, clip, file, sources
+    from inti_jax.pretrained import converted
     from inti_jax.run import is_run
 
     start = time.monotonic()
@@ -118,25 +118,22 @@ def _convert(arguments: argparse.Namespace) -> None:
     if is_run(arguments.source):
         _convert_run(arguments, start)
         return
-    source = sources.read(arguments.source)
-    if arguments.out.exists() and arguments.out.samefile(arguments.source):
+    if arguments.out.exists() and arguments.source.exists() and arguments.out.samefile(arguments.source):
         raise UsageError(f"--out {arguments.out} is SRC itself")
-    matched = clip.match(arguments.source, source.arrays)
-    description = architecture.describe(
-        source,
-        matched,
+    done = converted.convert(
+        arguments.source,
+        arguments.out,
         activation=arguments.activation,
         head_size=arguments.head_size,
         vocabulary=arguments.vocab,
     )
-    arrays = clip.fill(matched, file.parameter_shapes(description.architecture))
-    digest = file.write(arguments.out, arrays, description)
 
+    matched = done.matched
     mapped = sum(len(parts) for parts in matched.parts.values())
     print(f"source      {arguments.source}: {matched.naming.name} naming, {mapped} keys mapped")
     print(f"dropped     {', '.join(sorted((*matched.dropped, *matched.beside))) or 'nothing'}")
-    _print_description(description)
-    _print_written(arguments.out, arrays, digest, start)
+    _print_description(done.description)
+    _print_written(arguments.out, done.arrays, done.hash, start)
 
 
 def _convert_run(arguments: argparse.Namespace, start: float) -> None:

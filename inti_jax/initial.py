@@ -17,7 +17,7 @@ from inti_jax.models.backbone import BACKBONES, Backbone, BackboneSize
 from inti_jax.models.rngs import make_rngs
 from inti_jax.pretrained import loading, text_head, trained_file
 from inti_jax.pretrained.api import TextEncoder
-from inti_jax.pretrained.file import ClipFile
+from inti_jax.pretrained.converted import open_converted
 from inti_jax.run import RunRecord
 from inti_jax.state import Params, TrainState
 
@@ -25,23 +25,16 @@ log = logging.getLogger("inti_jax")
 
 
 def find_backbone(model: config.Model) -> Backbone:
-    """What `model.pretrained` says of its weights.
+    """Read what `model.pretrained` says of its weights, converting them first where they are not converted.
 
-    Raises ConfigError where it is no file, another backbone's, or lacks what the classifier starts from.
+    Raises ConfigError where it is no weights, another backbone's, or lacks what the classifier starts from.
     """
     if model.pretrained == "random":
         return Backbone()
-    if Path(model.pretrained).is_dir():
-        raise ConfigError(
-            f"config: `model.pretrained` is {model.pretrained!r}, a directory: "
-            f"`python -m inti_jax.convert {model.pretrained} --out F.safetensors` makes a file of it"
-        )
-    if not Path(model.pretrained).is_file():
-        raise ConfigError(
-            f"config: `model.pretrained` is {model.pretrained!r}: there is no such file; "
-            "`python -m inti_jax.convert SRC --out F.safetensors` makes one"
-        )
-    file = ClipFile(model.pretrained)
+    try:
+        file = open_converted(model.pretrained)
+    except UserError as error:
+        raise ConfigError(f"config: `model.pretrained`: {error}") from None
     architecture = file.description.architecture
     wanted = dataclasses.replace(BACKBONES[model.backbone], resolution=architecture.image.resolution)
     if architecture.image != wanted:
@@ -100,7 +93,7 @@ def _pretrained(record: RunRecord, shapes: Mapping[str, jax.ShapeDtypeStruct]) -
         names = [label.replace("_", " ") for label in record.dataset.labels]
         # Nothing holds on to the text tower: it is gone before the image tower is read.
         classes = text_head.class_embeddings(
-            TextEncoder(ClipFile(model.pretrained)), names, model.head.templates
+            TextEncoder(open_converted(model.pretrained)), names, model.head.templates
         )
     side = record.config.data.resolution // BACKBONES[model.backbone].patch
     shardings = {path: shape.sharding for path, shape in shapes.items()}

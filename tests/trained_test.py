@@ -119,7 +119,12 @@ def test_other_labels_or_another_model_are_refused(weights, small, motion_data, 
     ("damage", "message"),
     [
         (lambda content: content[: len(content) // 2], "damaged, cut short"),
-        (lambda content: b"", "damaged, cut short"),
+        (lambda content: b"", "is empty"),
+        (
+            lambda content: b"PK\3\4",
+            r"is a checkpoint of torch's; what a run trained is meant",
+        ),
+        (lambda content: b"<!DOCTYPE html>", "is an HTML page"),
         (lambda content: content.replace(b"lora_query", b"lora_quero"), "does not hold the model"),
         (
             lambda content: content.replace(b'"inti_jax.trained"', b'"inti_jax.traimed"'),
@@ -133,6 +138,31 @@ def test_a_damaged_file_is_refused_in_one_line(small, weights, tmp_path, damage,
     with pytest.raises(UserError, match=message) as caught:
         inti_jax.load(path, pretrained=weights)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_other_files_where_what_a_run_trained_is_meant(workdir, weights, small, motion_data, tmp_path):
+    """Each is called what it is, by all that take such a file, with a way out."""
+    torch = tmp_path / "ViT-B-16.pt"
+    torch.write_bytes(b"PK\3\4")
+    said = {
+        torch: r"checkpoint of torch's; .*--to trained.*CLIP's weights go to `model\.pretrained`",
+        weights: r"is a converted CLIP.*`model\.pretrained`, or load it with inti_jax\.load_clip",
+    }
+    for path, message in said.items():
+        with pytest.raises(UserError, match=message):
+            inti_jax.load(path)
+        with pytest.raises(UserError, match=message):
+            predict.predict_files(path, [tmp_path / "video.mp4"], topk=1)
+        with pytest.raises(UserError, match=message):
+            train.train(settings_for(motion_data, weights, model__start_from=str(path)), tmp_path / "run")
+    with pytest.raises(UserError, match=rf"is a directory: `python -m inti_jax\.convert {workdir} --to"):
+        train.train(settings_for(motion_data, weights, model__start_from=str(workdir)), tmp_path / "run")
+    with pytest.raises(UserError, match=r"holds what a run trained, not a CLIP: .*model\.start_from"):
+        inti_jax.load_clip(small)
+    with pytest.raises(UserError, match=r"holds what a run trained, not a CLIP: .*model\.start_from"):
+        train.train(settings_for(motion_data, small), tmp_path / "run")
+    with pytest.raises(UserError, match=rf"is a run, not .*`python -m inti_jax\.convert {workdir} --out"):
+        train.train(settings_for(motion_data, workdir), tmp_path / "run")
 
 
 def test_a_run_takes_no_other_weights(workdir, weights):

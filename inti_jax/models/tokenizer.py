@@ -29,6 +29,14 @@ _SPECIAL = "|".join(re.escape(token) for token in (START, END))
 _WORDS = rf"{_SPECIAL}|'s|'t|'re|'ve|'m|'ll|'d|[\p{{L}}]+|[\p{{N}}]|[^\s\p{{L}}\p{{N}}]+"
 _OPENAI_WORDS = f"(?i:{_WORDS})"
 
+# Files that hold a vocabulary, by the names that checkpoints come with; the first that is there is read.
+VOCABULARY_FILES = (
+    "tokenizer.json",
+    "vocab.json",
+    "bpe_simple_vocab_16e6.txt.gz",
+    "bpe_simple_vocab_16e6.txt",
+)
+
 # How a library prepares texts: OpenAI's and open_clip's, or transformers.
 Cleaning = Literal["openai", "huggingface"]
 
@@ -132,8 +140,7 @@ def _is_unicode(text: str) -> bool:
 
 def find_vocabulary(directory: Path) -> Path | None:
     """The file in `directory` that `read_vocabulary` can read."""
-    names = ("tokenizer.json", "vocab.json", "bpe_simple_vocab_16e6.txt.gz", "bpe_simple_vocab_16e6.txt")
-    return next((directory / name for name in names if (directory / name).is_file()), None)
+    return next((directory / name for name in VOCABULARY_FILES if (directory / name).is_file()), None)
 
 
 def read_vocabulary(path: Path, size: int) -> Vocabulary:

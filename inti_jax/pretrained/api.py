@@ -12,7 +12,7 @@ from jaxtyping import Float, Shaped
 from inti_jax import backend
 from inti_jax.errors import UserError
 from inti_jax.models.tokenizer import Tokenizer
-from inti_jax.paths import local_path
+from inti_jax.pretrained.converted import open_converted
 from inti_jax.pretrained.file import ClipFile, build
 
 _TEXTS_AT_ONCE = 256
@@ -111,6 +111,9 @@ def _jit(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 
 
 def load_clip(path: str | Path) -> ClipModel:
-    """The CLIP in a file that `python -m inti_jax.convert` wrote. Raises UserError."""
+    """Load the CLIP in a file that `python -m inti_jax.convert` wrote, or in a checkpoint that it takes.
+
+    A checkpoint is converted first, once, into a file beside it. Raises UserError where that cannot be.
+    """
     backend.start()
-    return ClipModel(ClipFile(local_path(path)))
+    return ClipModel(open_converted(path))

@@ -104,14 +104,23 @@ def _from_shapes(
     return Architecture(image, embed, text, Numerics(_openai_activation(source, matched, activation)))
 
 
-def _openai_activation(source: Checkpoint, matched: Matched, given: Activation | None) -> Activation:
+def says_activation(source: Checkpoint, matched: Matched) -> bool:
+    """Whether the checkpoint says its activation, or else has to be told it or be guessed at."""
+    return matched.naming is not OPENAI or _said_activation(source, matched) is not None
+
+
+def _said_activation(source: Checkpoint, matched: Matched) -> Activation | None:
     """OpenAI's own models have QuickGELU; open_clip's have either, and say so in their config alone."""
-    said: Activation | None = None
     if source.open_clip_config is not None:
         quick = source.open_clip_config.get("model_cfg", {}).get("quick_gelu", False)
-        said = "quick_gelu" if quick else "gelu"
-    elif source.torchscript or matched.key("input_resolution") in matched.dropped:
-        said = "quick_gelu"
+        return "quick_gelu" if quick else "gelu"
+    if source.torchscript or matched.key("input_resolution") in matched.dropped:
+        return "quick_gelu"
+    return None
+
+
+def _openai_activation(source: Checkpoint, matched: Matched, given: Activation | None) -> Activation:
+    said = _said_activation(source, matched)
     if given is not None and said not in (None, given):
         raise UsageError(f"--activation is {given}, but {source.path} is a model with {said}")
     if given is None and said is None:

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
+import secrets
 import shutil
 import struct
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +27,7 @@ from inti_jax.models.clip import CLIP, Architecture
 from inti_jax.models.rngs import make_rngs
 from inti_jax.models.text import TextSize
 from inti_jax.models.tokenizer import Cleaning, Vocabulary
+from inti_jax.pretrained import kinds
 from inti_jax.pretrained.lazy import LazyArray
 
 FORMAT, VERSION = "inti_jax.clip", "1"
@@ -84,11 +85,21 @@ class ClipFile(Mapping[str, LazyArray]):
         self.path = Path(path)
         if self.path.is_dir():
             raise UserError(f"{path} is a directory: name a file that python -m inti_jax.convert wrote")
+        if what := kinds.no_safetensors(self.path):
+            raise UserError(
+                f"{path} is {what}; a converted file is meant, as `python -m inti_jax.convert SRC --out F` "
+                "makes one"
+            )
         try:
             self._handle: Any = safetensors.safe_open(self.path, "numpy")
             metadata = self._handle.metadata() or {}
         except (safetensors.SafetensorError, OSError) as error:
             raise UserError(f"{path} is damaged, cut short or no safetensors file: {error}") from None
+        if metadata.get("format") == "inti_jax.trained":
+            raise UserError(
+                f"{path} holds what a run trained, not a CLIP: give it as --checkpoint, to inti_jax.load or "
+                "as `model.start_from`"
+            )
         if metadata.get("format") != FORMAT:
             raise UserError(
                 f"{path} is not in the project's format: make it with python -m inti_jax.convert SRC --out F"
@@ -98,6 +109,7 @@ class ClipFile(Mapping[str, LazyArray]):
         try:
             self.description = _from_metadata(metadata)
             self.hash = metadata["hash"]
+            self.made_from = metadata.get("made_from")
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path} has damaged metadata: {type(error).__name__}: {error}") from None
         self._arrays = {name: self._lazy(name) for name in sorted(self._handle.keys())}
@@ -132,16 +144,20 @@ class ClipFile(Mapping[str, LazyArray]):
         return LazyArray(tuple(part.get_shape()), dtype, lambda: self.read(name))
 
 
-def write(path: Path, arrays: Mapping[str, LazyArray], description: Description) -> str:
-    """Writes the file, one array in memory at a time, and gives the weights' hash.
+def write(
+    path: Path, arrays: Mapping[str, LazyArray], description: Description, *, made_from: str | None = None
+) -> str:
+    """Write the file, one array in memory at a time, and give the weights' hash.
 
-    Nothing is at `path` before all is written. Raises UserError where the arrays are not the
-    architecture's.
+    Nothing is at `path` before all is written. `made_from` is noted as it is. Raises UserError where the
+    arrays are not the architecture's.
     """
     expected = parameter_shapes(description.architecture)
     if {name: array.shape for name, array in arrays.items()} != expected:
         raise UserError(f"{path}: the arrays to write are not those of the architecture")
     metadata = _to_metadata(description)
+    if made_from is not None:
+        metadata["made_from"] = made_from
     return write_safetensors(path, arrays, lambda digest: {**metadata, "hash": digest})
 
 
@@ -191,8 +207,9 @@ def write_safetensors(
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write a file or directory to: it becomes `path`, or is removed on failure."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    """Give a name beside `path` to write a file or directory to; it becomes `path`, or goes on failure."""
+    # Not by the process's number: hosts that share a disk may have the same.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         yield temporary
         temporary.replace(path)

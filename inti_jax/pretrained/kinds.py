@@ -55,10 +55,17 @@ def no_weights(path: Path) -> str | None:
     return None
 
 
-def is_torch(path: Path) -> bool:
-    """Whether the file looks like torch's: a zip archive, or a pickle."""
+def no_safetensors(path: Path) -> str | None:
+    """Say what `path` is where it is known to be no safetensors file."""
+    if not path.exists():
+        return "not there"
+    if path.is_dir():
+        return "a directory"
     with path.open("rb") as file:
-        return file.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+        start = file.read(2)
+    if start in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+        return "a checkpoint of torch's"
+    return no_weights(path)
 
 
 def stated_format(path: Path) -> str | None:

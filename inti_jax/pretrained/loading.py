@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from inti_jax.errors import UserError
 from inti_jax.pretrained.clip import is_parameter
+from inti_jax.pretrained.converted import open_converted
 from inti_jax.pretrained.file import ClipFile, Index
 from inti_jax.pretrained.posemb import Grid, resample
 
@@ -53,7 +54,7 @@ def load(
     that is the image tower and the whole text head; else the image tower. Raises UserError where a tower
     parameter differs in shape, or is in the file and not in the model: that is another backbone.
     """
-    file = ClipFile(path)
+    file = open_converted(path)
     wanted = [name for name in file if name.startswith("tower.")]
     expected = [name for name in shapes if name.startswith("tower.") and is_parameter(name)]
     absent = sorted(set(wanted) ^ set(expected))

@@ -16,11 +16,14 @@ import safetensors
 from inti_jax import state
 from inti_jax.config import ConfigError
 from inti_jax.errors import UserError
+from inti_jax.pretrained import kinds
+from inti_jax.pretrained.file import FORMAT as CLIP_FORMAT
 from inti_jax.pretrained.file import write_safetensors
 from inti_jax.pretrained.lazy import held
 from inti_jax.run import RunRecord
 
 FORMAT, VERSION = "inti_jax.trained", "1"
+_MAKES = "`python -m inti_jax.convert {} --to trained --out F.safetensors`"
 
 
 def write(path: Path, record: RunRecord, params: Mapping[str, jax.Array]) -> str:
@@ -42,11 +45,13 @@ def write(path: Path, record: RunRecord, params: Mapping[str, jax.Array]) -> str
 def read_record(path: Path) -> RunRecord:
     """The run that the file is of. Raises UserError where it is damaged, or no such file."""
     metadata = _open(path).metadata() or {}
-    if metadata.get("format") != FORMAT or metadata.get("format_version") != VERSION:
+    if metadata.get("format") == CLIP_FORMAT:
         raise UserError(
-            f"{path} does not hold what a run trained: make it with "
-            "`python -m inti_jax.convert RUN --to trained --out F.safetensors`"
+            f"{path} is a converted CLIP, of which no run has trained a classifier: train one with "
+            "`model.pretrained`, or load it with inti_jax.load_clip"
         )
+    if metadata.get("format") != FORMAT or metadata.get("format_version") != VERSION:
+        raise UserError(f"{path} does not hold what a run trained: {_MAKES.format('RUN')} makes such a file")
     try:
         return RunRecord.from_json(json.loads(metadata["record"]), path)
     except (KeyError, ValueError):
@@ -103,8 +108,13 @@ def check_fits(path: Path, theirs: RunRecord, ours: RunRecord) -> None:
 
 
 def _open(path: Path) -> safetensors.safe_open:
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such file")
+    if path.is_dir():
+        raise UserError(f"{path} is a directory: {_MAKES.format(path)} makes the file of a run that is meant")
+    if what := kinds.no_safetensors(path):
+        raise UserError(
+            f"{path} is {what}; what a run trained is meant, as {_MAKES.format('RUN')} makes a file of it"
+            + (". CLIP's weights go to `model.pretrained` or inti_jax.load_clip" if "torch" in what else "")
+        )
     try:
         return safetensors.safe_open(path, "numpy")
     except (safetensors.SafetensorError, OSError) as error:

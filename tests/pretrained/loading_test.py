@@ -125,5 +125,5 @@ def test_a_file_of_something_else(tmp_path):
     (tmp_path / "f.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
     with pytest.raises(UserError, match=r"inti_jax\.convert"):
         load_clip(tmp_path / "f.safetensors")
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(UserError, match=r"absent\.safetensors: there is no such file; `python -m inti"):
         load_clip(tmp_path / "absent.safetensors")

@@ -189,6 +189,16 @@ def test_a_text_head_reads_no_whole_image_tower(weights, motion_data, monkeypatc
     np.testing.assert_array_equal(first.trainable["head.logit_scale"], file.read("logit_scale"))
 
 
+def test_weights_that_are_not_converted_yet_are_the_same_once_they_are(weights, motion_data):
+    converted, first = (
+        start(tiny(motion_data, model__pretrained=str(path), **TEXT), motion_data, devices=1)[::2]
+        for path in (weights, weights.parent / "hf")
+    )
+    assert converted[0].backbone == first[0].backbone
+    for path, value in converted[1].trainable.items():
+        np.testing.assert_array_equal(value, first[1].trainable[path], err_msg=path)
+
+
 def test_every_device_holds_only_its_shard(weights, motion_data):
     settings = tiny(motion_data, model__pretrained=str(weights), model__adaptation="linear")
     _, _, first = start(settings, motion_data, sizes=Mesh(data=1, fsdp=8))
@@ -219,7 +229,7 @@ def test_another_resolution_resamples_the_positions(weights, motion_data):
     ("changes", "message"),
     [
         ({"model__pretrained": "absent.safetensors"}, "there is no such file"),
-        ({"model__pretrained": "configs"}, "a directory: `python -m inti_jax.convert configs --out"),
+        ({"model__pretrained": "configs"}, "configs has no config.json.* `python -m inti_jax.convert` wrote"),
         ({"model__backbone": "clip_vit_b16", "data__resolution": 224}, "is clip_vit_b16, but .* holds tiny$"),
     ],
 )

@@ -1,0 +1,204 @@
+"""Conversion, and files that are not converted yet where a converted one is meant.
+
+A checkpoint that is named where a converted file is meant is converted on the way, once, into a file beside
+it. That file notes the sizes and times of what it was made from, and is made anew when those differ.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import itertools
+import json
+import logging
+import os
+import shlex
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+
+from inti_jax import coordination, liveness
+from inti_jax.errors import UserError
+from inti_jax.models.tokenizer import VOCABULARY_FILES
+from inti_jax.paths import local_path
+from inti_jax.pretrained import architecture, clip, file, kinds, sources
+from inti_jax.pretrained.architecture import Activation
+from inti_jax.pretrained.file import ClipFile, Description
+from inti_jax.pretrained.lazy import LazyArray
+from inti_jax.run import is_run
+
+log = logging.getLogger("inti_jax")
+
+# Of the conversion. To be raised when its result changes: files made before are then made anew.
+_VERSION = 1
+# Seconds in which a file that another host wrote should be there: network file systems look late.
+_VISIBLE = 20
+# Milliseconds; the watch ends what waits in vain long before.
+_LONGEST = 24 * 3600 * 1000
+
+# Processes open the same files in the same order; a key of their service is set once.
+_rounds = itertools.count()
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversion:
+    """What became of which keys, and what was written."""
+
+    matched: clip.Matched
+    description: Description
+    arrays: dict[str, LazyArray]
+    hash: str
+
+
+def convert(
+    path: Path,
+    out: Path,
+    *,
+    activation: Activation | None = None,
+    head_size: int | None = None,
+    vocabulary: Path | None = None,
+) -> Conversion:
+    """Convert the checkpoint at `path` to the file `out`, one array in memory at a time.
+
+    The other arguments are as in `architecture.describe`. Raises UserError where `path` cannot be converted;
+    nothing is written then.
+    """
+    return _write(sources.read(path), out, activation, head_size, vocabulary)
+
+
+def open_converted(path: str | Path) -> ClipFile:
+    """Open a CLIP: a file that `convert` wrote, or a checkpoint of another kind, which is converted first.
+
+    The converted file lies beside the checkpoint, as `NAME.inti_jax.safetensors`, and is read again the next
+    time. Of several processes the first converts, the others wait; of several runs on a machine one does.
+    Raises UserError where `path` cannot be converted without being told more, or its directory not be
+    written: with the command that does it.
+    """
+    path = local_path(path)
+    if not path.exists():
+        raise UserError(
+            f"{path}: there is no such file; `python -m inti_jax.convert SRC --out F.safetensors` makes one"
+        )
+    ours = path.is_file() and (kinds.stated_format(path) or "").startswith("inti_jax.")
+    client = coordination.client()
+    if client is None:
+        return ClipFile(path) if ours else _converted(path)
+
+    # All do this alike, whether their own file is converted or not: those of hosts may differ.
+    liveness.note("the converted weights", slow=True)
+    key = f"inti_jax/converted/{next(_rounds)}"
+    if jax.process_index() == 0:
+        opened = ClipFile(path) if ours else _converted(path)
+        client.key_value_set(key, "" if ours else _made_from(path))
+        return opened
+    if ours:
+        return ClipFile(path)
+    made_from = _made_from(path)
+    if client.blocking_key_value_get(key, _LONGEST) == made_from:  # the same file, on storage that all share
+        deadline = time.monotonic() + _VISIBLE
+        while _valid(_cache(path), made_from) is None and time.monotonic() < deadline:
+            time.sleep(0.2)
+    return _converted(path)
+
+
+def _converted(path: Path) -> ClipFile:
+    made_from = _made_from(path)
+    with _turn(path):
+        found = _valid(_cache(path), made_from)
+        return found or _make(path, made_from)
+
+
+def _make(path: Path, made_from: str) -> ClipFile:
+    started, cache = time.monotonic(), _cache(path)
+    command = f"python -m inti_jax.convert {shlex.quote(str(path))} --out F.safetensors"
+    with _saying_what_is_meant():
+        source = sources.read(path)
+        matched = clip.match(path, source.arrays)
+    if not architecture.says_activation(source, matched):
+        raise UserError(
+            f"{path} is not converted yet and does not say its activation: `{command} --activation "
+            "quick_gelu` converts it (OpenAI's weights), or with `gelu` (most others)"
+        )
+    try:
+        _write(source, cache, made_from=made_from)
+    except UserError as error:
+        raise UserError(f"{path} is not converted yet: {error}; `{command}` converts it") from None
+    log.warning(
+        "%s was not converted yet: converted to %s in %.1f s, which is read from now on",
+        path,
+        cache,
+        time.monotonic() - started,
+    )
+    return ClipFile(cache)
+
+
+def _write(
+    source: sources.Checkpoint,
+    out: Path,
+    activation: Activation | None = None,
+    head_size: int | None = None,
+    vocabulary: Path | None = None,
+    *,
+    made_from: str | None = None,
+) -> Conversion:
+    matched = clip.match(source.path, source.arrays)
+    description = architecture.describe(
+        source, matched, activation=activation, head_size=head_size, vocabulary=vocabulary
+    )
+    arrays = clip.fill(matched, file.parameter_shapes(description.architecture))
+    digest = file.write(out, arrays, description, made_from=made_from)
+    return Conversion(matched, description, arrays, digest)
+
+
+def _cache(path: Path) -> Path:
+    path = path.absolute()
+    return path.with_name(f"{path.name}.inti_jax.safetensors")
+
+
+def _made_from(path: Path) -> str:
+    """What a conversion reads, by name, size and time of change."""
+    if path.is_dir() and is_run(path):
+        raise UserError(
+            f"{path} is a run, not a converted file: `python -m inti_jax.convert {shlex.quote(str(path))} "
+            "--out F.safetensors` makes one of its image tower"
+        )
+    with _saying_what_is_meant():
+        weights = sources.weight_files(path)
+    directory = path if path.is_dir() else path.parent
+    beside = ("config.json", "open_clip_config.json", "preprocessor_config.json", "merges.txt")
+    files = [*weights, *(directory / name for name in (*beside, *VOCABULARY_FILES))]
+    stats = {file.name: file.stat() for file in files if file.is_file()}
+    facts = {name: [stat.st_size, stat.st_mtime_ns] for name, stat in sorted(stats.items())}
+    return json.dumps({"version": _VERSION, "files": facts})
+
+
+@contextlib.contextmanager
+def _saying_what_is_meant() -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{error}; a file that `python -m inti_jax.convert` wrote is meant here") from None
+
+
+def _valid(cache: Path, made_from: str) -> ClipFile | None:
+    """The converted file, if it is whole and of what is there now."""
+    if not cache.is_file():
+        return None
+    try:
+        found = ClipFile(cache)
+    except UserError:
+        return None
+    return found if found.made_from == made_from else None
+
+
+@contextlib.contextmanager
+def _turn(path: Path) -> Iterator[None]:
+    """Let one process at a time convert `path`; where there are no locks several may, to the same end."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
