@@ -45,11 +45,6 @@ def legend(axes: "Axes", entries: dict[Any, str], **settings: Any) -> None:
     axes.legend(list(entries), list(entries.values()), frameon=False, **settings)
 
 
-def printable(text: str) -> str:
-    """Replace what cannot be shown, control characters and bytes that are no UTF-8, by escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 @contextlib.contextmanager
 def _settings() -> Iterator[None]:
     import matplotlib

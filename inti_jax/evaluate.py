@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from inti_jax.writers import MetricsWriter, Progress
 log = logging.getLogger("inti_jax")
 
 Forward = Callable[[Params, Any], Any]
+Output = Callable[[VideoModel, Array], Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,25 +43,63 @@ class Predictions:
         return self.views.mean(axis=1)
 
 
-def make_forward(graphdef: nnx.GraphDef[VideoModel], mesh: jax.sharding.Mesh) -> Forward:
-    """A jitted `(params, batch) -> batch with `probabilities` [b, V, K] for `video``, on every host.
+def probabilities(model: VideoModel, video: UInt8[Array, "B T H W 3"]) -> Float[Array, "B K"]:
+    """Compute the softmax of the model's logits, what evaluation averages over a video's views."""
+    return jax.nn.softmax(model(video))
 
-    Views are taken one after another, so that memory does not grow with their number.
+
+def make_forward(
+    graphdef: nnx.GraphDef[VideoModel], mesh: jax.sharding.Mesh, output: Output = probabilities
+) -> Forward:
+    """Make a jitted `(params, batch) -> batch with `values` [b, V, ...] for `video``, on every host.
+
+    The values are those of `output`. Views are taken one after another, so that memory does not grow with
+    their number.
     """
 
-    def probabilities(params: Params, video: UInt8[Array, "B V T H W 3"]) -> Float[Array, "B V K"]:
+    def values(params: Params, video: UInt8[Array, "B V T H W 3"]) -> Float[Array, "B V ..."]:
         model = state.merge(graphdef, params)
-        one_view = jax.lax.map(lambda view: jax.nn.softmax(model(view)), jnp.moveaxis(video, 1, 0))
+        one_view = jax.lax.map(lambda view: output(model, view), jnp.moveaxis(video, 1, 0))
         return jnp.moveaxis(one_view, 0, 1)
 
     def forward(params: Params, batch: dict[str, Array]) -> dict[str, Array]:
         return {
-            "probabilities": probabilities(params, batch["video"]),
+            "values": values(params, batch["video"]),
             **{key: batch[key] for key in ("index", "label", "mask", "missing")},
         }
 
     # Replicated: then each host can fetch, and account for, the videos of all.
     return jax.jit(forward, out_shardings=sharding.replicated(mesh))
+
+
+def forward_batches(
+    forward: Forward,
+    params: Params,
+    source: Source,
+    data: config.Data,
+    settings: config.Eval,
+    mesh: jax.sharding.Mesh,
+    after_batch: Callable[[], None] = lambda: None,
+) -> Generator[dict[str, np.ndarray], None, None]:
+    """Run every video of `source` through the model, over all hosts, and yield the rows batch by batch.
+
+    `after_batch` is called as often on each, and may raise to end it.
+    """
+    sharding.check_batch(settings.batch, "eval.batch", mesh)
+    rows = sharding.host_rows(mesh, settings.batch)
+    batches = pipeline.eval_batches(source, data, settings, rows=rows)
+    pending = None
+    liveness.note("evaluation: batch 1", slow=True)
+    for number, batch in enumerate(batches, start=2):
+        result = forward(params, sharding.place_batch(batch, mesh))
+        # Fetched one batch late, so that the host loads videos while the devices compute.
+        if pending is not None:
+            yield jax.device_get(pending)
+        pending = result
+        liveness.note(f"evaluation: batch {number}", slow=number == 2)  # compiling may still go on
+        after_batch()
+    if pending is not None:
+        yield jax.device_get(pending)
 
 
 def predict(
@@ -72,37 +111,19 @@ def predict(
     mesh: jax.sharding.Mesh,
     after_batch: Callable[[], None] = lambda: None,
 ) -> Predictions:
-    """Runs every video of `source` through the model, over all hosts.
-
-    `after_batch` is called as often on each, and may raise to end it.
-    """
-    sharding.check_batch(settings.batch, "eval.batch", mesh)
-    rows = sharding.host_rows(mesh, settings.batch)
-    batches = pipeline.eval_batches(source, data, settings, rows=rows)
-    total = -(-len(source) // settings.batch)
-    progress = Progress("evaluate", total)
-    results: list[dict[str, np.ndarray]] = []
-    pending = None
-    liveness.note("evaluation: batch 1", slow=True)
-    for number, batch in enumerate(batches, start=2):
-        result = forward(params, sharding.place_batch(batch, mesh))
-        # Fetched one batch late, so that the host loads videos while the devices compute.
-        if pending is not None:
-            results.append(jax.device_get(pending))
-        pending = result
-        progress.advance()
-        liveness.note(f"evaluation: batch {number}", slow=number == 2)  # compiling may still go on
-        after_batch()
-    if pending is not None:
-        results.append(jax.device_get(pending))
-    progress.close()
+    """Run every video of `source` through the model, as `forward_batches`, and gather the probabilities."""
+    results = []
+    with contextlib.closing(Progress("evaluate", -(-len(source) // settings.batch))) as progress:
+        for rows in forward_batches(forward, params, source, data, settings, mesh, after_batch):
+            results.append(rows)
+            progress.advance()
     return _in_order({key: np.concatenate([result[key] for result in results]) for key in results[0]})
 
 
 def _in_order(rows: dict[str, np.ndarray]) -> Predictions:
     mask = rows["mask"]
     order = np.argsort(rows["index"][mask])
-    views = rows["probabilities"][mask][order]
+    views = rows["values"][mask][order]
     index = rows["index"][mask][order]
     if not np.isfinite(views).all():
         bad = index[~np.isfinite(views).all(axis=(1, 2))]

@@ -1,16 +1,19 @@
-"""Labels for video files: `python -m inti_jax.predict --checkpoint DIR VIDEO...`."""
+"""Labels for video files: `python -m inti_jax.predict --checkpoint RUN VIDEO...`."""
 
 import argparse
-import dataclasses
-import functools
+import contextlib
+import csv
+import itertools
 import json
 import logging
 import sys
+import textwrap
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
-from inti_jax import cli
-from inti_jax.errors import UsageError, UserError, run_command
+from inti_jax import cli, inputs
+from inti_jax.errors import UsageError, UserError, naming, run_command
 from inti_jax.paths import local_path
 
 if TYPE_CHECKING:
@@ -18,97 +21,151 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("inti_jax")
 
+# `{video, predictions: [{label, probability}]}`, best first, or `{video, error}`.
+Result = dict[str, Any]
+Write = Callable[[Result], None]
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m inti_jax.predict",
         description="Labels video files with a trained run, by the same sampling, decoding and views as its "
-        "evaluation.",
+        "evaluation. Results are written as they come.",
+        epilog="example: python -m inti_jax.predict --checkpoint runs/mine my_videos --out labels.csv",
     )
-    parser.add_argument("videos", nargs="+", type=local_path, metavar="VIDEO", help="video files")
-    parser.add_argument(
-        "--checkpoint",
-        required=True,
-        type=local_path,
-        metavar="DIR",
-        help="the run's directory, or a file that `convert --to trained` wrote",
-    )
-    parser.add_argument(
-        "--pretrained",
-        type=local_path,
-        metavar="F",
-        help="the converted CLIP that such a file goes on (default: where the run found it)",
-    )
-    cli.add_step_argument(parser)
+    inputs.add_arguments(parser)
     parser.add_argument("--topk", type=int, default=5, metavar="K", help="labels a video (default 5)")
     parser.add_argument("--json", action="store_true", help="print JSON: a list with an entry for each video")
+    parser.add_argument(
+        "--out",
+        type=local_path,
+        metavar="F.csv",
+        help="write a CSV file instead of printing: a row for each video with its status (ok, or missing and "
+        "the reason), its label and probability, and those of the other K - 1 labels",
+    )
     arguments = parser.parse_args()
     if arguments.topk < 1:
         raise UsageError(f"--topk is {arguments.topk}: it should be at least 1")
+    if arguments.out is not None:
+        inputs.check_output(arguments.out, ".csv")
     cli.setup_logging()
+    videos = inputs.collect(arguments)
 
+    # On a terminal the results are the progress.
+    quiet = arguments.out is not None or not sys.stdout.isatty()
     results = predict_files(
-        arguments.checkpoint, arguments.videos, arguments.topk, arguments.pretrained, arguments.step
+        arguments.checkpoint,
+        videos.paths,
+        arguments.topk,
+        arguments.pretrained,
+        arguments.step,
+        progress="predict" if quiet else "",
     )
-    failed = [result for result in results if "error" in result]
-    if arguments.json:
-        print(json.dumps(results, indent=2))
-    else:
-        for result in results:
+    total, failed = len(videos.paths) + len(videos.left_out), 0
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.closing(results))
+        writers: list[Write] = []
+        if arguments.out is not None:
+            writers.append(stack.enter_context(_csv(arguments.out, arguments.topk)))
+        if arguments.json:
+            writers.append(stack.enter_context(_json()))
+        elif arguments.out is None:
+            writers.append(_print)
+        left_out = ({"video": str(path), "error": reason} for path, reason in videos.left_out)
+        for result in itertools.chain(results, left_out):
+            for write in writers:
+                write(result)
             if "error" in result:
-                continue
-            print(result["video"])
-            for entry in result["predictions"]:
-                print(f"  {entry['probability']:.3f}  {entry['label']}")
-    for result in failed:
-        print(f"error: {result['video']}: {result['error']}", file=sys.stderr)
+                failed += 1
+                print(f"error: {result['video']}: {result['error']}", file=sys.stderr, flush=True)
+    if arguments.out is not None:
+        log.info("%s: %d videos, %d without a label", arguments.out, total, failed)
     if failed:
-        raise UserError(f"{len(failed)} of {len(results)} videos could not be labelled")
+        raise UserError(f"{failed} of {total} videos could not be labelled")
 
 
 def predict_files(
     checkpoint: Path,
-    paths: list[Path],
+    paths: Sequence[Path],
     topk: int,
     pretrained: Path | None = None,
     step: "Step" = None,
-) -> list[dict[str, Any]]:
-    """For each path `{video, predictions: [{label, probability}]}`, best first, or `{video, error}`."""
+    *,
+    progress: str = "",
+) -> Generator[Result, None, None]:
+    """Yield for each path `{video, predictions: [{label, probability}]}`, best first, or `{video, error}`.
+
+    In the order of the paths, and as they come: see `inference.FileModel`.
+    """
     # Imported late: --help and a wrong argument should not wait for JAX.
     import numpy as np
 
-    from inti_jax import evaluate, sharding, trained
-    from inti_jax.data import pipeline, sampling
-    from inti_jax.data.dataset import FileDataset
-    from inti_jax.data.decode import DecodeError
+    from inti_jax import evaluate, inference
 
-    mesh = sharding.one_device_mesh()
-    found = trained.load(checkpoint, mesh, pretrained=pretrained, step=step)
-    record, labels = found.record, found.record.dataset.labels
-    graphdef, params = found.for_inference()
-    settings = dataclasses.replace(record.config.eval, batch=min(record.config.eval.batch, len(paths)))
-    # In threads, not processes: `source.found` is filled in this one.
-    data = dataclasses.replace(record.config.data, workers=0)
-    source = FileDataset(paths, functools.partial(pipeline.view_indices, cfg=data, eval_cfg=settings))
-    rows = evaluate.predict(evaluate.make_forward(graphdef, mesh), params, source, data, settings, mesh)
-    results: list[dict[str, Any]] = [{"video": str(path)} for path in paths]
-    needed = sampling.span(data.num_frames, data.sampling, data.stride)
-    for index, file in sorted(source.found.items()):
-        if isinstance(file, DecodeError):
-            results[index]["error"] = str(file)
-        elif file.frames < needed:
-            log.warning(
-                "%s has %d of the %d frames that a clip spans: some are repeated or closer together",
-                paths[index],
-                file.frames,
-                needed,
-            )
-    for index, probabilities in zip(rows.index, rows.probabilities, strict=True):
-        best = np.argsort(-probabilities, kind="stable")[:topk]
-        results[index]["predictions"] = [
-            {"label": labels[k], "probability": float(probabilities[k])} for k in best
-        ]
-    return results
+    model = inference.FileModel(checkpoint, evaluate.probabilities, pretrained=pretrained, step=step)
+    labels = model.record.dataset.labels
+    with contextlib.closing(model(paths, progress=progress)) as outcomes:
+        for found in outcomes:
+            if found.values is None:
+                yield {"video": str(found.path), "error": found.error}
+                continue
+            probabilities = found.values.mean(axis=0)
+            best = np.argsort(-probabilities, kind="stable")[:topk]
+            entries = [{"label": labels[k], "probability": float(probabilities[k])} for k in best]
+            yield {"video": str(found.path), "predictions": entries}
+
+
+def _print(result: Result) -> None:
+    if "error" not in result:
+        lines = (f"  {entry['probability']:.3f}  {entry['label']}" for entry in result["predictions"])
+        print(result["video"], *lines, sep="\n", flush=True)
+
+
+@contextlib.contextmanager
+def _json() -> Iterator[Write]:
+    """Print a list entry by entry. Where a fault cuts it short it is closed, or not begun."""
+    start = "[\n"
+
+    def write(result: Result) -> None:
+        nonlocal start
+        print(start + textwrap.indent(json.dumps(result, indent=2), "  "), end="", flush=True)
+        start = ",\n"
+
+    try:
+        yield write
+    finally:
+        if start != "[\n":
+            print("\n]", flush=True)
+
+
+@contextlib.contextmanager
+def _csv(path: Path, topk: int) -> Iterator[Write]:
+    """Write a row at a time; the file is made, or emptied, by the first one."""
+    header = ["video", "status", "reason", "label", "probability"]
+    for place in range(2, topk + 1):
+        header += [f"label_{place}", f"probability_{place}"]
+    file: TextIO | None = None
+
+    def write(result: Result) -> None:
+        nonlocal file
+        with naming(path):
+            if file is None:
+                # Names that are not UTF-8 are written as their bytes.
+                file = path.open("w", newline="", encoding="utf-8", errors="surrogateescape")
+                csv.writer(file).writerow(header)
+            error = result.get("error", "")
+            row = [result["video"], "missing" if error else "ok", error]
+            for entry in result.get("predictions", ()):
+                row += [entry["label"], f"{entry['probability']:.6g}"]
+            csv.writer(file).writerow(row + [""] * (len(header) - len(row)))
+            file.flush()
+
+    try:
+        yield write
+    finally:
+        if file is not None:
+            with naming(path):
+                file.close()
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inti_jax import cli, drawing, evaluations
+from inti_jax.data.builders.names import printable
 from inti_jax.errors import UserError, naming, run_command
 from inti_jax.evaluations import Evaluation, Setting
 from inti_jax.paths import local_path
@@ -136,7 +137,7 @@ def write(workdirs: Sequence[Path], out: Path, title: str, *, timed: bool) -> st
 
     out.mkdir(parents=True, exist_ok=True)
     table = json.dumps([dataclasses.asdict(row) for row in rows], indent=2) + "\n"
-    page = _page(drawing.printable(title), headers, cells, picture, runs)
+    page = _page(printable(title), headers, cells, picture, runs)
     for name, content in (
         ("curves.png", picture),
         ("report.json", table.encode()),
@@ -190,7 +191,7 @@ def _names(workdirs: Sequence[Path]) -> dict[Path, str]:
             other != path and other.parts[-count:] == path.parts[-count:] for other in paths
         ):
             count += 1
-        names[workdir] = drawing.printable(str(Path(*path.parts[-count:])))
+        names[workdir] = printable(str(Path(*path.parts[-count:])))
     return names
 
 

@@ -104,7 +104,7 @@ def test_it_trains_what_it_says_and_is_evaluated_and_restored(weights, tmp_path,
 
     views = {**batch, "video": batch["video"][:, None], "missing": ~batch["mask"]}
     probabilities = make_forward(graphdef, mesh)({**current.trainable, **current.frozen}, views)
-    np.testing.assert_allclose(probabilities["probabilities"].sum(-1), 1, atol=1e-5)
+    np.testing.assert_allclose(probabilities["values"].sum(-1), 1, atol=1e-5)
     with Checkpoints(tmp_path, config.Checkpoint(), start=None) as checkpoints:
         checkpoints.save(2, current, {"next_step": 2, "bad": 0})
     restored, _ = checkpoint.restore(tmp_path, 2, target)

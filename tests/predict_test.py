@@ -1,13 +1,20 @@
 """Labels for files, on a run's directory; `evaluate_test.py` compares them with the evaluation's."""
 
+import csv
+import json
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from inti_jax import predict
+from inti_jax import inference, predict
 from inti_jax.data import decode
-from inti_jax.data.dataset import open_dataset
+from inti_jax.data.dataset import FileDataset, open_dataset
+from inti_jax.errors import run_command
 from tests.data import clips
 
 
@@ -54,7 +61,89 @@ def test_a_file_shorter_than_a_clip_is_labelled_and_said_to_be_short(trained_run
     monkeypatch.setattr(logging.getLogger("inti_jax"), "propagate", True)
     short = good.with_name("short.mp4")
     short.write_bytes(clips.encode(clips.moving_square(3)))
-    results = predict.predict_files(trained_run, [good, short], topk=1)
+    results = list(predict.predict_files(trained_run, [good, short], topk=1))
     assert all("predictions" in result for result in results)
     (line,) = [message for message in caplog.messages if "frames" in message]
     assert line.startswith(f"{short} has 3 of the ") and str(good) not in line
+
+
+# As a command.
+
+
+def command(monkeypatch, *words):
+    """Its exit status."""
+    monkeypatch.setattr(sys, "argv", ["predict", *map(str, words)])
+    with pytest.raises(SystemExit) as left:
+        run_command(predict.main)
+        sys.exit(0)
+    return left.value.code
+
+
+@pytest.fixture
+def folder(good):
+    """Five videos, of which one does not decode and one is a link that leads nowhere."""
+    folder = good.parent / "folder"
+    folder.mkdir()
+    for name in ("a.mp4", "c.mp4", "d.mp4"):
+        (folder / name).write_bytes(good.read_bytes())
+    (folder / "b.mp4").write_bytes(b"no video")
+    (folder / "gone.mp4").symlink_to("nowhere.mp4")
+    (folder / "readme.md").write_text("no video, and not called like one")
+    return folder
+
+
+def test_a_folder_is_labelled_into_a_csv_file(trained_run, folder, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "labels.csv"
+    arguments = ("--checkpoint", trained_run, folder, "--topk", "2", "--out", out)
+    assert command(monkeypatch, *arguments) == 1
+    with out.open(newline="") as file:
+        rows = {Path(row["video"]).name: row for row in csv.DictReader(file)}
+    assert list(rows) == ["a.mp4", "b.mp4", "c.mp4", "d.mp4", "gone.mp4"]
+    assert [row["status"] for row in rows.values()] == ["ok", "missing", "ok", "ok", "missing"]
+    assert "Invalid data" in rows["b.mp4"]["reason"] and "cannot be reached" in rows["gone.mp4"]["reason"]
+    assert rows["b.mp4"]["label"] == rows["b.mp4"]["probability_2"] == ""
+    (expected,) = predict.predict_files(trained_run, [folder / "a.mp4"], topk=2)
+    for place, entry in zip(("", "_2"), expected["predictions"], strict=True):
+        assert rows["a.mp4"][f"label{place}"] == entry["label"]
+        assert float(rows["a.mp4"][f"probability{place}"]) == pytest.approx(entry["probability"], rel=1e-5)
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("error: ") == 3
+    assert said.err.splitlines()[-1] == "error: 2 of 5 videos could not be labelled"
+
+
+def test_a_fault_leaves_what_was_labelled_before_it(trained_run, folder, tmp_path, monkeypatch, capsys):
+    """The model's values for the third file are taken for not finite, after the first two."""
+    outcome = inference.FileModel._outcome
+
+    def fails(self, path, found, values):
+        return outcome(self, path, found, values * np.nan if path.name == "c.mp4" else values)
+
+    monkeypatch.setattr(inference.FileModel, "_outcome", fails)
+    out = tmp_path / "labels.csv"
+    assert command(monkeypatch, "--checkpoint", trained_run, folder, "--json", "--out", out) == 1
+    assert [line.split(",")[1] for line in out.read_text().splitlines()] == ["status", "ok", "missing"]
+    said = capsys.readouterr()
+    assert [Path(entry["video"]).name for entry in json.loads(said.out)] == ["a.mp4", "b.mp4"]
+    assert said.err.splitlines()[-1] == f"error: {folder}/c.mp4: the model gives values that are not finite"
+
+
+def test_an_earlier_file_stays_until_there_are_new_labels(good, tmp_path, monkeypatch):
+    out = tmp_path / "labels.csv"
+    out.write_text("earlier")
+    assert command(monkeypatch, "--checkpoint", tmp_path / "nowhere", good, "--out", out) != 0
+    assert out.read_text() == "earlier"
+
+
+def test_results_come_while_later_ones_are_computed(trained_run, good, tmp_path, monkeypatch):
+    """In batches, of which no more are read ahead than the loader's threads ask for."""
+    read, reads_of = [], FileDataset.__getitem__
+
+    def counted(self, index):
+        read.append(index)
+        return reads_of(self, index)
+
+    monkeypatch.setattr(FileDataset, "__getitem__", counted)
+    results = predict.predict_files(trained_run, [good] * 200, topk=1)
+    first = next(results)
+    assert "predictions" in first and len(read) < 150
+    results.close()

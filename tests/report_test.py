@@ -117,7 +117,7 @@ def test_any_name_of_a_run_is_drawn_and_written(tmp_path, name, caplog):
     workdir = evaluated(tmp_path / name, (4, 0.5))
     report.write([workdir], tmp_path, name, timed=False)
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG") and not caplog.messages
-    escaped = name.replace("\n", "\\n").replace("\udce9", "\\udce9")
+    escaped = name.replace("\n", "\\x0a").replace("\udce9", "\\xe9")
     assert f"<h1>{escaped}</h1>" in (tmp_path / "report.html").read_text()
 
 

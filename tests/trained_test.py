@@ -66,8 +66,8 @@ def test_it_is_small_and_with_its_backbone_the_whole_model(workdir, weights, sma
 def test_predict_takes_it(workdir, weights, small, motion_data, tmp_path):
     path = tmp_path / "clip.mp4"
     path.write_bytes(open_dataset("motion_digits", motion_data, "val")[0].video)
-    expected = predict.predict_files(workdir, [path], topk=3)
-    assert predict.predict_files(small, [path], 3, weights) == expected
+    expected = list(predict.predict_files(workdir, [path], topk=3))
+    assert list(predict.predict_files(small, [path], 3, weights)) == expected
 
 
 def test_a_run_starts_from_it(workdir, weights, small, motion_data, tmp_path):

@@ -132,11 +132,24 @@ class VideoModel(nnx.Module):
         )
 
     def features(self, video: UInt8[Array, "B T H W 3"], key: Key | None = None) -> Float[Array, "B D"]:
-        """The mean over the last stage's frames of their normalised class tokens, in float32.
+        """Compute the mean over the last stage's frames of their normalised class tokens, in float32.
 
         Where the method normalises last, the normalised mean.
         """
-        batch, frames = video.shape[:2]
+        return self.pool(self._last_tokens(video, key), video.shape[0])
+
+    def frame_features(self, video: UInt8[Array, "B T H W 3"]) -> Float[Array, "B S D"]:
+        """Compute what `features` averages, for each of the S frames of the last stage, in float32.
+
+        That is a frame's class token, normalised unless the method normalises the mean.
+        """
+        return self._class_tokens(self._last_tokens(video), video.shape[0]).astype(jnp.float32)
+
+    def _last_tokens(
+        self, video: UInt8[Array, "B T H W 3"], key: Key | None = None
+    ) -> Float[Array, "BS N D"]:
+        """Compute the tokens that leave the last block."""
+        frames = video.shape[1]
         x, sizes = self.embed(video), None
         for stage in self.stages(frames):
             for run in self._runs(stage.blocks):
@@ -146,7 +159,7 @@ class VideoModel(nnx.Module):
                     x = self._scan(run, x, sizes, stage.frames, key)
             if stage.compressor is not None:
                 x = compress(stage.compressor, x, stage.frames)
-        return self.pool(x, batch)
+        return x
 
     def embed(self, video: UInt8[Array, "B T H W 3"]) -> Float[Array, "BT N D"]:
         """The tokens that enter the first block."""
@@ -155,12 +168,15 @@ class VideoModel(nnx.Module):
         offset = jnp.tile(self.temporal(frames), (batch, 1)) if hasattr(self, "temporal") else None
         return self.tower.embed(images, offset)
 
-    def pool(self, x: Float[Array, "BT N D"], batch: int) -> Float[Array, "{batch} D"]:
-        """The videos' features from the tokens that leave the last block."""
+    def pool(self, x: Float[Array, "BS N D"], batch: int) -> Float[Array, "{batch} D"]:
+        """Compute the videos' features from the tokens that leave the last block."""
+        mean = self._class_tokens(x, batch).mean(axis=1)
+        return self.tower.ln_post(mean).astype(jnp.float32) if self.mean_first else mean
+
+    def _class_tokens(self, x: Float[Array, "BS N D"], batch: int) -> Float[Array, "{batch} S D"]:
+        """Select the frames' class tokens, in the form in which they are averaged."""
         class_tokens = rearrange(x[:, 0], "(b t) d -> b t d", b=batch)
-        if self.mean_first:
-            return self.tower.ln_post(class_tokens.mean(axis=1)).astype(jnp.float32)
-        return self.tower.ln_post(class_tokens).astype(jnp.float32).mean(axis=1)
+        return class_tokens if self.mean_first else self.tower.ln_post(class_tokens).astype(jnp.float32)
 
     def block(
         self,

@@ -1,0 +1,175 @@
+"""Features of video files: `python -m inti_jax.features --checkpoint RUN VIDEO... --out F.npz`."""
+
+import argparse
+import contextlib
+import logging
+import shutil
+import sys
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float, Int64
+
+from inti_jax import cli, inputs
+from inti_jax.errors import UsageError, UserError, naming, run_command
+from inti_jax.paths import local_path
+
+if TYPE_CHECKING:
+    from inti_jax.checkpoint import Step
+
+log = logging.getLogger("inti_jax")
+
+_HELP = """\
+arrays of the file, for M videos, of D numbers a feature:
+  videos    [M]         the paths as they were given
+  features  [M, D]      float32: what the classifier's last layer sees, averaged over the evaluation's views
+  missing   [L]         the paths of the videos without features
+  reasons   [L]         ... and why each has none
+with --frames, videos have several features, one below the other:
+  features  [N, D]      float32: what is averaged over time, clip by clip, averaged over the crops
+  offsets   [M + 1]     the features of video i are features[offsets[i]:offsets[i + 1]]
+  frames    [N, 2]      the first and the last frame of the video, from 0, that a feature was computed from:
+                        a model that halves the frames h times has one feature for each 2^h frames of a clip
+
+example: python -m inti_jax.features --checkpoint runs/mine my_videos --out features.npz
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m inti_jax.features",
+        description="Writes the features that a trained run computes of video files to a NumPy archive, by "
+        "the same sampling, decoding and views as its evaluation.",
+        epilog=_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    inputs.add_arguments(parser)
+    parser.add_argument("--out", type=local_path, required=True, metavar="F.npz", help="the file to write")
+    parser.add_argument(
+        "--frames", action="store_true", help="the features of frames, before they are averaged over time"
+    )
+    parser.add_argument(
+        "--clips", type=int, metavar="N", help="clips taken of a video (default: the run's `eval.clips`)"
+    )
+    arguments = parser.parse_args()
+    if arguments.clips is not None and arguments.clips < 1:
+        raise UsageError(f"--clips is {arguments.clips}: it should be at least 1")
+    inputs.check_output(arguments.out, ".npz")
+    cli.setup_logging()
+    videos = inputs.collect(arguments)
+    missing = write(
+        arguments.out,
+        arguments.checkpoint,
+        videos,
+        frames=arguments.frames,
+        clips=arguments.clips,
+        pretrained=arguments.pretrained,
+        step=arguments.step,
+    )
+    total = len(videos.paths) + len(videos.left_out)
+    log.info("%s: features of %d videos", arguments.out, total - missing)
+    if missing:
+        raise UserError(f"{missing} of {total} videos have no features, see `missing` in {arguments.out}")
+
+
+def write(
+    out: Path,
+    checkpoint: Path,
+    videos: inputs.Videos,
+    *,
+    frames: bool = False,
+    clips: int | None = None,
+    pretrained: Path | None = None,
+    step: "Step" = None,
+) -> int:
+    """Write the features of `videos` to `out`, as --help describes it, and give how many have none.
+
+    The file appears when it is complete. Features go through a temporary file beside it: they need not fit
+    into memory.
+    """
+    # Imported late: --help and a wrong argument should not wait for JAX.
+    from inti_jax import inference
+    from inti_jax.models.video import VideoModel
+
+    output = VideoModel.frame_features if frames else VideoModel.features
+    model = inference.FileModel(checkpoint, output, pretrained=pretrained, step=step, clips=clips)
+    found: list[str] = []
+    missing: list[tuple[Path, str]] = []
+    offsets, spans = [0], [np.zeros((0, 2), np.int64)]
+    with tempfile.TemporaryFile(dir=out.parent) as spool:
+        with contextlib.closing(model(videos.paths, progress="features")) as outcomes:
+            for outcome in outcomes:
+                if outcome.values is None or outcome.info is None:
+                    missing.append((outcome.path, outcome.error))
+                    print(f"error: {outcome.path}: {outcome.error}", file=sys.stderr, flush=True)
+                    continue
+                if frames:
+                    rows = _by_frame(outcome.values, model.settings.clips)
+                    spans.append(_spans(model.frames_of_views(outcome.info), len(rows)))
+                else:
+                    rows = outcome.values.mean(axis=0, keepdims=True)
+                found.append(str(outcome.path))
+                offsets.append(offsets[-1] + len(rows))
+                with naming(out):
+                    spool.write(np.ascontiguousarray(rows, np.float32).tobytes())
+        for path, reason in videos.left_out:
+            print(f"error: {path}: {reason}", file=sys.stderr, flush=True)
+        missing += videos.left_out
+        arrays = {
+            "videos": _texts(found),
+            "missing": _texts([str(path) for path, _ in missing]),
+            "reasons": _texts([reason for _, reason in missing]),
+        }
+        if frames:
+            arrays |= {"offsets": np.asarray(offsets, np.int64), "frames": np.concatenate(spans)}
+        with naming(out):
+            spool.seek(0)
+        _write_archive(out, arrays, spool, (offsets[-1], model.width))
+    return len(missing)
+
+
+def _by_frame(values: Float[np.ndarray, "V S D"], clips: int) -> Float[np.ndarray, "N D"]:
+    """Average over the crops of each clip, and put the clips one below the other."""
+    by_clip = values.reshape(clips, -1, *values.shape[1:]).mean(axis=1)
+    return by_clip.reshape(-1, values.shape[-1])
+
+
+def _spans(clips: Int64[np.ndarray, "clips T"], count: int) -> Int64[np.ndarray, "{count} 2"]:
+    """Give the first and the last frame number of each of `count` equal parts of the clips."""
+    parts = clips.reshape(count, -1)
+    return np.stack([parts[:, 0], parts[:, -1]], axis=1)
+
+
+def _texts(texts: Sequence[str]) -> np.ndarray:
+    return np.asarray(texts, dtype=np.str_)
+
+
+def _write_archive(
+    path: Path, arrays: dict[str, np.ndarray], features: IO[bytes], shape: tuple[int, int]
+) -> None:
+    """Write a NumPy archive of `arrays` and of float32 `features` of that shape, which are copied.
+
+    `np.savez` would need them in memory.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        with naming(partial), zipfile.ZipFile(partial, "w") as archive:
+            for name, array in arrays.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, array, allow_pickle=False)
+            with archive.open("features.npy", "w", force_zip64=True) as member:
+                header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(member, header)
+                shutil.copyfileobj(features, member, 2**20)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+if __name__ == "__main__":
+    run_command(main)
