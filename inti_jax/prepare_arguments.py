@@ -124,7 +124,7 @@ def _rate(text: str) -> Fraction:
 
 
 def _check_files_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Completes the options of a dataset that is made from files; wrong ones end the program."""
+    """Complete the options of a dataset that is made from files; wrong ones end the program."""
     folder, lists = args.dataset == "folder", args.train_list is not None or args.val_list is not None
     if args.source is None:
         what = "a directory of class folders or a CSV file" if folder else "a directory, see docs/data.md"
@@ -153,7 +153,7 @@ def _check_files_options(parser: argparse.ArgumentParser, args: argparse.Namespa
 
 
 def _add_general_options(parser: argparse.ArgumentParser) -> None:
-    """Options that are the same for every dataset of files."""
+    """Add the options that are the same for every dataset of files, and those of checking and describing."""
     how = parser.add_argument_group("how it is prepared")
     how.add_argument(
         "--short_side",
@@ -189,7 +189,7 @@ def _add_general_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _check_general_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Wrong ones end the program."""
+    """End the program where options are wrong by themselves or do not go together."""
     if args.workers is not None and args.workers < 1:
         parser.error(f"--workers {args.workers}: it should be at least 1")
     for alone, others in (("check", ("decode", "workers")), ("describe", ("out", "json"))):

@@ -109,6 +109,7 @@ def test_what_is_wrong_with_a_frame_folder_is_said(tmp_path):
         ("empty", b""),
         ("cut", (sizes / "img_00002.png").read_bytes()[:200]),
         ("text", b"x" * 99),
+        ("program", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 24 16\n"),
     ):
         bad = _write(tmp_path / name, images)
         (bad / "img_00005.png").write_bytes(content)
@@ -199,3 +200,12 @@ def test_frames_are_in_the_order_of_their_numbers(numbers, before):
     assert series.others == ["cover.png"]
     steps = np.diff(sorted(numbers))
     assert bool(series.fault) == (len(set(steps.tolist())) > 1)
+
+
+def test_a_photo_with_a_second_picture_in_it_is_one_frame(tmp_path):
+    """Cameras write JPEG files of several pictures (MPO), called .jpg."""
+    first, second = (Image.new("RGB", (32, 32), (level,) * 3) for level in (40, 220))
+    for number in (1, 2):
+        first.save(tmp_path / f"DSC_{number:04d}.jpg", "MPO", save_all=True, append_images=[second])
+    video = frames.read(Frames(tmp_path, Fraction(1)))
+    assert decode.decode_frames(video, np.arange(2)).mean() < 60

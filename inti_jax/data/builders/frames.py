@@ -20,6 +20,8 @@ IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".
 
 _NUMBERED = re.compile(r"(?P<before>.*?)(?P<number>\d+)(?P<after>\D*)", re.ASCII)
 _LARGEST_SIDE = 16_384  # pixels: H.264's own limit in x264
+# Of those that Pillow knows, whatever a file is called: some of the others start programs.
+_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
 # How images store pixels of 8 bits a channel; alpha is left out.
 _MODES = frozenset(("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"))
 
@@ -133,7 +135,7 @@ def _image(path: Path) -> UInt8[np.ndarray, "H W 3"]:
 
     name = printable(path.name)
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=_FORMATS) as image:
             mode = image.mode
             frames = (
                 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
