@@ -191,6 +191,28 @@ def test_which_folders_are_classes(folders, labels, tmp_path):
         assert folder.scan(tmp_path).labels == labels
 
 
+def test_splits_inside_of_classes_are_noted(tmp_path):
+    _videos(tmp_path, "a/train/1.mp4", "a/val/2.mp4", "b/Train/3.mp4")
+    (note,) = folder.scan(tmp_path).notes
+    assert "folders `Train`, `train`, `val`, which are no splits there" in note
+
+
+@pytest.mark.parametrize(
+    "labels", ["\n".join(f"{n} label {n}" for n in range(30)), "id,name\n0,a\n1,b\n", "1: a\n2: b\n"]
+)
+def test_labels_with_their_numbers_are_not_taken_for_labels(labels, tmp_path):
+    _videos(tmp_path, "videos/1.mp4", "videos/2.mp4")
+    (tmp_path / "train.txt").write_text("1.mp4 0\n2.mp4 1\n")
+    (tmp_path / "labels.txt").write_text(labels)
+    with pytest.raises(UserError, match=r"labels\.txt has numbers before its labels, as in `[01]"):
+        locate.scan(
+            "folder",
+            tmp_path / "videos",
+            list_files={"train": tmp_path / "train.txt"},
+            labels_file=tmp_path / "labels.txt",
+        )
+
+
 def test_files_that_are_no_videos_have_no_part_in_the_split(tmp_path):
     """Two videos in each class, so one is in `val`, however many files are beside them."""
     source = tmp_path / "videos"
@@ -327,3 +349,10 @@ def test_a_table_of_files_that_are_no_videos(tmp_path):
     table.write_text("1.mp4,a\n2.mp4,a\n1.json,a\n")
     splits = folder.scan(table).splits
     assert len(splits["val"]) == 1 and [type(clip.source) for clip in splits["train"]].count(Absent) == 1
+
+
+def test_labels_that_begin_with_numbers_are_labels(tmp_path):
+    _videos(tmp_path, "videos/1 finger/1.mp4", "videos/2 fingers/2.mp4")
+    (tmp_path / "labels.txt").write_text("1 finger\n2 fingers\n")
+    found = folder.scan(tmp_path / "videos", labels_file=tmp_path / "labels.txt")
+    assert found.labels == ("1 finger", "2 fingers")

@@ -440,7 +440,7 @@ def test_what_is_wrong_is_said_in_one_line_before_anything_is_written(
         ("one.mp4 0\ntwo.mp4", r"list\.txt row 2: `two\.mp4` should be a path and the number"),
         (
             "path,label\none.mp4,a",
-            r"row 1: `path,label` should be .*CSV file with labels by name .* --source",
+            r"row 1: `path,label` should be .*delete the header; a CSV file .* as --source",
         ),
         ("one.mp4 2", r"row 1: the label 2 is not one of 0 to 1"),
         (f"one.mp4 {'9' * 5000}", r"row 1: the label 9{9} is not one of 0 to 1"),

@@ -15,6 +15,9 @@ SPLITS = ("train", "val")
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,200}")
 _DIGITS = re.compile(r"\d{1,9}", re.ASCII)
+_NUMBERED = re.compile(r"(\d{1,9})[\s,;:]+\S", re.ASCII)
+_NUMBER_AND_MARK = re.compile(r"(\d{1,9})\s*[,;:\t]\s*\S", re.ASCII)
+_MANY = 20  # labels
 _SHOWN = 80  # characters
 
 
@@ -71,8 +74,15 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def read_labels(path: Path) -> tuple[str, ...]:
-    """Labels, one a line. Raises UserError where there is none, or one twice."""
-    return _unique([label for _, label in read_lines(path)], path)
+    """Read labels, one a line. Raises UserError where there is none, one twice, or each with its number."""
+    labels = [label for _, label in read_lines(path)]
+    # Of a few, "1 finger" and "2 fingers" are labels. There may be a header.
+    numbered = _NUMBERED if len(labels) > _MANY else _NUMBER_AND_MARK
+    for lines in (labels, labels[1:]):
+        numbers = [match and int(match[1]) for match in map(numbered.match, lines)]
+        if len(lines) > 1 and numbers in (list(range(len(lines))), list(range(1, len(lines) + 1))):
+            raise UserError(f"{path} has numbers before its labels, as in {shown(lines[0])}: leave them out")
+    return _unique(labels, path)
 
 
 def read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:

@@ -55,6 +55,7 @@ def scan_directory(source: Path, labels: Sequence[str] | None, rate: Fraction) -
                 raise UserError(f"{class_folder} has no files: remove the folder, or put its videos there")
             scanned.found.extend(found)
             scanned.rejected[split or "train"] += rejected
+    scanned.notes.extend(_splits_inside(scanned.found))
     return scanned
 
 
@@ -97,6 +98,16 @@ def _split_folders(top: Directory, scanned: Scanned) -> list[tuple[str | None, P
     elif tests:
         scanned.notes.append(f"`{val.name}` is taken as `val`")
     return [("train", train), ("val", val)]
+
+
+def _splits_inside(found: Sequence[Found]) -> list[str]:
+    """Say that there are folders of splits inside those of classes, where they mean nothing."""
+    inside = {file.id.split("/")[1] for file in found if file.split is None and file.id.count("/") > 1}
+    splits = {split_named(name) for name in inside}
+    if "train" not in splits or splits.isdisjoint({"val", "test"}):
+        return []
+    names = quoted(sorted(name for name in inside if split_named(name)))
+    return [f"folders of classes have folders {names}, which are no splits there: put classes into splits"]
 
 
 def _scan_class(

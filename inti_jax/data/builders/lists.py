@@ -32,6 +32,8 @@ def read(files: Mapping[str, Path], labels: Sequence[str], root: Path) -> Annota
                 hint = (
                     "; a CSV file with labels by name is given to `folder` as --source" if "," in line else ""
                 )
+                if "path" in line.lower() and not any(map(str.isdigit, line)):
+                    hint = f": delete the header{hint}"
                 raise UserError(f"{where}: {shown(line)} should be a path and the number of its label{hint}")
             number = int(match["number"][:9])  # more is too large in any case
             if number >= len(labels):
