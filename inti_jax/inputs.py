@@ -1,13 +1,14 @@
-"""The video files that a command is asked for: files, folders of them, and lists."""
+"""The videos that a command is asked for: files, folders of them, frame folders, and lists."""
 
 import argparse
 import os
 import sys
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from inti_jax import cli
-from inti_jax.data.builders.files import is_video_name
+from inti_jax.data.builders.files import frames_among, is_video_name, source_of
+from inti_jax.data.builders.frames import is_image
 from inti_jax.data.builders.walk import Skipped, walk
 from inti_jax.errors import UsageError, UserError
 from inti_jax.paths import local_path
@@ -16,7 +17,7 @@ _LISTS = (".txt", ".csv", ".tsv", ".lst")
 
 
 class Videos(NamedTuple):
-    """The files in the order in which they were asked for, and what below a folder was left out and why."""
+    """Files and folders of frames, in the order in which they were asked for; what was left out, and why."""
 
     paths: list[Path]
     left_out: list[tuple[Path, str]]
@@ -29,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         type=local_path,
         metavar="VIDEO",
-        help="video files, or folders: of those all files below that are called like videos, links followed",
+        help="video files, folders of them (links are followed), or folders of a video's numbered frames",
     )
     parser.add_argument(
         "--list",
@@ -85,16 +86,25 @@ def collect(arguments: argparse.Namespace) -> Videos:
 
 
 def _add_folder(folder: Path, videos: Videos) -> None:
-    before = len(videos.paths)
+    """Add the videos below a folder, told as `prepare folder` tells them: by name, else by opening them."""
+    found: list[tuple[Path, set[str]]] = []  # with the frames' names where it is a folder of frames
+    stems: set[str] = set()
     skipped: list[Skipped] = []
-    for directory in walk(folder):
-        videos.paths.extend(directory.path / name for name in directory.files if is_video_name(name))
-        skipped += directory.skipped
+    for path, files, _, left_out in walk(folder):
+        skipped += left_out
+        stems.update(PurePosixPath(name).stem for name in files if is_video_name(name))
+        if series := frames_among(files):
+            found.append((path, {PurePosixPath(name).stem for name in series.names}))
+        others = (path / name for name in files if not is_image(name))
+        found += [(file, set()) for file in others if isinstance(source_of(file), Path)]
+    # Images that are called like videos show what is in these.
+    paths = [path for path, frames in found if frames.isdisjoint(stems)]
     # What is read by another path, or is not called like a video, is nothing that was asked for.
     missing = [(p.path, p.reason) for p in skipped if not p.again and (p.folder or _may_be_video(p.path))]
-    if len(videos.paths) == before:
+    if not paths:
         why = f"; {missing[0][0]}: {missing[0][1]}" if missing else ""
-        raise UserError(f"{folder} holds no files that are called like videos (.mp4, .webm, ...){why}")
+        raise UserError(f"{folder} holds no videos, and no folders of numbered frames{why}")
+    videos.paths.extend(paths)
     videos.left_out.extend(missing)
 
 

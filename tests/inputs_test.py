@@ -37,6 +37,19 @@ def test_a_folder_stands_for_the_videos_below_it(folder):
     assert found.left_out == []
 
 
+def test_folders_of_frames_are_videos_and_thumbnails_are_not(folder):
+    for name in ("frames/img_00001.jpg", "frames/img_00002.jpg", "thumbs/clip1.jpg", "thumbs/clip2.jpg"):
+        path = folder / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    for name in ("clip1.mp4", "clip2.mp4"):
+        (folder / "images" / name).write_bytes(b"")
+    names = [
+        str(path.relative_to(folder)) for path in collect(folder / "images", folder / "images/frames").paths
+    ]
+    assert names == ["images/clip1.mp4", "images/clip2.mp4", "images/frames", "images/frames"]
+
+
 def test_what_below_a_folder_cannot_be_a_video_is_said(folder):
     (folder / "gone.mp4").symlink_to(folder / "nowhere.mp4")
     (folder / "gone.json").symlink_to(folder / "nowhere.json")  # nobody asked for it
@@ -71,7 +84,7 @@ def test_mistakes_are_said_before_a_model_is_read(folder, tmp_path):
         with pytest.raises(UsageError, match=said):
             collect(*words)
     (tmp_path / "nothing").mkdir()
-    with pytest.raises(UserError, match="holds no files that are called like videos"):
+    with pytest.raises(UserError, match="holds no videos"):
         collect(tmp_path / "nothing")
     for out, said in (("labels.json", r"end in \.csv"), ("absent/labels.csv", "no directory")):
         with pytest.raises(UsageError, match=said):

@@ -3,13 +3,12 @@
 import csv
 import json
 import logging
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from inti_jax import inference, predict
 from inti_jax.data import decode
@@ -109,6 +108,15 @@ def test_a_folder_is_labelled_into_a_csv_file(trained_run, folder, tmp_path, mon
     said = capsys.readouterr()
     assert said.out == "" and said.err.count("error: ") == 3
     assert said.err.splitlines()[-1] == "error: 2 of 5 videos could not be labelled"
+
+
+def test_a_folder_of_frames_is_one_video(trained_run, good, tmp_path):
+    frames = decode.decode_frames(good.read_bytes(), np.arange(19))
+    for number, frame in enumerate(frames):
+        (tmp_path / "frames").mkdir(exist_ok=True)
+        Image.fromarray(frame).save(tmp_path / "frames" / f"img_{number:05}.png")
+    of_file, of_frames = predict.predict_files(trained_run, [good, tmp_path / "frames"], topk=1)
+    assert of_frames["predictions"][0]["label"] == of_file["predictions"][0]["label"]
 
 
 def test_a_fault_leaves_what_was_labelled_before_it(trained_run, folder, tmp_path, monkeypatch, capsys):

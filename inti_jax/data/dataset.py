@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from inti_jax.data import decode, manifest
-from inti_jax.data.builders import registry
+from inti_jax.data.builders import frames, registry
+from inti_jax.data.builders.frames import USUAL_RATE, Frames
 from inti_jax.errors import UserError
 
 _VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
@@ -125,7 +126,7 @@ class VideoDataset:
 
 
 class FileDataset:
-    """Plain video files, by index, with no label. A file is decoded when it is read, whole and once.
+    """Plain video files and frame folders, by index, with no label. One is decoded when it is read, once.
 
     `choose` gives the frames to keep of a video with that many. `found` has, for each file that was read,
     what it holds or why it does not decode.
@@ -142,13 +143,13 @@ class FileDataset:
     def __getitem__(self, index: int) -> Example:
         path = self._paths[index]
         try:
-            video = read_file(path)
-            info, frames = decode.decode_and_validate(video, self._choose)
+            video = frames.read(Frames(path, USUAL_RATE)) if path.is_dir() else read_file(path)
+            info, decoded = decode.decode_and_validate(video, self._choose)
         except decode.DecodeError as error:
             self.found[index] = error
             raise
         self.found[index] = info
-        return Example(str(path), -1, video, info.frames, info.fps, info.height, info.width, frames)
+        return Example(str(path), -1, video, info.frames, info.fps, info.height, info.width, decoded)
 
 
 def read_file(path: Path) -> bytes:
