@@ -105,7 +105,7 @@ def test_a_class_that_is_a_link_is_one_unless_it_leads_up(tmp_path):
     (tmp_path / "disk" / "b" / "back").symlink_to(source)
     contents = _prepared(source, "--val_share", "0")
     assert _ids(contents) == ["a/one.mp4", "b/two.mp4"]
-    assert [*_reasons(contents)] == ["all", "b/back"]
+    assert [*_reasons(contents)] == ["all", "b/back"] and contents.labels == ("a", "b")
 
 
 def test_folders_that_cannot_be_read_are_listed_by_both_readers(tmp_path, monkeypatch):

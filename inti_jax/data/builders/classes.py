@@ -47,6 +47,10 @@ def scan_directory(source: Path, labels: Sequence[str] | None, rate: Fraction) -
         if not directory.folders:
             raise UserError(f"{folder} has no folders: put the videos of each class in a folder of its name")
         for class_folder in directory.folders:
+            if source.resolve().is_relative_to(class_folder.resolve()):
+                reason = "a link to a folder that this one is in"
+                scanned.rejected[split or "train"].append(Rejected(relative_id(class_folder, source), reason))
+                continue
             label = printable(class_folder.name)
             check_known(label, labels, str(class_folder))
             scanned.labels.add(label)
