@@ -6,9 +6,12 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from flax import nnx
+from PIL import Image
 
 import inti_jax
 from inti_jax import evaluate, predict, sharding, state, trained
@@ -165,6 +168,27 @@ def test_load_gives_a_function_of_frames(trained_run, motion_data):
     assert model(np.zeros((4, 48, 64, 3), np.uint8)).shape == (10,)  # another size
     for wrong in (video[0, :3], video.astype(np.float32), video[0, 0]):
         with pytest.raises(UserError):
+            model(wrong)
+
+
+def test_load_takes_videos_in_any_form(trained_run):
+    model = inti_jax.load(trained_run)
+    video = np.random.default_rng(0).integers(0, 256, (2, 40, 48, 3), np.uint8)
+    expected = model(video)
+    pictures = [Image.fromarray(frame) for frame in video]
+    for form in (jnp.asarray(video), torch.from_numpy(video), list(video), pictures):
+        np.testing.assert_array_equal(model(form), expected)
+    several = [video, torch.from_numpy(video[:, 4:36, 8:40].copy())]  # of different sizes
+    np.testing.assert_allclose(model(several)[0], expected, atol=1e-5)
+    none = np.zeros((0, 8, 32, 32, 3), np.uint8)
+    assert model(none).shape == (0, 10) and model.features(none).shape == (0, 96)
+    for wrong, said in (
+        ("clip.mp4", r"inti_jax\.predict"),
+        ([video, video[:1]], "a multiple of|as many frames"),
+        (video[:, :0], "0 x 48 pixels"),
+        (video[:0], "frames, not 0"),
+    ):
+        with pytest.raises(UserError, match=said):
             model(wrong)
 
 

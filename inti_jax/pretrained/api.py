@@ -7,9 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 
 from inti_jax import backend
+from inti_jax.data import in_memory
 from inti_jax.errors import UserError
 from inti_jax.models.tokenizer import Tokenizer
 from inti_jax.pretrained.converted import open_converted
@@ -73,14 +74,16 @@ class ClipModel:
             raise UserError(f"{self._path} has no text tower: convert a whole CLIP")
         return float(np.exp(self._params["logit_scale"]))
 
-    def encode_image(self, images: Shaped[np.ndarray, "*B H W 3"]) -> Float[np.ndarray, "B E"]:
-        """Features, not L2-normalised, of RGB images at the model's resolution.
+    def encode_image(self, images: Any) -> Float[np.ndarray, "B E"]:
+        """Give features, not L2-normalised, of RGB images at the model's resolution, `[B, H, W, 3]`.
 
-        uint8 is pixels; floats are taken as already normalised. Of a file without a projection, the
-        feature of the tower. Raises UserError for another shape or type.
+        Images are an array of NumPy's, JAX's or torch's, or a list of arrays or of Pillow's pictures; there
+        may be none (B = 0). uint8 is pixels, also grey or with an opacity, which is left out; floats are
+        taken as already normalised. Of a file without a projection, the feature of the tower. Raises
+        UserError for another shape or type.
         """
         side = self.description.architecture.image.resolution
-        images = np.asarray(images)
+        images = in_memory.pixels(images)
         if images.ndim != 4 or images.shape[1:] != (side, side, 3):
             raise UserError(f"images are [B, {side}, {side}, 3] for this model, not {list(images.shape)}")
         if images.dtype == np.uint8:
@@ -88,6 +91,9 @@ class ClipModel:
             images = images * (1 / (255 * std)).astype(np.float32) - (mean / std).astype(np.float32)
         elif not jnp.issubdtype(images.dtype, jnp.floating):
             raise UserError(f"images are uint8, or floats that are normalised already, not {images.dtype}")
+        if len(images) == 0:
+            none = jax.ShapeDtypeStruct(images.shape, np.float32)
+            return np.zeros(jax.eval_shape(self._image, self._params, none).shape, np.float32)
         return np.asarray(self._image(self._params, images.astype(np.float32)))
 
     def encode_text(self, texts: Iterable[Any]) -> Float[np.ndarray, "B E"]:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
+from PIL import Image
 
 from inti_jax.errors import UserError
 from inti_jax.models.heads import TextHead
@@ -66,6 +67,23 @@ def test_many_texts_are_the_same_as_few(clip):
     many = clip.encode_text(texts)
     assert many.shape == (300, 32) and many.dtype == np.float32
     np.testing.assert_allclose(many[255:258], clip.encode_text(texts[255:258]), rtol=1e-4, atol=1e-5)
+
+
+def test_images_in_any_form(clip):
+    images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
+    expected = clip.encode_image(images)
+    pictures = [Image.fromarray(image) for image in images]
+    rgba = np.concatenate([images, images[..., :1]], axis=-1)
+    for form in (jnp.asarray(images), torch.from_numpy(images), list(images), pictures, rgba):
+        np.testing.assert_array_equal(clip.encode_image(form), expected)
+    normalised = torch.zeros(1, 64, 64, 3, requires_grad=True)
+    np.testing.assert_array_equal(
+        clip.encode_image(normalised), clip.encode_image(np.zeros((1, 64, 64, 3), np.float32))
+    )
+    assert clip.encode_image(images[:0]).shape == (0, 32)
+    for wrong in (pictures[0], [pictures[0].resize((32, 32))], "image.png", []):
+        with pytest.raises(UserError):
+            clip.encode_image(wrong)
 
 
 def test_no_texts_have_no_features(clip):
