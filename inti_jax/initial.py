@@ -90,7 +90,7 @@ def _pretrained(record: RunRecord, shapes: Mapping[str, jax.ShapeDtypeStruct]) -
     model = record.config.model
     classes = None
     if model.head.init == "text":
-        names = [label.replace("_", " ") for label in record.dataset.labels]
+        names = [text_head.class_name(label) for label in record.dataset.labels]
         # Nothing holds on to the text tower: it is gone before the image tower is read.
         classes = text_head.class_embeddings(
             TextEncoder(open_converted(model.pretrained)), names, model.head.templates

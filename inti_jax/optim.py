@@ -3,10 +3,12 @@
 import re
 from collections.abc import Iterable
 
+import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
 from inti_jax.config import Train
+from inti_jax.models.heads import LOGIT_SCALE_RANGE
 
 # Whether weight decay applies, by parameter path. The first match counts; each parameter has to match.
 _DECAY_RULES = (
@@ -55,6 +57,16 @@ def rates(config: Train, paths: Iterable[str]) -> dict[str, float]:
     return {path: rate(path) for path in paths}
 
 
+def within_range(updates: dict[str, Array], params: dict[str, Array]) -> dict[str, Array]:
+    """Cut updates that would take a text head's scale out of CLIP's range."""
+    return {
+        path: jnp.clip(params[path] + update, *LOGIT_SCALE_RANGE) - params[path]
+        if path.endswith(".logit_scale")
+        else update
+        for path, update in updates.items()
+    }
+
+
 def make_optimizer(config: Train, steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """Make the transformation for a flat `{path: array}` of parameters, and its learning-rate schedule.
 
@@ -68,9 +80,10 @@ def make_optimizer(config: Train, steps: int) -> tuple[optax.GradientTransformat
         decay_steps=steps,
     )
 
-    def scale_by_rates(updates: dict[str, Array], _: object) -> dict[str, Array]:
+    def scale_by_rates(updates: dict[str, Array], params: dict[str, Array]) -> dict[str, Array]:
         factors = rates(config, updates)
-        return {path: update * factors[path] for path, update in updates.items()}
+        scaled = {path: update * factors[path] for path, update in updates.items()}
+        return within_range(scaled, params)
 
     transform = optax.chain(
         optax.clip_by_global_norm(config.clip_norm),

@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from inti_jax import optim, state
@@ -90,3 +91,24 @@ def test_a_rate_scales_the_whole_update():
     plain, faster = update(), update(train__head_rate=4.0)
     np.testing.assert_allclose(faster["head.kernel"], 4 * plain["head.kernel"], rtol=1e-6)
     np.testing.assert_array_equal(faster["tower.ln_post.scale"], plain["tower.ln_post.scale"])
+
+
+def test_the_scale_of_a_text_head_stays_in_clips_range():
+    """Clamped after each step, as open_clip does it; what pulls it back in is not cut."""
+    settings = tiny(train__learning_rate=0.5, train__warmup_fraction=0.0)
+    transform, _ = optim.make_optimizer(settings.train, 1000)
+    for first, gradient, end in ((2.66, -1.0, np.log(100)), (2.66, 1.0, 0.0), (4.7, -1.0, np.log(100))):
+        params = {"head.logit_scale": jnp.float32(first), "head.kernel": jnp.full((2, 2), 4.0)}
+        opt_state = transform.init(params)
+        for _ in range(12):
+            grads = jax.tree.map(lambda x, gradient=gradient: gradient * jnp.ones_like(x), params)
+            updates, opt_state = transform.update(grads, opt_state, params)
+            params = optax.apply_updates(params, updates)
+            assert 0 <= params["head.logit_scale"] <= np.float32(np.log(100))
+        assert params["head.logit_scale"] == np.float32(end)
+        assert np.abs(params["head.kernel"] - 4).max() > 1  # nothing else is limited
+        for _ in range(30):
+            grads = jax.tree.map(lambda x, gradient=gradient: -gradient * jnp.ones_like(x), params)
+            updates, opt_state = transform.update(grads, opt_state, params)
+            params = optax.apply_updates(params, updates)
+        assert params["head.logit_scale"] != np.float32(end)

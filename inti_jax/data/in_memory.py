@@ -28,9 +28,10 @@ def clips(video: Any) -> tuple[list[UInt8[np.ndarray, "T H W 3"]], bool]:
     is left out, as decoding a video does); in a list they may also be grey `[H, W]`. Gives the clips, and
     whether they were several, of which there may be none. Raises UserError for anything else.
     """
-    if isinstance(video, str | bytes | os.PathLike):
+    first = video[0] if isinstance(video, list | tuple) and video else video
+    if isinstance(first, str | bytes | os.PathLike):
         raise UserError(
-            f"{_VIDEO}, not the path {os.fsdecode(video)}: `python -m inti_jax.predict --checkpoint RUN "
+            f"{_VIDEO}, not the path {os.fsdecode(first)}: `python -m inti_jax.predict --checkpoint RUN "
             "VIDEO`, or inti_jax.predict.predict_files, decodes files as the evaluation does"
         )
     if isinstance(video, list | tuple):

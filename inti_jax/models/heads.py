@@ -17,10 +17,16 @@ class LinearHead(nnx.Linear):
         return self.in_features * self.out_features
 
 
+# CLIP's scale of cosines is a factor from 1 to 100 (arXiv:2103.00020, section 2.5), this its logarithm.
+LOGIT_SCALE_RANGE = (0.0, math.log(100))
+
+
 class TextHead(nnx.Module):
-    """CLIP's own classifier, in float32: cosines with an embedding of each class, times a learned scale.
+    """Classify as CLIP does, in float32: cosines with an embedding of each class, times a learned scale.
 
     With the projection, embeddings and scale of a CLIP it gives CLIP's zero-shot logits; all three train on.
+    The optimizer keeps the scale in `LOGIT_SCALE_RANGE`, as CLIP's and open_clip's training do after each
+    step: a limit in the forward pass would have no gradient beyond it, and so no way back.
     """
 
     def __init__(self, width: int, embed: int, classes: int, *, rngs: nnx.Rngs):

@@ -6,12 +6,33 @@ import numpy as np
 from jaxtyping import Float
 
 
+def class_name(label: str) -> str:
+    """Write a label as a prompt has it: `brush_hair` as "brush hair", `ApplyEyeMakeup` as "apply eye makeup".
+
+    A label of one word whose parts are told by capitals (UCF101's) is cut at them; one with spaces or
+    underscores, or with a single small letter in front (iPhone), has its capitals for another reason.
+    """
+    name = " ".join(label.replace("_", " ").split())
+    if name != label or " " in name or (name[1:2].isupper() and name[0].islower()):
+        return name
+    starts = [i for i in range(1, len(name)) if name[i].isupper() and _is_new_word(name, i)]
+    if not starts:
+        return name
+    return " ".join(name[start:end] for start, end in zip([0, *starts], [*starts, None], strict=True)).lower()
+
+
+def _is_new_word(name: str, i: int) -> bool:
+    """Whether the capital at `i` starts a word: behind a small letter or digit, or as the P of HTMLPage."""
+    before, after = name[i - 1], name[i + 1 : i + 2]
+    return before.islower() or before.isdigit() or (before.isupper() and after.islower())
+
+
 def class_embeddings(
     encode: Callable[[Sequence[str]], Float[np.ndarray, "B E"]],
     names: Sequence[str],
     templates: Sequence[str],
 ) -> Float[np.ndarray, "K E"]:
-    """A unit vector for each class: its prompts' unit features, averaged. `{}` is where the name goes.
+    """Give a unit vector for each class: its prompts' unit features, averaged. `{}` is where the name goes.
 
     `encode` gives texts' features.
     """

@@ -1,5 +1,7 @@
 """Videos and images in the forms in which programs hold them."""
 
+from pathlib import Path
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -92,6 +94,7 @@ def test_no_clips():
     ("video", "said"),
     [
         ("a/clip.mp4", r"not the path a/clip.mp4: `python -m inti_jax\.predict --checkpoint RUN VIDEO`"),
+        ([Path("a/clip.mp4")], r"not the path a/clip.mp4: .*inti_jax\.predict"),
         ([], "not an empty list"),
         ([[]], "video 0 has no frames"),
         (None, "not NoneType"),

@@ -135,3 +135,28 @@ def test_texts_need_a_vocabulary_and_a_text_tower(model, clip, tmp_path):
     assert run(tmp_path / "m.pt", "--out", tmp_path / "f.safetensors", "--activation", "quick_gelu") == 0
     with pytest.raises(UserError, match="no text tower"):
         load_clip(tmp_path / "f.safetensors").encode_text(["a dog"])
+
+
+@pytest.mark.parametrize(
+    ("label", "name"),
+    [
+        ("ApplyEyeMakeup", "apply eye makeup"),
+        ("YoYo", "yo yo"),
+        ("applyLipstick", "apply lipstick"),
+        ("HTMLPage", "html page"),
+        ("Salad50Mix", "salad50 mix"),
+        ("CleanUpÄpfel", "clean up äpfel"),
+        ("brush_hair", "brush hair"),
+        ("Brush_Hair", "Brush Hair"),
+        ("turn  left", "turn left"),
+        ("typing on an iPhone", "typing on an iPhone"),
+        ("iPhone", "iPhone"),
+        ("Archery", "Archery"),
+        ("DVD", "DVD"),
+        ("15som", "15som"),
+        ("a", "a"),
+        ("", ""),
+    ],
+)
+def test_a_label_reads_in_a_prompt(label, name):
+    assert text_head.class_name(label) == name
