@@ -45,7 +45,7 @@ def _options(args: argparse.Namespace) -> "video.Options":
     from inti_jax.data.builders import video
 
     flags = tuple(flag for flag in (args.beam_options or "").split(",") if flag)
-    return video.Options(args.short_side, args.workers, args.beam_runner, flags)
+    return video.Options(args.short_side, args.strict, args.workers, args.beam_runner, flags)
 
 
 def _prepare_embedded(args: argparse.Namespace) -> Path:
@@ -80,10 +80,12 @@ def _prepare_files(args: argparse.Namespace, said: set[str]) -> Path:
             rate=args.rate,
         )
     if directory := dataset.find_dataset(args.name, args.data_dir):
-        if manifest.read(directory).source != video.fingerprint(found.labels, found.splits, args.short_side):
+        source = video.fingerprint(found.labels, found.splits, _options(args))
+        if manifest.read(directory).source != source:
             raise UserError(
                 f"{directory} was prepared from other files, labels or splits than {args.source} has now, or "
-                f"with another --short_side: choose another --name, or delete {directory} to prepare it anew"
+                f"with another --short_side or --strict: choose another --name, or delete {directory} to "
+                "prepare it anew"
             )
         return _prepared_already(directory)
     _note(found.notes, said)
@@ -129,7 +131,7 @@ def _print_summary(contents: manifest.Manifest, directory: Path) -> None:
     if contents.sampling:
         print(f"  its clips are usually taken with data.sampling={contents.sampling}")
     for name, split in contents.splits.items():
-        print(f"  {name}: {split.count} videos, {len(split.rejected)} rejected")
+        print(f"  {name}: {describe.counted(split)}")
         for rejected in split.rejected[:_REJECTED_SHOWN]:
             print(f"    {rejected.source}: {rejected.reason}")
         if len(split.rejected) > _REJECTED_SHOWN:

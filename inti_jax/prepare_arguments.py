@@ -9,6 +9,7 @@ from pathlib import Path
 from inti_jax.data import dataset, manifest
 from inti_jax.data.builders import names, registry
 from inti_jax.data.builders.frames import USUAL_RATE
+from inti_jax.data.decode import MOST_DOUBTFUL
 from inti_jax.paths import local_path
 
 _EPILOG = f"""\
@@ -90,8 +91,9 @@ def parse() -> argparse.Namespace:
             "val_share",
             "fps",
             "short_side",
+            "strict",
         ):
-            if getattr(args, option) is not None:
+            if getattr(args, option) not in (None, False):
                 parser.error(f"--{option} is not for {args.dataset}, which is rendered")
     else:
         _check_files_options(parser, args)
@@ -161,6 +163,12 @@ def _add_general_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="encode every video anew, as H.264 that is quick to decode, with N pixels along its "
         "shorter side where there are more",
+    )
+    how.add_argument(
+        "--strict",
+        action="store_true",
+        help="reject every video with a doubtful frame, damaged or missing, not only those of which more "
+        f"than {MOST_DOUBTFUL:.0%} are doubtful",
     )
     how.add_argument("--workers", type=int, metavar="N", help="threads (default: one for each core)")
     how.add_argument("--beam_runner", metavar="NAME", help="run on this Apache Beam runner instead")

@@ -95,6 +95,13 @@ def counts_of(contents: Manifest) -> dict[str, dict[str, int]]:
     }
 
 
+def counted(split: Split) -> str:
+    """Say how many videos a split has, how many were rejected, and how many have doubtful frames."""
+    doubtful = [video.doubtful for video in split.videos if video.doubtful]
+    more = f", {len(doubtful)} with doubtful frames ({sum(doubtful)} in all)" if doubtful else ""
+    return f"{split.count} videos, {len(split.rejected)} rejected{more}"
+
+
 def facts(described: Described) -> dict[str, Any]:
     """Give all figures, JSON-able."""
     return {
@@ -190,6 +197,7 @@ def _split_facts(split: Split) -> dict[str, Any]:
     return {
         "videos": split.count,
         "rejected": len(split.rejected),
+        "doubtful": sum(video.doubtful > 0 for video in split.videos),
         "bytes": sum(video.bytes for video in split.videos),
         "seconds": _spread(seconds) | {"total": sum(seconds), "unknown": split.count - len(seconds)},
         "frames": _spread([video.frames for video in split.videos])
@@ -201,9 +209,7 @@ def _split_facts(split: Split) -> dict[str, Any]:
 
 def _split_lines(name: str, split: Split) -> list[str]:
     found = _split_facts(split)
-    lines = [
-        f"  {name}: {found['videos']} videos, {found['rejected']} rejected, {found['bytes'] / 2**20:.1f} MiB"
-    ]
+    lines = [f"  {name}: {counted(split)}, {found['bytes'] / 2**20:.1f} MiB"]
     seconds, frames = found["seconds"], found["frames"]
     if seconds["total"]:
         lines.append(f"    duration (s): {_range(seconds, '.1f')}; {_time(seconds['total'])} in all")

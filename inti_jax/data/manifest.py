@@ -19,7 +19,11 @@ FILE_NAME = "manifest.json"
 
 @dataclasses.dataclass(frozen=True)
 class Video:
-    """One video of the dataset. `label` is the class name, `bytes` the size of the encoded video."""
+    """One video of the dataset. `label` is the class name, `bytes` the size of the encoded video.
+
+    `doubtful` is the number of frames that are damaged or missing, see `decode.VideoInfo`; 0 in datasets from
+    before it was counted.
+    """
 
     id: str
     label: str
@@ -29,6 +33,7 @@ class Video:
     width: int
     bytes: int
     sha256: str
+    doubtful: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

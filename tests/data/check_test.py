@@ -154,7 +154,7 @@ def test_records_are_compared_with_a_manifest_that_hashes_to_what_it_says(field,
 
 
 def test_decoding_is_only_done_when_it_is_asked_for(copy, monkeypatch):
-    def refuse(_):
+    def refuse(_, most_doubtful):
         raise decode.DecodeError("it does not decode")
 
     monkeypatch.setattr(decode, "validate", refuse)

@@ -1,13 +1,15 @@
 """Small real videos for tests, made in memory."""
 
 import io
+import subprocess
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
+from av.stream import Disposition
 
 
 def moving_square(frames: int, height: int = 48, width: int = 64) -> np.ndarray:
@@ -98,10 +100,49 @@ def damaged(video: bytes, numbers: Collection[int], keep: int = 0) -> bytes:
 def turned(video: bytes, quarter_turns: int) -> bytes:
     """An MP4 file's bytes with the display matrix of its track set to clockwise quarter turns."""
     cos, sin = [(1, 0), (0, 1), (-1, 0), (0, -1)][quarter_turns % 4]
-    matrix = np.array([cos, sin, 0, -sin, cos, 0, 0, 0, 1], np.int64)
-    fixed = (matrix * np.array([1 << 16, 1 << 16, 1 << 30] * 3)).astype(">i4").tobytes()
+    return with_matrix(video, cos, sin, -sin, cos)
+
+
+def with_matrix(video: bytes, a: float, b: float, c: float, d: float) -> bytes:
+    """An MP4 file's bytes with a display matrix that shows the pixel at (x, y) at (a x + c y, b x + d y)."""
+    matrix = np.array([a, b, 0, c, d, 0, 0, 0, 1])
+    fixed = (matrix * np.array([1 << 16, 1 << 16, 1 << 30] * 3)).round().astype(">i4").tobytes()
     start = video.index(b"tkhd") + 4 + 40  # version 0 of the box: the matrix is 40 bytes into its body
     return video[:start] + fixed + video[start + 36 :]
+
+
+def several_streams(
+    streams: Sequence[tuple[np.ndarray, Disposition]], *, container: str, codec: str = "libx264"
+) -> bytes:
+    """A file with a video stream for each pair of frames and disposition."""
+    file = io.BytesIO()
+    with av.open(file, "w", format=container) as output:
+        outputs = []
+        for frames, disposition in streams:
+            stream = output.add_stream("mjpeg" if disposition & Disposition.attached_pic else codec, rate=25)
+            stream.height, stream.width = frames.shape[1:3]
+            stream.pix_fmt = "yuvj420p" if stream.codec_context.name == "mjpeg" else "yuv420p"
+            stream.codec_context.max_b_frames = 0
+            stream.disposition = disposition
+            outputs.append(stream)
+        for stream, (frames, _) in zip(outputs, streams, strict=True):
+            for frame in frames:
+                picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+                output.mux(stream.encode(picture.reformat(format=stream.pix_fmt, threads=1)))
+            output.mux(stream.encode(None))
+    return file.getvalue()
+
+
+def by_ffmpeg(video: bytes, shape: tuple[int, ...]) -> np.ndarray:
+    """The frames, of `shape` each, that the `ffmpeg` program shows without being told anything."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory, "video")
+        path.write_bytes(video)
+        how = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-vsync", "passthrough", "-"]
+        done = subprocess.run(
+            ["ffmpeg", "-v", "error", "-i", str(path), *how], capture_output=True, check=True, timeout=60
+        )
+    return np.frombuffer(done.stdout, np.uint8).reshape(-1, *shape)
 
 
 def _add_silence(output: av.container.OutputContainer, stream: av.AudioStream, *, seconds: int) -> None:

@@ -1,5 +1,7 @@
 import io
+import shutil
 import time
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -136,6 +138,7 @@ def test_real_clips(name):
 def test_validate_describes_the_video(name):
     info = decode.validate(VIDEOS[name])
     assert (info.frames, info.height, info.width) == (len(FULL[name]), 48, 64)
+    assert info.doubtful == 0
     if name != "variable_rate":
         assert info.fps == pytest.approx(25, rel=0.05)
 
@@ -176,13 +179,46 @@ def test_odd_sizes():
     assert decode.decode_frames(video, np.array([8])).shape == (1, 45, 61, 3)
 
 
-@pytest.mark.parametrize("turns", [1, 2, 3])
-def test_frames_are_as_displayed(turns):
-    video = clips.turned(VIDEOS["b_frames"], turns)
-    upright = np.rot90(FULL["b_frames"][[3, 20]], -turns, axes=(1, 2))
-    np.testing.assert_array_equal(decode.decode_frames(video, np.array([3, 20]), FRAMES), upright)
-    info = decode.validate(video)
-    assert (info.height, info.width) == upright.shape[1:3]
+_DEFAULT = av.stream.Disposition.default
+_COVER = av.stream.Disposition.attached_pic
+_OTHER = av.stream.Disposition.original
+SMALL, LARGE = clips.moving_square(12, 32, 48), clips.moving_square(12, 64, 96)
+# Streams by size and disposition, and the place of the one to decode.
+STREAMS = {
+    "a small one before the default": ("matroska", [(SMALL, _OTHER), (LARGE, _DEFAULT)], 1),
+    "a large one before the default": ("matroska", [(LARGE, _OTHER), (SMALL, _DEFAULT)], 1),
+    "all default": ("matroska", [(SMALL, _DEFAULT), (LARGE, _DEFAULT)], 1),
+    "none default": ("matroska", [(SMALL, _OTHER), (LARGE, _OTHER)], 1),
+    "nothing else between them": ("mpegts", [(SMALL, _OTHER), (255 - SMALL, _OTHER)], 0),
+    "a small one first in MP4": ("mp4", [(SMALL, _OTHER), (LARGE, _DEFAULT)], 1),
+    "a cover that is larger": ("mp4", [(LARGE[:1], _COVER), (SMALL, _DEFAULT)], 1),
+    "a small one first in AVI": ("avi", [(SMALL, _OTHER), (LARGE, _OTHER)], 1),
+}
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_of_several_streams_the_one_is_decoded_that_ffmpeg_takes(name):
+    container, streams, chosen = STREAMS[name]
+    video = clips.several_streams(streams, container=container)
+    shown = streams[chosen][0]
+    info, frames = decode.decode_and_validate(video, lambda total: np.arange(total))
+    assert (info.frames, info.height, info.width) == shown.shape[:3]
+    full = np.stack([frames[index] for index in range(len(shown))])
+    assert np.abs(full.mean((1, 2, 3)) - shown.mean((1, 2, 3))).max() < 5
+    indices = np.array([9, 2])
+    for total in (None, len(shown)):
+        np.testing.assert_array_equal(decode.decode_frames(video, indices, total), full[indices])
+    if shutil.which("ffmpeg"):
+        np.testing.assert_array_equal(clips.by_ffmpeg(video, shown.shape[1:]), full)
+
+
+def test_pixels_are_those_that_are_stored_whatever_shape_they_are_to_be_shown_in():
+    wide = clips.encode(clips.moving_square(FRAMES), options={"x264-params": "sar=16/11:mbtree=0"})
+    with av.open(io.BytesIO(wide)) as container:
+        assert container.streams.video[0].sample_aspect_ratio == Fraction(16, 11)
+    assert decode.validate(wide) == decode.validate(VIDEOS["b_frames"])
+    frames = decode.decode_frames(wide, np.array([3, 20]), FRAMES)
+    np.testing.assert_array_equal(frames, FULL["b_frames"][[3, 20]])
 
 
 def test_text_in_another_encoding_is_no_damage():

@@ -243,7 +243,7 @@ def test_shards_keep_the_order_even_where_one_is_empty(source, tmp_path, monkeyp
 def test_nothing_half_made_can_be_opened(source, tmp_path, monkeypatch):
     checked = []
 
-    def interrupt(content):
+    def interrupt(content, most_doubtful):
         checked.append(content)
         if len(checked) > 4:
             raise KeyboardInterrupt

@@ -1,13 +1,16 @@
 import io
 import threading
+from fractions import Fraction
 
 import av
 import numpy as np
 import pytest
+from av.stream import Disposition
 
 from inti_jax.data import decode
 from inti_jax.data.reencode import reencode
 from tests.data import clips
+from tests.data.orientation_test import ORIENTATIONS
 
 BITS = 6
 
@@ -73,16 +76,35 @@ def test_odd_sizes_become_even_and_no_larger(size):
     assert (info.height, info.width) == (size[0] // 2 * 2, size[1] // 2 * 2)
 
 
-@pytest.mark.parametrize("turns", [0, 1, 2, 3])
-def test_what_the_file_turns_is_turned(turns):
-    video = clips.turned(clips.encode(clips.moving_square(10, 64, 96)), turns)
+@pytest.mark.parametrize("name", ORIENTATIONS)
+def test_what_the_file_turns_or_mirrors_is_turned_or_mirrored(name):
+    video = clips.with_matrix(clips.encode(clips.moving_square(10, 64, 96)), *ORIENTATIONS[name])
+    turns = ORIENTATIONS[name][0] == 0
     upright = decode.decode_frames(video, np.arange(10), 10)
     encoded, info = reencode(video, 32)
-    assert (info.height, info.width) == ((48, 32) if turns % 2 else (32, 48))
+    assert (info.height, info.width) == ((48, 32) if turns else (32, 48))
     frames = clips.decode_all(encoded)
     assert _differences(frames, _scaled(upright, (info.height, info.width))).max() < 14
     with av.open(io.BytesIO(encoded)) as container:
-        assert all(frame.rotation == 0 for frame in container.decode(video=0))
+        assert all("DISPLAYMATRIX" not in frame.side_data for frame in container.decode(video=0))
+
+
+@pytest.mark.parametrize(("turns", "expected"), [(0, Fraction(16, 11)), (1, Fraction(11, 16))])
+def test_pixels_that_are_not_square_stay_so_and_are_shown_in_the_same_shape(turns, expected):
+    video = clips.encode(clips.moving_square(10, 64, 96), options={"x264-params": "sar=16/11"})
+    square = clips.encode(clips.moving_square(10, 64, 96))
+    (encoded, info), (_, of_square) = (reencode(clips.turned(file, turns), 32) for file in (video, square))
+    assert info == of_square
+    with av.open(io.BytesIO(encoded)) as container:
+        assert container.streams.video[0].sample_aspect_ratio == expected
+
+
+def test_the_stream_is_encoded_that_decoding_takes():
+    small, large = clips.moving_square(10, 32, 48), _numbered(10, 64, 96)
+    streams = [(small, Disposition.original), (large, Disposition.default)]
+    encoded, info = reencode(clips.several_streams(streams, container="matroska"), 64)
+    assert (info.height, info.width) == (64, 96)
+    assert _numbers(clips.decode_all(encoded)) == [*range(10)]
 
 
 @pytest.mark.parametrize(

@@ -286,7 +286,7 @@ print(check(clip)[2])
 
     labels, splits, *_ = folder.scan(source)
     builder = folder.Folder(data_dir=tmp_path, name="folder", labels=labels, splits=splits)
-    check, clip = functools.partial(video._check, builder.read, None), splits["train"][0]
+    check, clip = functools.partial(video._check, builder.read, video.Options()), splits["train"][0]
     message = pickle.dumps((check, clip))
     assert len(message) < 1_000  # the clips of the dataset stay here
     there = subprocess.run(

@@ -44,32 +44,37 @@ class Clip(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How a dataset is built. Only `short_side` changes what is in it.
+    """How a dataset is built. Only `short_side` and `strict` change what is in it.
 
-    `short_side` is that of `reencode.reencode`, or None to leave videos as they are. `workers` threads work
+    `short_side` is that of `reencode.reencode`, or None to leave videos as they are. With `strict` a video
+    with any doubtful frame is rejected, else one of more than `decode.MOST_DOUBTFUL`. `workers` threads work
     on this machine, one a core by default; or `beam_runner` names what Apache Beam shall run on, and
     `beam_options` are its flags without dashes (`region=europe-west4`).
     """
 
     short_side: int | None = None
+    strict: bool = False
     workers: int | None = None
     beam_runner: str | None = None
     beam_options: tuple[str, ...] = ()
 
 
 def fingerprint(
-    labels: Sequence[str], splits: Mapping[str, Sequence[Clip]], short_side: int | None = None
+    labels: Sequence[str], splits: Mapping[str, Sequence[Clip]], options: Options | None = None
 ) -> str:
     """A hash of what a dataset is prepared from: labels in order; each file's split, id, label and size.
 
-    And of `Options.short_side`, where it is given, and the rate and number of frames of frame folders.
+    And of the rate and number of frames of frame folders, and of those options that change what is in it,
+    where they are not the usual ones.
     """
     clips = (
         [split, clip.id, clip.label, clip.bytes, *_settings(clip.source)]
         for split in splits
         for clip in splits[split]
     )
-    changed = [] if short_side is None else [{"short_side": short_side}]
+    options = options or Options()
+    changed = [] if options.short_side is None else [{"short_side": options.short_side}]
+    changed += [{"strict": True}] if options.strict else []
     return manifest.digest([list(labels), *sorted(clips), *changed])
 
 
@@ -132,14 +137,14 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type
         """Builds the dataset, going on where an earlier build was stopped, and returns its directory.
 
         Raises UserError if a split has no valid video, or the files cannot be written, or another build of
-        the same dataset is at work or was begun with another source or `short_side`.
+        the same dataset is at work or was begun with another source or other options.
         """
         options = options or Options()
         directory = Path(self.data_dir)
         if directory.exists():
             raise UserError(f"{directory} is in the way, and no finished dataset: delete it")
         beam = _beam_arguments(options)
-        source = fingerprint(self._labels, self._clips, options.short_side)
+        source = fingerprint(self._labels, self._clips, options)
         plan = {
             "source": source,
             "shards": {split: len(shard_edges(clips)) - 1 for split, clips in self._clips.items()},
@@ -219,7 +224,7 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type
         if len(missing) < len(parts):
             kept = len(parts) - len(missing)
             print(f"{split}: {kept} of {len(parts)} shards were written before", file=sys.stderr)
-        check = functools.partial(_check, self.read, options.short_side)
+        check = functools.partial(_check, self.read, options)
         if options.beam_runner:
             yield [
                 _Shard(self._journal, name, clips[start:end], functools.partial(map, check, clips[start:end]))
@@ -311,8 +316,11 @@ class _Shard:
                 continue
             video, info, sha256 = checked
             facts = dataclasses.asdict(info)
+            doubtful = facts.pop("doubtful")  # not in the records, whose form older datasets have as well
             videos.append(
-                manifest.Video(id=clip.id, label=clip.label, bytes=len(video), sha256=sha256, **facts)
+                manifest.Video(
+                    id=clip.id, label=clip.label, bytes=len(video), sha256=sha256, doubtful=doubtful, **facts
+                )
             )
             example = {"video": video, "id": clip.id, "label": clip.label, **facts}
             yield len(videos), example
@@ -365,13 +373,14 @@ def _beam_arguments(options: Options) -> dict[str, Any]:
     return {"beam_runner": options.beam_runner, "beam_options": flags}
 
 
-def _check(read: Callable[[Any], bytes], short_side: int | None, clip: Clip) -> _Checked:
+def _check(read: Callable[[Any], bytes], options: Options, clip: Clip) -> _Checked:
+    most_doubtful = 0.0 if options.strict else decode.MOST_DOUBTFUL
     try:
         video = read(clip.source)
-        if short_side is None:
-            info = decode.validate(video)
+        if options.short_side is None:
+            info = decode.validate(video, most_doubtful)
         else:
-            video, info = reencode.reencode(video, short_side)
+            video, info = reencode.reencode(video, options.short_side, most_doubtful)
         return video, info, hashlib.sha256(video).hexdigest()
     except decode.DecodeError as error:
         return error
