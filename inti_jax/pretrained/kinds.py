@@ -24,12 +24,22 @@ _BY_START = {
 }
 
 
+def is_safetensors(start: bytes) -> bool:
+    """Whether a file with this start is of safetensors: its header's length in 8 bytes, then JSON.
+
+    To be asked before anything else: a length may look like the start of another kind of file.
+    """
+    return start[8:9] == b"{" and start[6:8] == b"\0\0"
+
+
 def no_weights(path: Path) -> str | None:
     """Say what the file at `path` is and what to do, where it is known to be something without weights."""
     with path.open("rb") as file:
         start = file.read(_START)
     if not start:
         return "empty: copy or download it again"
+    if is_safetensors(start):
+        return None
     if start.startswith(b"version https://git-lfs.github.com/spec/"):
         size = re.search(rb"^size (\d+)", start, re.MULTILINE)
         of = f" for a file of {int(size[1]):,} bytes" if size else ""
@@ -50,7 +60,7 @@ def no_weights(path: Path) -> str | None:
             return what
     if start[257:262] == b"ustar":
         return "a tar archive: unpack it first, and give the weights in it"
-    if text.startswith((b"{", b"[")) and text.isascii():
+    if text.startswith((b"{", b"[")) and b"\0" not in start:
         return "JSON, not weights: give the file with the weights, or the whole directory"
     return None
 
@@ -62,8 +72,10 @@ def no_safetensors(path: Path) -> str | None:
     if path.is_dir():
         return "a directory"
     with path.open("rb") as file:
-        start = file.read(2)
-    if start in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+        start = file.read(9)
+    if is_safetensors(start):
+        return None
+    if start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
         return "a checkpoint of torch's"
     return no_weights(path)
 

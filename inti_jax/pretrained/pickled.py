@@ -136,7 +136,7 @@ def _no_tensor(name: str) -> LazyArray:
 def _lazy(tensor: inert.Tensor, storage: np.ndarray, name: str) -> LazyArray:
     itemsize = tensor.dtype.itemsize
     elements = len(storage) // itemsize
-    # Checked by hand, since as_strided would read beyond the storage.
+    # Checked before anything is read, so that a damaged file is refused as a whole.
     extent = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.strides, strict=False))
     needed = 0 if 0 in tensor.shape else tensor.offset + extent + 1
     valid = len(tensor.shape) == len(tensor.strides)
@@ -144,8 +144,9 @@ def _lazy(tensor: inert.Tensor, storage: np.ndarray, name: str) -> LazyArray:
         raise UserError(f"{name} reaches beyond its data: the file is damaged")
 
     def read() -> np.ndarray:
-        flat = storage[: elements * itemsize].view(tensor.dtype)[tensor.offset :]
+        # Not as_strided, which does not know all types of 8 bits.
+        offset = tensor.offset * itemsize if needed else 0
         strides = [stride * itemsize for stride in tensor.strides]
-        return np.lib.stride_tricks.as_strided(flat, tensor.shape, strides, writeable=False)
+        return np.ndarray(tensor.shape, tensor.dtype, storage, offset, strides)
 
     return LazyArray(tensor.shape, tensor.dtype, read)

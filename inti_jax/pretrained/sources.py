@@ -127,10 +127,11 @@ def _read_file(path: Path) -> pickled.Contents:
         raise UserError(f"{path} is {what}")
     with path.open("rb") as file:
         start = file.read(9)
+    if kinds.is_safetensors(start):
+        return pickled.Contents(_read_safetensors(path))
     if start.startswith(b"PK"):
         return pickled.read_archive(path)
-    # A safetensors file starts with the length of its header, in 8 bytes, then the header, in JSON.
-    if path.suffix == ".safetensors" or start[8:] == b"{":
+    if path.suffix == ".safetensors" and not start.startswith(b"\x80"):
         return pickled.Contents(_read_safetensors(path))
     return pickled.read_legacy(path)
 

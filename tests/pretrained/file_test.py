@@ -14,6 +14,8 @@ from inti_jax.models.backbone import BackboneSize, Numerics
 from inti_jax.models.clip import CLIP, Architecture
 from inti_jax.models.text import TextSize
 from inti_jax.models.tokenizer import Vocabulary
+from inti_jax.pretrained import sources
+from inti_jax.pretrained.converted import open_converted
 from inti_jax.pretrained.file import ClipFile, Description, build, content_hash, write
 from inti_jax.pretrained.lazy import LazyArray, held
 from tests.compiled import call, initialize
@@ -144,3 +146,21 @@ def test_one_tower_without_the_other(arrays):
         call(build(DESCRIPTION.architecture, p), tokens, method="encode_text") for p in (params, text)
     )
     np.testing.assert_array_equal(whole, part)
+
+
+@pytest.mark.parametrize("start", [b"PK", b"\x80\x02", b"\x80\x04", b" {", b"\x80\x05"])
+def test_a_header_whose_length_looks_like_another_file(arrays, tmp_path, start):
+    """The length comes first, in bytes that may be those of a zip, a pickle or JSON."""
+    write(tmp_path / "f.safetensors", arrays, DESCRIPTION)
+    contents = (tmp_path / "f.safetensors").read_bytes()
+    length = int.from_bytes(contents[:8], "little")
+    padded = int.from_bytes(start, "little")
+    while padded < length:
+        padded += 1 << 16
+    header = contents[8 : 8 + length] + b" " * (padded - length)
+    path = tmp_path / "g.safetensors"
+    path.write_bytes(padded.to_bytes(8, "little") + header + contents[8 + length :])
+    assert path.read_bytes().startswith(start)
+    assert ClipFile(path).hash == ClipFile(tmp_path / "f.safetensors").hash
+    assert open_converted(path).path == path
+    assert sources.read(path).arrays.keys() == arrays.keys()
