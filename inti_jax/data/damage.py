@@ -4,6 +4,8 @@ import bisect
 import itertools
 import math
 import statistics
+from array import array
+from collections.abc import Iterator
 
 import av
 
@@ -38,19 +40,21 @@ class DoubtfulFrames:
         self._container, self._stream = container, stream
         self._flagged = 0
         self._flagged_times: set[int] = set()
-        self._flagged_places: set[int] = set()  # in `_times`
-        self._times: list[int] = []  # of the stream's packets
-        self._sizes: list[int] = []
-        self._shown: set[int] = set()  # times of the frames
+        self._times, self._sizes = array("q"), array("q")  # of the stream's packets
+        self._shown = array("q")  # times of the frames
         self._interlaced = False
         self._end: int | None = None  # of the packets so far, in bytes
-        self._gaps: list[tuple[int, int]] = []  # bytes that belong to no packet, and how many times before
+        self._gaps = array("q")  # bytes before each packet, of any stream, that belong to none
+        # Places in `_times` before which frames may be missing: the bytes there that belong to no packet.
+        self._holes: list[tuple[int, float]] = []
 
     def add_packet(self, packet: av.Packet) -> None:
         """Note a packet of any of the file's streams, in the file's order."""
         if packet.pos is not None:
-            if self._end is not None:
-                self._gaps.append((max(0, packet.pos - self._end), len(self._times)))
+            gap = max(0, packet.pos - self._end) if self._end is not None else 0
+            self._gaps.append(gap)
+            if gap > _HOLE_BYTES and self._container.format.name in _DENSE:
+                self._holes.append((len(self._times), gap))
             self._end = max(self._end or 0, packet.pos + packet.size)
         if packet.stream_index != self._stream.index or packet.is_discard:
             return
@@ -59,7 +63,7 @@ class DoubtfulFrames:
             self._times.append(packet.pts)
             self._sizes.append(packet.size)
             if packet.is_corrupt:
-                self._flagged_places.update((len(self._times) - 1, len(self._times)))
+                self._holes += [(len(self._times) - 1, math.inf), (len(self._times), math.inf)]
                 self._flagged_times.add(packet.pts)
 
     def add_frame(self, frame: av.VideoFrame) -> None:
@@ -67,7 +71,7 @@ class DoubtfulFrames:
         self._flagged += frame.is_corrupt and frame.pts not in self._flagged_times
         self._interlaced |= frame.interlaced_frame
         if frame.pts is not None:
-            self._shown.add(frame.pts)
+            self._shown.append(frame.pts)
 
     @property
     def bytes_behind(self) -> int:
@@ -86,7 +90,7 @@ class DoubtfulFrames:
         if self._stream.codec_context.name not in _SHOWN or self._interlaced or not self._shown:
             return 0
         first = min(self._shown)
-        return sum(time >= first for time in set(self._times) - self._shown - self._flagged_times)
+        return sum(time >= first for time in set(self._times) - set(self._shown) - self._flagged_times)
 
     def _not_in_the_file(self, seconds_missing: float) -> int:
         times = sorted(set(self._times))
@@ -96,18 +100,23 @@ class DoubtfulFrames:
         usual = statistics.median(intervals)
         lost = [round(step / usual) - 1 if step / usual > _INTERVAL else 0 for step in intervals]
         size = statistics.median(self._sizes) * _HOLE_SHARE
-        least = max(_HOLE_BYTES, _HOLE_TIMES * statistics.median([gap for gap, _ in self._gaps] or [0]))
-        is_dense = self._container.format.name in _DENSE
-        gaps = self._gaps if is_dense else []
-        near: set[int] = set()  # places in `lost` that are beside a hole
-        for gap, place in [*gaps, *((math.inf, place) for place in self._flagged_places)]:
-            if gap > least and 0 < place < len(self._times):
-                first = bisect.bisect_left(times, min(self._times[max(0, place - _REORDERED) : place]))
-                last = bisect.bisect_left(times, max(self._times[place : place + _REORDERED]))
-                if gap > size * sum(lost[first:last]):
-                    near.update(range(first, last))
+        least = max(_HOLE_BYTES, _HOLE_TIMES * statistics.median(self._gaps or [0]))
+        until = [0, *itertools.accumulate(lost)]
+        missing = counted = 0  # counted are those before this place in `until`
+        for first, last, gap in sorted(self._beside_holes(times)):
+            if gap > max(least, size * (until[last] - until[first])):
+                missing += until[max(last, counted)] - until[max(first, counted)]
+                counted = max(last, counted)
         # The last packet may say nothing of its duration, and behind it may be an index.
         at_end = seconds_missing / float(usual * (self._stream.time_base or 1))
-        if not is_dense or at_end < _INTERVAL or self.bytes_behind < max(least, size * at_end):
-            at_end = 0.0
-        return sum(lost[place] for place in near) + round(at_end)
+        is_hole = self._container.format.name in _DENSE and self.bytes_behind > max(least, size * at_end)
+        return missing + (round(at_end) if is_hole and at_end > _INTERVAL else 0)
+
+    def _beside_holes(self, times: list[int]) -> Iterator[tuple[int, int, float]]:
+        """Give, for each hole, the places of the first and last frame beside it in `times`, and its bytes."""
+        for place, gap in self._holes:
+            if 0 < place < len(self._times):
+                first = min(self._times[max(0, place - _REORDERED) : place])
+                last = max(self._times[place : place + _REORDERED])
+                if first < last:
+                    yield bisect.bisect_left(times, first), bisect.bisect_left(times, last), gap

@@ -129,6 +129,7 @@ def test_a_variable_rate_is_no_hole(container, sound):
     ("name", "frames", "doubtful"),
     [
         ("base.mp4", 50, 0),
+        ("hflip.mp4", 50, 0),
         ("avi_skip.avi", 45, 0),
         ("six_30bytes.mp4", 150, 11),
         ("vp9_altref_zeros10pc.webm", 27, 23),

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 
 from inti_jax import config, memory
@@ -85,6 +86,21 @@ def _variable_rate(rng: np.random.Generator) -> bytes:
     return clips.encode(clips.moving_square(20), times=np.cumsum(rng.integers(1, 9, 20)).tolist())
 
 
+def _empty_packets(rng: np.random.Generator) -> bytes:
+    times = np.cumsum(rng.integers(1, 9, 20)).tolist()
+    return clips.encode(clips.moving_square(20), codec="mpeg4", container="avi", b_frames=0, times=times)
+
+
+def _mirrored(rng: np.random.Generator) -> bytes:
+    return clips.with_matrix(_whole()["h264_mp4"], *[(-1, 0, 0, 1), (0, 1, 1, 0)][rng.integers(2)])
+
+
+def _several_streams(rng: np.random.Generator) -> bytes:
+    sizes = ((32, 48), (48, 64), (64, 96))
+    streams = [(clips.moving_square(20, *size), av.stream.Disposition.default) for size in sizes]
+    return clips.several_streams([streams[place] for place in rng.permutation(3)], container="matroska")
+
+
 def _odd_size(rng: np.random.Generator) -> bytes:
     height, width = (2 * rng.integers(8, 40, 2) + 1).tolist()
     return clips.encode(
@@ -109,6 +125,9 @@ GOOD = {
     "variable_rate": _variable_rate,
     "odd_size": _odd_size,
     "turned": lambda rng: clips.turned(_whole()["h264_mp4"], int(rng.integers(1, 4))),
+    "mirrored": _mirrored,
+    "empty_packets": _empty_packets,
+    "several_streams": _several_streams,
     "other_container": lambda rng: _whole()["h264_mkv"],  # nothing goes by a file's extension
 }
 KINDS = _BAD | GOOD

@@ -3,6 +3,7 @@
 import io
 import shutil
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -22,6 +23,7 @@ ORIENTATIONS = {
     "along the diagonal": (0, 1, 1, 0),
     "along the other diagonal": (0, -1, -1, 0),
 }
+SHARED = Path(__file__).parents[3] / "shared" / "faults"
 PLAIN = clips.encode(clips.moving_square(30))
 STORED = clips.decode_all(PLAIN)
 
@@ -55,6 +57,13 @@ def test_frames_are_those_of_ffmpeg(name):
     video = clips.with_matrix(PLAIN, *ORIENTATIONS[name])
     frames = decode.decode_frames(video, np.arange(30), 30)
     np.testing.assert_array_equal(frames, clips.by_ffmpeg(video, frames.shape[1:]))
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared files are not there")
+def test_the_shared_file_that_is_mirrored():
+    plain, mirrored = ((SHARED / name).read_bytes() for name in ("base.mp4", "hflip.mp4"))
+    frames = decode.decode_frames(plain, np.arange(50), 50)
+    np.testing.assert_array_equal(decode.decode_frames(mirrored, np.arange(50), 50), frames[:, :, ::-1])
 
 
 def _turned_by(degrees: float) -> tuple[float, float, float, float]:
