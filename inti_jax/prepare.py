@@ -84,8 +84,8 @@ def _prepare_files(args: argparse.Namespace, said: set[str]) -> Path:
         if manifest.read(directory).source != source:
             raise UserError(
                 f"{directory} was prepared from other files, labels or splits than {args.source} has now, or "
-                f"with another --short_side or --strict: choose another --name, or delete {directory} to "
-                "prepare it anew"
+                f"with another --short_side, --fps or --strict: choose another --name, or delete {directory} "
+                "to prepare it anew"
             )
         return _prepared_already(directory)
     _note(found.notes, said)
