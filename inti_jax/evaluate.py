@@ -19,6 +19,7 @@ from inti_jax.config import Config
 from inti_jax.data import pipeline, views
 from inti_jax.data.dataset import Source, open_dataset
 from inti_jax.errors import UsageError, UserError
+from inti_jax.evaluations import Setting
 from inti_jax.models.video import VideoModel
 from inti_jax.state import Params
 from inti_jax.writers import MetricsWriter, Progress
@@ -187,6 +188,7 @@ def _evaluate_run(settings: Config, workdir: Path, step: checkpoint.Step) -> Non
     dataset = open_dataset(settings.data.name, settings.data.data_dir, "val")
     views.check(dataset, settings.data, settings.eval)
     sha256 = dataset.manifest["sha256"]
+    setting = own = Setting.of(settings.eval, sha256)
     if at is None:
         record = run.RunRecord(settings, run.Dataset.of(dataset), initial.find_backbone(settings.model))
         agreement.check(record, sha256, mode="eval", step=0)
@@ -197,6 +199,7 @@ def _evaluate_run(settings: Config, workdir: Path, step: checkpoint.Step) -> Non
         earlier = run.RunRecord.read(workdir)
         record = run.RunRecord(settings, earlier.dataset, earlier.backbone)
         record.check_continues(earlier, workdir)
+        own = Setting.of_run(earlier)
         if dataset.labels != record.dataset.labels:
             raise UserError(
                 f"the labels of {settings.data.name} in {settings.data.data_dir} are not those that "
@@ -208,7 +211,7 @@ def _evaluate_run(settings: Config, workdir: Path, step: checkpoint.Step) -> Non
     graphdef, params = found.for_inference()
     figures = evaluate(make_forward(graphdef, mesh), params, dataset, settings.data, settings.eval, mesh)
     with contextlib.closing(MetricsWriter(workdir)) as writer:
-        writer.write(at or 0, "val", figures | {"dataset": sha256})
+        writer.write(at or 0, "val", figures | {"dataset": sha256}, variant=setting.differences(own))
     log.info("step %d: %s", at or 0, summary(figures))
 
 

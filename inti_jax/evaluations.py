@@ -37,6 +37,18 @@ class Setting:
         same_clips = other.clips in (None, self.clips)
         return self.views == other.views and self.dataset == other.dataset and same_clips
 
+    def differences(self, own: "Setting") -> list[str]:
+        """Say how this setting differs from a run's own, a few words for each difference."""
+        found = []
+        if self.views is None or self.views != own.views or self.clips not in (None, own.clips):
+            if self.views and self.clips:
+                found.append(f"{self.clips} x {self.views // self.clips} views")
+            else:
+                found.append("unknown views" if self.views is None else f"{self.views} views")
+        if self.dataset != own.dataset:
+            found.append("unknown dataset" if self.dataset is None else f"dataset {self.dataset[:8]}")
+        return found
+
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:

@@ -134,10 +134,13 @@ def write(workdirs: Sequence[Path], out: Path, title: str, *, timed: bool) -> st
     picture = drawing.png(lambda pyplot: _curves(pyplot, runs), "the curves")
     cells = [[render(row) for _, render in _COLUMNS] for row in rows]
     headers = [name for name, _ in _COLUMNS]
+    notes = _notes(runs)
+    for note in notes:
+        log.warning("%s", note)
 
     out.mkdir(parents=True, exist_ok=True)
     table = json.dumps([dataclasses.asdict(row) for row in rows], indent=2) + "\n"
-    page = _page(printable(title), headers, cells, picture, runs)
+    page = _page(printable(title), headers, cells, notes, picture, runs)
     for name, content in (
         ("curves.png", picture),
         ("report.json", table.encode()),
@@ -170,15 +173,25 @@ def _read(workdir: Path, name: str) -> Run:
     others = dict.fromkeys(each.setting for each in found if not own.includes(each.setting))
     by_setting = {setting: evaluations.by_step(found, setting) for setting in (own, *others)}
     final = final_step(workdir, metrics)
-    run = Run(workdir, name, record, metrics, final, by_setting)
-    if final not in by_setting[own]:
-        log.warning(
-            "%s was not evaluated at its last step, %d, with the views and the dataset of its config: "
-            "`main --mode eval` does that",
-            workdir,
-            final,
-        )
-    return run
+    return Run(workdir, name, record, metrics, final, by_setting)
+
+
+def _notes(runs: Sequence[Run]) -> list[str]:
+    """Say what a reader of the table has to know: accuracies that are missing, or do not compare."""
+    notes = [
+        f"{run.name} was not evaluated at its last step, {run.final}, with the views and the dataset of its "
+        "config: `main --mode eval` does that."
+        for run in runs
+        if run.final not in run.evaluated[run.own]
+    ]
+    first = runs[0]
+    for run in runs[1:]:
+        if differences := run.own.differences(first.own):
+            notes.append(
+                f"{run.name} is evaluated otherwise than {first.name} ({', '.join(differences)}): their "
+                "accuracies do not compare."
+            )
+    return notes
 
 
 def _names(workdirs: Sequence[Path]) -> dict[Path, str]:
@@ -235,19 +248,7 @@ def _summarize(run: Run, speed: float | None) -> list[Summary]:
 def _label(run: Run, found: Evaluation) -> str:
     """The run's name, and how `found` differs from the run's own evaluation of its final step."""
     step = [] if found.step == run.final else [f"step {found.step}"]
-    return ", ".join([run.name, *_differences(run.own, found.setting), *step])
-
-
-def _differences(own: Setting, other: Setting) -> list[str]:
-    found = []
-    if other.views is None or other.views != own.views or other.clips not in (None, own.clips):
-        if other.views and other.clips:
-            found.append(f"{other.clips} x {other.views // other.clips} views")
-        else:
-            found.append("unknown views" if other.views is None else f"{other.views} views")
-    if other.dataset != own.dataset:
-        found.append("unknown dataset" if other.dataset is None else f"dataset {other.dataset[:8]}")
-    return found
+    return ", ".join([run.name, *found.setting.differences(run.own), *step])
 
 
 def _time_inference(runs: Sequence[Run]) -> dict[Path, float]:
@@ -299,7 +300,7 @@ def _curves(pyplot: Any, runs: Sequence[Run]) -> "Figure":
                 marker="o" if setting == run.own else "x",
                 markersize=4,
             )
-            texts[accuracy][line] = ", ".join([run.name, *_differences(run.own, setting)])
+            texts[accuracy][line] = ", ".join([run.name, *setting.differences(run.own)])
     labels = ((loss, "training loss"), (accuracy, "validation top-1 (%)"), (speed, "ms a step"))
     for axes, label in labels:
         axes.set_xlabel("step")
@@ -327,6 +328,7 @@ def _page(
     title: str,
     headers: list[str],
     cells: list[list[str]],
+    notes: list[str],
     picture: bytes | None,
     runs: Sequence[Run],
 ) -> str:
@@ -361,6 +363,7 @@ img {{ max-width: 100%; }}
 <p>1 MAC is one multiply-accumulate. A view is one clip in one spatial crop. Inference is timed on random
 frames in batches of {_TIMED_BATCH}, training over the whole run with its input. A run's name alone stands for
 the evaluation of its last step with the views and the dataset of its config; others say what differs.</p>
+{"".join(f"<p>{html.escape(note)}</p>" for note in notes)}
 {curves}
 {configs}
 </html>

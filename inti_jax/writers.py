@@ -5,8 +5,10 @@ import json
 import logging
 import math
 import os
+import re
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,16 +66,20 @@ class MetricsWriter:
         self._board = _Board(run.tensorboard_dir(workdir), from_step)
         self._file = self._path.open("a")
 
-    def write(self, step: int, split: str, figures: dict[str, Any]) -> None:
-        """Raises OSError, with the file's name, where it cannot be written."""
+    def write(self, step: int, split: str, figures: dict[str, Any], *, variant: Sequence[str] = ()) -> None:
+        """Append a record. In TensorBoard `variant` keeps its curves apart from those of the same split.
+
+        Raises OSError, with the file's name, where it cannot be written.
+        """
         if self._file is None or self._board is None:
             return
         with naming(self._path):
             self._file.write(json.dumps({"step": step, "split": split, **figures}) + "\n")
             self._file.flush()
+        group = re.sub(r"\W+", "_", "_".join([split, *variant]))
         for name, value in figures.items():
             if isinstance(value, int | float) and math.isfinite(value):
-                self._board.add_scalar(f"{split}/{name}", value, step)
+                self._board.add_scalar(f"{group}/{name}", value, step)
         self._board.flush()
 
     def settle(self) -> None:

@@ -5,9 +5,9 @@ import pytest
 
 from inti_jax import ablate
 from inti_jax.cli import load_config
-from inti_jax.errors import UsageError
+from inti_jax.errors import UsageError, UserError
 from inti_jax.models.backbone import Backbone
-from inti_jax.run import Dataset, RunRecord
+from inti_jax.run import Dataset, RunRecord, checkpoint_dir, metrics_path
 
 CELLS = [
     ablate.Cell("full", "none", 0.0643, 468_874, {0: 0.401, 1: 0.378}),
@@ -70,6 +70,28 @@ def test_finished_runs_are_collected_by_their_names(tmp_path):
     (cell,) = ablate.collect(tmp_path)
     assert (cell.method, cell.compression, cell.top1) == ("aim", "inti", {0: 0.5, 1: 0.7})
     assert cell.gmacs == pytest.approx(0.0609, abs=5e-5) and cell.trained == 100_588
+
+
+def test_a_run_is_made_again_unless_it_evaluated_its_last_step_itself(tmp_path):
+    """Here it cannot be: the dataset is not there."""
+    overrides = {"model.pretrained": tmp_path / "absent", "data.data_dir": tmp_path, "eval.batch": 8}
+    changes = [f"--config.{key}={value}" for key, value in overrides.items()]
+    settings = load_config("configs/ablation.py:steps=7", changes)
+    labels = tuple(map(str, range(10)))
+    RunRecord(settings, Dataset("motion_digits", "1.0.0", "0", labels), Backbone()).write(tmp_path)
+    checkpoint_dir(tmp_path).mkdir()
+    own = {"step": 7, "split": "val", "top1": 0.5, "views": 1, "clips": 1, "dataset": "0"}
+
+    def train(spec="steps=7", **change):
+        metrics_path(tmp_path).write_text(json.dumps(own | change) + "\n")
+        ablate._train("ablation", spec, tmp_path, overrides)
+
+    train()
+    for change in ({"step": 6}, {"views": 3, "clips": 3}, {"dataset": "1"}):
+        with pytest.raises(UserError, match="`motion_digits` is not in"):
+            train(**change)
+    with pytest.raises(UserError, match="checkpoints of another run"):
+        train("steps=7,seed=1")
 
 
 @pytest.mark.parametrize("text", ["full,lorra", ""])

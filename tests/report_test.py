@@ -82,7 +82,18 @@ def test_a_run_whose_last_step_was_not_evaluated_says_so(tmp_path, caplog):
         ["20.0", "100.0"],
         ["90.0", "100.0"],
     ]
-    assert "was not evaluated at its last step, 4" in caplog.text
+    assert "run was not evaluated at its last step, 4" in caplog.text
+    assert "run was not evaluated at its last step, 4" in (tmp_path / "report.html").read_text()
+
+
+def test_runs_that_were_evaluated_otherwise_do_not_compare_and_it_is_said(tmp_path, caplog):
+    runs = [evaluated(tmp_path / "a", (4, 0.5)), evaluated(tmp_path / "b", (4, 0.6))]
+    settings = tiny(eval__clips=2)
+    runs.append(evaluated(tmp_path / "c", (4, 0.7, {"views": 2, "clips": 2}), settings=settings))
+    report.write(runs, tmp_path, "three", timed=True)  # without checkpoints there is nothing to time
+    assert rows(tmp_path) == {"a": 0.5, "b": 0.6, "c": 0.7}
+    note = "c is evaluated otherwise than a (2 x 1 views): their accuracies do not compare."
+    assert caplog.messages == [note] and note in (tmp_path / "report.html").read_text()
 
 
 def test_the_last_step_is_that_of_the_newest_checkpoint(trained_run, tmp_path):

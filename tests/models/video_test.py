@@ -51,6 +51,17 @@ def test_equal_frames_give_the_feature_of_the_image():
     assert np.linalg.norm(repeated - feature) < 1e-6 * np.linalg.norm(feature)
 
 
+@pytest.mark.parametrize("adaptation", ["full", "st_adapter"])
+def test_the_frames_features_are_what_is_averaged(adaptation):
+    model, video = make_model("inti", (1,), adaptation=adaptation), make_video()
+    frames = call(model, video, method="frame_features")
+    assert frames.shape == (2, 4, 96) and frames.dtype == jnp.float32
+    mean = frames.mean(axis=1)
+    if adaptation == "st_adapter":  # normalises the mean
+        mean = call(model.tower.ln_post, mean)
+    np.testing.assert_allclose(call(model, video, method="features"), mean, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["inti", "mean", "static"])
 def test_compressing_equal_frames_changes_nothing(kind):
     """A blend of two equal frames is that frame, whatever the weights."""
