@@ -14,7 +14,7 @@ import itertools
 from collections.abc import Callable, Collection, Iterator
 from contextlib import closing, contextmanager
 from fractions import Fraction
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import av
 import numpy as np
@@ -180,18 +180,23 @@ class WholeStream:
 
     def frames(self) -> Iterator[av.VideoFrame]:
         """Give the frames in the order of presentation. Passes on what FFmpeg raises."""
-        for packet in self._container.demux():
-            if not packet.size:
-                continue
-            if packet.pts is not None:
-                self._end = max(self._end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-            self._doubtful.add_packet(packet)
-            if packet.stream_index == self._stream.index:
-                self._packets += 1
-                if packet.dts is not None:
-                    self._numbered = packet.dts + 1
-                yield from self._decode(packet)
+        demuxing: Any = self._container.demux()  # PyAV loses memory with one left in the middle
+        with closing(demuxing):
+            for packet in demuxing:
+                if packet.size:
+                    self._note(packet)
+                    if packet.stream_index == self._stream.index:
+                        yield from self._decode(packet)
         yield from self._decode(None)
+
+    def _note(self, packet: av.Packet) -> None:
+        if packet.pts is not None:
+            self._end = max(self._end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+        self._doubtful.add_packet(packet)
+        if packet.stream_index == self._stream.index:
+            self._packets += 1
+            if packet.dts is not None:
+                self._numbered = packet.dts + 1
 
     def _decode(self, packet: av.Packet | None) -> Iterator[av.VideoFrame]:
         for frame in self._stream.codec_context.decode(packet):
