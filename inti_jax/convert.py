@@ -210,11 +210,12 @@ def _print_description(description: "Description") -> None:
         f"resolution {image.resolution}"
     )
     if text is not None:
-        vocabulary = "with its vocabulary" if description.vocabulary else "no vocabulary: see --vocab"
+        vocabulary = "no vocabulary: see --vocab"
+        if description.vocabulary is not None:
+            vocabulary = f"with its vocabulary, texts cleaned as {_LIBRARIES[description.cleaning]}"
         print(
             f"text        width {text.width}, {text.layers} layers, {text.heads} heads, "
-            f"{text.vocabulary} tokens, context {text.context}, {vocabulary}, texts cleaned as "
-            f"{_LIBRARIES[description.cleaning]}"
+            f"{text.vocabulary} tokens, context {text.context}, {vocabulary}"
         )
     print(f"features    {'the tower' if found.embed is None else found.embed}")
     print(f"numerics    {found.numerics.activation}, LayerNorm epsilon {found.numerics.eps:g}")

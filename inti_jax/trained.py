@@ -11,8 +11,8 @@ from inti_jax import checkpoint, initial, state
 from inti_jax.errors import UserError
 from inti_jax.models.fold import fold
 from inti_jax.models.video import VideoModel
-from inti_jax.pretrained import trained_file
-from inti_jax.run import RunRecord
+from inti_jax.pretrained import sources, trained_file
+from inti_jax.run import RunRecord, is_run
 from inti_jax.state import Params
 
 
@@ -42,6 +42,11 @@ def load(
     if not path.is_file():
         if pretrained is not None:
             raise UserError(f"{path} is a run, which has its own weights: it takes no pretrained ones")
+        if not is_run(path) and sources.has_weights(path):
+            raise UserError(
+                f"{path} holds weights of another library, not a run: CLIP's weights go to "
+                "`model.pretrained` or inti_jax.load_clip"
+            )
         record = RunRecord.read(path)
         found = checkpoint.find(path, step)
         if found is None:

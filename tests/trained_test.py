@@ -152,11 +152,16 @@ def test_other_files_where_what_a_run_trained_is_meant(workdir, weights, small, 
         with pytest.raises(UserError, match=message):
             inti_jax.load(path)
         with pytest.raises(UserError, match=message):
-            predict.predict_files(path, [tmp_path / "video.mp4"], topk=1)
+            list(predict.predict_files(path, [tmp_path / "video.mp4"], topk=1))
         with pytest.raises(UserError, match=message):
             train.train(settings_for(motion_data, weights, model__start_from=str(path)), tmp_path / "run")
     with pytest.raises(UserError, match=rf"is a directory: `python -m inti_jax\.convert {workdir} --to"):
         train.train(settings_for(motion_data, weights, model__start_from=str(workdir)), tmp_path / "run")
+    (tmp_path / "hf").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "hf" / name).write_text("{}")
+    with pytest.raises(UserError, match="hf holds weights of another library, not a run: CLIP's"):
+        inti_jax.load(tmp_path / "hf")
     with pytest.raises(UserError, match=r"holds what a run trained, not a CLIP: .*model\.start_from"):
         inti_jax.load_clip(small)
     with pytest.raises(UserError, match=r"holds what a run trained, not a CLIP: .*model\.start_from"):

@@ -94,6 +94,14 @@ def weight_files(path: Path) -> list[Path]:
     return _files_of(path) if path.is_dir() else [path]
 
 
+def has_weights(directory: Path) -> bool:
+    """Whether it is a directory of Hugging Face's or open_clip's, with weights."""
+    try:
+        return directory.is_dir() and bool(_files_of(directory))
+    except UserError:
+        return False
+
+
 def _files_of(directory: Path) -> list[Path]:
     named = {"config.json": _HF_WEIGHTS, "open_clip_config.json": _OPEN_CLIP_WEIGHTS}
     present = [kind for kind in named if (directory / kind).is_file()]

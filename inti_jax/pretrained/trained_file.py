@@ -24,6 +24,7 @@ from inti_jax.run import RunRecord
 
 FORMAT, VERSION = "inti_jax.trained", "1"
 _MAKES = "`python -m inti_jax.convert {} --to trained --out F.safetensors`"
+_MEANT = f"what a run trained is meant, as {_MAKES.format('RUN')} makes a file of it"
 
 
 def write(path: Path, record: RunRecord, params: Mapping[str, jax.Array]) -> str:
@@ -112,10 +113,10 @@ def _open(path: Path) -> safetensors.safe_open:
         raise UserError(f"{path} is a directory: {_MAKES.format(path)} makes the file of a run that is meant")
     if what := kinds.no_safetensors(path):
         raise UserError(
-            f"{path} is {what}; what a run trained is meant, as {_MAKES.format('RUN')} makes a file of it"
+            f"{path} is {what}; {_MEANT}"
             + (". CLIP's weights go to `model.pretrained` or inti_jax.load_clip" if "torch" in what else "")
         )
     try:
         return safetensors.safe_open(path, "numpy")
     except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"{path} is damaged, cut short or no safetensors file: {error}") from None
+        raise UserError(f"{path} is damaged, cut short or no safetensors file: {error}; {_MEANT}") from None
