@@ -247,7 +247,9 @@ class Train:
     label_smoothing: Rate = 0.0
     mix: Mix = Mix()
     clip_norm: PositiveFloat = 1.0
-    accumulate: Positive = 1  # micro-batches a step
+    # Micro-batches a step: less memory, the same update. A run may go on with another number, and draws the
+    # same but for dropout and `model.drop_path`, which are drawn anew for each micro-batch.
+    accumulate: Positive = 1
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters are float32
     seed: NonNegative = 0
     log_every_steps: Positive = 10

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 
@@ -79,7 +79,7 @@ def initial_state(
     params = loaded | jax.jit(create, out_shardings={path: leaf.sharding for path, leaf in random.items()})()
     trainable = {path: params[path] for path in target.trainable}
     return TrainState(
-        step=jax.device_put(jnp.zeros((), jnp.int32), where.step),
+        step=loading.place(lambda _: np.zeros((), np.int32), target.step, where.step),
         trainable=trainable,
         frozen={path: params[path] for path in target.frozen},
         opt_state=jax.jit(transform.init, out_shardings=where.opt_state)(trainable),
@@ -108,9 +108,10 @@ def _trained(record: RunRecord, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> P
     path = Path(record.config.model.start_from)
     theirs = trained_file.read_record(path)
     trained_file.check_fits(path, theirs, record)
-    arrays = trained_file.read(path, theirs)
+    leaves = trained_file.leaves(path, theirs)
+    params = {name: loading.place(leaves[name], shape, shape.sharding) for name, shape in shapes.items()}
     log.info("%s: what trains starts from there", path)
-    return {name: jax.device_put(arrays[name], shape.sharding) for name, shape in shapes.items()}
+    return params
 
 
 def _describe(image: BackboneSize) -> str:

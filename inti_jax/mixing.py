@@ -25,21 +25,38 @@ def partners(rows: Array) -> Array:
     return rows.reshape(-1, 2, *rows.shape[1:])[:, ::-1].reshape(rows.shape)
 
 
-def mix(video: UInt8[Array, "B T H W 3"], mask: Bool[Array, " B"], settings: Mix, key: Key) -> Mixed:
-    """Each pair mixed with probability `settings.probability`, by one of the two ways.
+class Draws(NamedTuple):
+    """What is random of each pair: whether it is mixed and by which way, and either way's figures."""
+
+    applied: Bool[Array, " P"]
+    cuts: Bool[Array, " P"]  # CutMix, else mixup
+    blend: Float[Array, " P"]  # mixup: each row's own share
+    area: Float[Array, " P"]  # CutMix: the box's, as a share of the frame
+    centre: Float[Array, "P 2"]  # ... and where it is, from 0 to 1
+
+
+def draw(settings: Mix, pairs: int, key: Key) -> Draws:
+    """Draw for that many pairs, each mixed with probability `settings.probability`, by one of the two ways."""
+    apply_key, way_key, mixup_key, cutmix_key, box_key = jax.random.split(key, 5)
+    cutmix_share = settings.switch if settings.mixup and settings.cutmix else float(settings.cutmix > 0)
+    return Draws(
+        applied=jax.random.bernoulli(apply_key, settings.probability, (pairs,)),
+        cuts=jax.random.bernoulli(way_key, cutmix_share, (pairs,)),
+        blend=_beta(mixup_key, settings.mixup, pairs),
+        area=1 - _beta(cutmix_key, settings.cutmix, pairs),
+        centre=jax.random.uniform(box_key, (pairs, 2)),
+    )
+
+
+def mix(video: UInt8[Array, "B T H W 3"], mask: Bool[Array, " B"], draws: Draws) -> Mixed:
+    """Mix each pair as it was drawn.
 
     A pair with a row that `mask` leaves out stays as it is. Pixels are rounded: the model takes uint8.
     """
-    pairs, (height, width) = video.shape[0] // 2, video.shape[2:4]
-    apply_key, way_key, mixup_key, cutmix_key, box_key = jax.random.split(key, 5)
-    applied = jax.random.bernoulli(apply_key, settings.probability, (pairs,)) & mask.reshape(-1, 2).all(
-        axis=1
-    )
-    cutmix_share = settings.switch if settings.mixup and settings.cutmix else float(settings.cutmix > 0)
-    cuts = jax.random.bernoulli(way_key, cutmix_share, (pairs,))
-
-    blend = _beta(mixup_key, settings.mixup, pairs)
-    box = _boxes(box_key, 1 - _beta(cutmix_key, settings.cutmix, pairs), height, width)
+    height, width = video.shape[2:4]
+    applied = draws.applied & mask.reshape(-1, 2).all(axis=1)
+    cuts, blend = draws.cuts, draws.blend
+    box = _boxes(draws.centre, draws.area, height, width)
     outside = 1 - box.mean(axis=(1, 2))
     own = jnp.where(applied, jnp.where(cuts, outside, blend), 1.0)
     # The partner's share in every pixel.
@@ -54,9 +71,10 @@ def _beta(key: Key, alpha: float, pairs: int) -> Float[Array, " P"]:
     return jax.random.beta(key, alpha, alpha, (pairs,)) if alpha else jnp.ones(pairs)
 
 
-def _boxes(key: Key, area: Float[Array, " P"], height: int, width: int) -> Float[Array, "P H W"]:
-    """1 in a box of about that share of the frame, with its centre anywhere in it, and 0 elsewhere."""
-    centre = jax.random.uniform(key, (area.shape[0], 2))
+def _boxes(
+    centre: Float[Array, "P 2"], area: Float[Array, " P"], height: int, width: int
+) -> Float[Array, "P H W"]:
+    """Make masks of 1 in a box of about that share of the frame, around its centre, and 0 elsewhere."""
     half = jnp.sqrt(area) / 2
     rows, columns = (
         jnp.abs((jnp.arange(side) + 0.5)[None] / side - centre[:, axis, None]) < half[:, None]

@@ -25,11 +25,13 @@ _FREE = (
     "model.pretrained",  # the backbone's hash is compared instead
     "model.start_from",
     "model.scan",
+    "model.remat",
     "data.data_dir",
     "data.workers",
     "data.threads",
     "data.prefetch",
     "data.max_bad_share",
+    "train.accumulate",
     "train.log_every_steps",
     "train.eval_every_steps",
     "eval",

@@ -5,6 +5,7 @@ import functools
 import logging
 import math
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -65,16 +66,16 @@ def train_step(
     """One update from one global batch: `video` [B, T, H, W, 3], `label` [B] and `mask` [B].
 
     Rows with a false mask (videos that did not decode) weigh nothing. With `accumulate` > 1 the batch is
-    taken in that many parts, one after another: same update, less memory. What is random in the model is a
-    function of `seed`, the step and the part.
+    taken in that many parts, one after another: same update, less memory. Which rows are mixed, and how, is a
+    function of `seed` and the step; dropout and stochastic depth also of the part.
     """
     step_key = jax.random.fold_in(jax.random.key(seed), train_state.step)
     mixes = mix.mixup > 0 or mix.cutmix > 0
 
-    def summed_loss(trainable: Params, part: Batch) -> tuple[Array, Array]:
+    def summed_loss(trainable: Params, part: dict[str, Any]) -> tuple[Array, Array]:
         model = state.merge(graphdef, {**trainable, **train_state.frozen})
-        model_key, mix_key = jax.random.split(jax.random.fold_in(step_key, part["part"]))
-        mixed = mixing.mix(part["video"], part["mask"], mix, mix_key) if mixes else None
+        model_key = jax.random.split(jax.random.fold_in(step_key, part["part"]))[0]
+        mixed = mixing.mix(part["video"], part["mask"], part["mix"]) if mixes else None
         logits = model(part["video"] if mixed is None else mixed.video, model_key if model.random else None)
         loss = losses.cross_entropy(logits, part["label"], smoothing)
         if mixed is not None:
@@ -84,18 +85,23 @@ def train_step(
         return (loss * part["mask"]).sum(), (correct & part["mask"]).sum()
 
     grad_fn = jax.value_and_grad(summed_loss, has_aux=True)
-    rows = {key: batch[key] for key in ("video", "label", "mask")}
+    rows: dict[str, Any] = {key: batch[key] for key in ("video", "label", "mask")}
+    # Drawn for the whole batch, so that they are the same in any number of parts.
+    mix_key = jax.random.split(jax.random.fold_in(step_key, 0))[1]
+    draws = mixing.draw(mix, rows["mask"].size // 2, mix_key) if mixes else None
     if accumulate == 1:
-        (loss, correct), grads = grad_fn(train_state.trainable, rows | {"part": jnp.zeros((), jnp.int32)})
+        first = rows | {"mix": draws, "part": jnp.zeros((), jnp.int32)}
+        (loss, correct), grads = grad_fn(train_state.trainable, first)
     else:
-        # Row i goes to part i % accumulate: each device keeps its own rows.
-        parts = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, accumulate, *x.shape[1:]), 1, 0), rows)
-        parts["part"] = jnp.arange(accumulate)
-        first, rest = (jax.tree.map(lambda x, at=at: x[at], parts) for at in (0, slice(1, None)))
+        # Row i goes to part i % accumulate, or pair i where pairs are mixed: each device keeps its own rows.
+        parts = {key: _in_parts(value, accumulate, 2 if mixes else 1) for key, value in rows.items()}
+        parts |= {"mix": jax.tree.map(lambda x: _in_parts(x, accumulate), draws)}
+        parts |= {"part": jnp.arange(accumulate)}
+        zeros = jnp.zeros(()), jnp.zeros((), jnp.int32)
         (loss, correct), grads = jax.lax.scan(
             lambda total, part: (jax.tree.map(jnp.add, total, grad_fn(train_state.trainable, part)), None),
-            grad_fn(train_state.trainable, first),
-            rest,
+            (zeros, jax.tree.map(jnp.zeros_like, train_state.trainable)),
+            parts,
         )[0]
     count = jnp.maximum(batch["mask"].sum(), 1)
     grads = jax.tree.map(lambda grad: grad / count, grads)
@@ -114,6 +120,12 @@ def train_step(
         "learning_rate": schedule(train_state.step),
     }
     return new_state, metrics
+
+
+def _in_parts(x: Array, count: int, together: int = 1) -> Array:
+    """Deal the rows of `x` out to `count` parts, each `together` neighbours to one: `[count, rows, ...]`."""
+    dealt = jnp.moveaxis(x.reshape(-1, count, together, *x.shape[1:]), 1, 0)
+    return dealt.reshape(count, -1, *x.shape[1:])
 
 
 def compile_step(

@@ -12,7 +12,10 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
+from inti_jax.config import Config
 from inti_jax.models.backbone import BACKBONES
 from tests.processes import environment, free_address
 
@@ -32,31 +35,48 @@ def run_directory(out: Path, method: str, mesh: str, layout: tuple[int, int]) ->
     return out / f"{method}, {mesh}, {layout[0]}x{layout[1]}"
 
 
+def run_settings(out: Path, method: str, **changes: Any) -> Config:
+    """The configuration of the run of `method` on what `prepare` made; `changes` as of `tiny`."""
+    from tests.configs import INTI, tiny
+
+    return tiny(
+        out / "data",
+        **INTI,
+        model__pretrained="random" if method == "full" else str(out / "clip.safetensors"),
+        model__adaptation=method,
+        model__st_adapter__width=16,
+        data__num_frames=4,
+        train__steps=STEPS,
+        checkpoint__every_steps=1000,
+        **changes,
+    )
+
+
 def work(out: Path, combinations: list[list[str]], layout: tuple[int, int], flags: tuple) -> None:
     """One process of one layout. `out` holds the dataset and the weights."""
     import jax
+    from jax.experimental import multihost_utils
 
     from inti_jax import config, distributed, sharding, train
     from inti_jax.data.pipeline import TrainOrder
-    from tests.configs import INTI, tiny
 
     BACKBONES["tiny"] = SHALLOW
     with distributed.joined(*flags, config.Hosts()):
         for method, mesh_name in combinations:
             sizes = MESHES[mesh_name] if layout != (1, 1) else {}
-            settings = tiny(
-                out / "data",
-                **INTI,
-                model__pretrained="random" if method == "full" else str(out / "clip.safetensors"),
-                model__adaptation=method,
-                model__st_adapter__width=16,
-                data__num_frames=4,
-                train__steps=STEPS,
-                checkpoint__every_steps=1000,
+            start_from = out / f"{method}.safetensors"
+            settings = run_settings(
+                out,
+                method,
+                model__start_from=str(start_from) if start_from.exists() else "",
                 **{f"mesh__{axis}": size for axis, size in sizes.items()},
             )
             directory = run_directory(out, method, mesh_name, layout)
-            train.train(settings, directory)
+            with mock.patch.object(
+                multihost_utils, "assert_equal", wraps=multihost_utils.assert_equal
+            ) as spy:
+                train.train(settings, directory)
+            (directory / f"compared-{jax.process_index()}.json").write_text(str(spy.call_count))
             # What this host's rows see in the first two epochs.
             rows = sharding.host_rows(sharding.make_mesh(settings.mesh), 8)
             order = TrainOrder(40, seed=0, global_batch=8, num_steps=10, rows=rows)
@@ -80,11 +100,23 @@ def start(out: Path, combinations: list[list[str]], layout: tuple[int, int]) -> 
 
 
 def prepare(out: Path) -> None:
+    """Make what the processes of all layouts read: the dataset, weights, and a file to start from."""
+    from inti_jax import initial, sharding, trained
     from inti_jax.data.builders.motion_digits import MotionDigits
+    from inti_jax.data.dataset import open_dataset
+    from inti_jax.pretrained import trained_file
+    from inti_jax.run import Dataset, RunRecord
     from tests.pretrained.weights import write_tiny
 
     MotionDigits(data_dir=out / "data", movements={"train": 20, "val": 10}).build()
     write_tiny(out / "clip.safetensors", image=SHALLOW)
+    # What the runs of one method start from, as another run left it.
+    with mock.patch.dict(BACKBONES, tiny=SHALLOW):
+        settings = run_settings(out, "zero_i2v", train__seed=7)
+        dataset = open_dataset("motion_digits", out / "data", "train")
+        record = RunRecord(settings, Dataset.of(dataset), initial.find_backbone(settings.model))
+        params = trained.start(record, sharding.make_mesh(settings.mesh)).params
+        trained_file.write(out / "zero_i2v.safetensors", record, params)
 
 
 def losses(directory: Path) -> list[float]:

@@ -57,6 +57,13 @@ def test_two_processes_compute_what_one_device_does(trained):
     assert sorted(map(tuple, parts[0] + parts[1])) == [(e, i) for e in (0, 1) for i in range(40)]
 
 
+def test_what_a_run_starts_from_is_not_compared_over_the_network(trained):
+    pair, single = directories(trained)
+    for directory in (pair, single):
+        assert json.loads((directory / "config.json").read_text())["model"]["start_from"]
+    assert [(pair / f"compared-{index}.json").read_text() for index in (0, 1)] == ["0", "0"]
+
+
 @pytest.mark.parametrize(
     ("devices", "sizes"), [(2, Mesh()), (8, Mesh()), (8, Mesh(fsdp=8)), (4, Mesh(fsdp=2, tensor=2))], ids=str
 )

@@ -88,6 +88,31 @@ def test_accumulation_is_the_same_update(accumulate, one_device):
         assert got["grad_norm"] == pytest.approx(wanted["grad_norm"], rel=1e-4)
 
 
+def test_the_parts_are_mixed_as_the_whole_batch_is():
+    mesh = sharding.make_mesh(Mesh(), jax.devices()[:1])
+    mix = {"train__mix__mixup": 0.8, "train__mix__cutmix": 1.0}
+    batch = make_batch(mesh, bad=[3])
+    (whole, _), _ = run_steps(mesh, batch, **mix)
+    (parts, _), _ = run_steps(mesh, batch, **mix, train__accumulate=4)
+    assert parts["loss"] == pytest.approx(whole["loss"], abs=1e-5)
+    assert parts["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-4)
+    (unmixed, _), _ = run_steps(mesh, batch)
+    assert abs(whole["loss"] - unmixed["loss"]) > 1e-3
+
+
+def test_accumulation_has_the_model_in_the_program_once():
+    mesh = sharding.make_mesh(Mesh(), jax.devices()[:1])
+    products = []
+    for accumulate in (1, 4):
+        settings = tiny(train__accumulate=accumulate)
+        transform, schedule = optim.make_optimizer(settings.train, 10)
+        target = state.abstract_state(record(settings), transform, mesh)
+        graphdef = nnx.graphdef(state.abstract_model(record(settings)))
+        step = train.compile_step(settings, graphdef, transform, schedule, target, mesh)
+        products.append(step.lower(target, make_batch(mesh)).as_text().count("stablehlo.dot_general"))
+    assert products[0] == products[1] > 10
+
+
 def test_masked_rows_weigh_nothing():
     mesh = sharding.make_mesh(Mesh(), jax.devices()[:1])
     batch = make_batch(mesh, bad=[1, 6])
@@ -132,10 +157,13 @@ def test_a_run_leaves_all_its_files_and_is_continued_only_by_its_own_config(moti
     assert validation["dataset"] == run.RunRecord.read(tmp_path).dataset.sha256
 
     before = (tmp_path / "metrics.jsonl").read_text()
+    train.train(tiny(motion_data, **INTI, model__remat=True, train__accumulate=2), tmp_path)  # finished
     with pytest.raises(ConfigError, match=r"`train.learning_rate` is 0.001, here it is 0.1"):
         train.train(tiny(motion_data, **INTI, train__learning_rate=0.1), tmp_path)
     assert (tmp_path / "metrics.jsonl").read_text() == before
-    assert run.RunRecord.read(tmp_path).config == settings
+    assert run.RunRecord.read(tmp_path).config == tiny(
+        motion_data, **INTI, model__remat=True, train__accumulate=2
+    )
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(motion_data, tmp_path, monkeypatch):

@@ -73,14 +73,14 @@ def load(
     params = {}
     for name in wanted:
         if name == _POSITIONS:
-            params[name] = _place(_slices(resample(file.read(name), grid)), shapes[name], shardings[name])
+            params[name] = place(_slices(resample(file.read(name), grid)), shapes[name], shardings[name])
         else:
-            params[name] = _place(partial(file.read, name), shapes[name], shardings[name])
+            params[name] = place(partial(file.read, name), shapes[name], shardings[name])
     used = set(wanted)
     if classes is not None:
         for name, theirs in _SHARED.items():
-            params[name] = _place(partial(file.read, theirs), shapes[name], shardings[name])
-        params[_CLASSES] = _place(_slices(classes.T), shapes[_CLASSES], shardings[_CLASSES])
+            params[name] = place(partial(file.read, theirs), shapes[name], shardings[name])
+        params[_CLASSES] = place(_slices(classes.T), shapes[_CLASSES], shardings[_CLASSES])
         used |= {*_SHARED.values(), *(name for name in file if name.startswith("text."))}
     side = round((file[_POSITIONS].shape[0] - 1) ** 0.5)
     changed = f"{side}x{side} to {grid[0]}x{grid[1]}" if grid != (side, side) else None
@@ -99,7 +99,11 @@ def _slices(whole: np.ndarray) -> Callable[[Index], np.ndarray]:
     return lambda index: whole[index]
 
 
-def _place(read: Callable[[Index], np.ndarray], shape: jax.ShapeDtypeStruct, sharding: Sharding) -> jax.Array:
+def place(read: Callable[[Index], np.ndarray], shape: jax.ShapeDtypeStruct, sharding: Sharding) -> jax.Array:
+    """Make an array of which each process reads, through `read`, what its own devices keep, and nothing else.
+
+    On several hosts a host array that is put to a global sharding would be compared over the network.
+    """
     return jax.make_array_from_callback(
         shape.shape, sharding, lambda index: read(index or ()).astype(shape.dtype)
     )

@@ -5,8 +5,9 @@ converted CLIP that the run started from: with that file it is the whole model a
 """
 
 import dataclasses
+import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
@@ -18,7 +19,7 @@ from inti_jax.config import ConfigError
 from inti_jax.errors import UserError
 from inti_jax.pretrained import kinds
 from inti_jax.pretrained.file import FORMAT as CLIP_FORMAT
-from inti_jax.pretrained.file import write_safetensors
+from inti_jax.pretrained.file import Index, write_safetensors
 from inti_jax.pretrained.lazy import held
 from inti_jax.run import RunRecord
 
@@ -59,21 +60,27 @@ def read_record(path: Path) -> RunRecord:
         raise UserError(f"{path} has damaged metadata") from None
 
 
-def read(path: Path, record: RunRecord) -> dict[str, np.ndarray]:
-    """The trained leaves, by path. Raises UserError where they are not those of `record`'s model."""
+def leaves(path: Path, record: RunRecord) -> dict[str, Callable[[Index], np.ndarray]]:
+    """Give the trained leaves by path, each a function that reads it, or a slice of it.
+
+    Raises UserError where they are not those of `record`'s model.
+    """
     file = _open(path)
     shapes = state.parameter_shapes(state.abstract_model(record))
     adaptation = record.config.model.adaptation
     expected = {name: shape.shape for name, shape in shapes.items() if state.trains(adaptation, name)}
-    try:
-        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"{path} is damaged: {error}") from None
-    found = {name: array.shape for name, array in arrays.items()}
+    found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     if found != expected:
         differs = sorted(name for name in found.keys() | expected if found.get(name) != expected.get(name))
         raise UserError(f"{path} does not hold the model that it states: see {', '.join(differs[:3])}")
-    return arrays
+
+    def read(name: str, index: Index) -> np.ndarray:
+        try:
+            return file.get_slice(name)[index] if index else file.get_tensor(name)
+        except (safetensors.SafetensorError, OSError) as error:
+            raise UserError(f"{path} is damaged: {error}") from None
+
+    return {name: functools.partial(read, name) for name in found}
 
 
 def check_fits(path: Path, theirs: RunRecord, ours: RunRecord) -> None:
