@@ -201,6 +201,9 @@ class Data:
     stride: Positive = 1  # source frames between two frames of a `dense` clip
     resolution: Positive = 224
     repeats: Positive = 1  # clips of each video in a training batch, cut and augmented differently
+    # Every class equally often in an epoch, which has as many clips as without: a rare class's videos come
+    # several times, cut and augmented differently, and not all of a frequent class's come.
+    balance: bool = False
     # From here to `erase`: what is done to training clips, the same to all frames of one.
     crop: Literal["random_resized", "multi_scale"] = "random_resized"
     # Read by `random_resized` only: share of the area, and width / height.
@@ -231,9 +234,25 @@ class Mix:
 
 @pydantic.with_config(_STRICT)
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class EarlyStop:
+    """The end of training when the validation figure rises no more, before `steps` are done.
+
+    It counts the evaluations at multiples of `train.eval_every_steps` that have the run's views and dataset.
+    A run that was stopped goes on when `patience` is raised, or 0. `checkpoint.keep_best` keeps the best by
+    top1.
+    """
+
+    patience: NonNegative = 0  # evaluations in a row without a rise after which training ends; 0: off
+    metric: Literal["top1", "top5", "mean_class"] = "top1"
+    min_delta: Fraction = 0.0  # a rise over the best so far is more than this
+
+
+@pydantic.with_config(_STRICT)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Train:
     global_batch: Positive = 32
-    # One of the two: the other stays 0.
+    # One of the two: the other stays 0. A run that has ended goes on when it is given more: from there its
+    # learning rate is that of a run of so many steps from the beginning.
     steps: NonNegative = 0
     epochs: Annotated[float, Field(ge=0)] = 0.0
     learning_rate: PositiveFloat = 1e-3
@@ -245,6 +264,9 @@ class Train:
     layer_decay: Share = 1.0  # a further factor on the tower's for each block above, as in BEiT
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     label_smoothing: Rate = 0.0
+    # Factors on the loss by the video's class: `inverse` to how many training clips the class has, or one for
+    # each class in the order of the dataset's labels. They are scaled so that their mean over clips is 1.
+    class_weights: Literal["none", "inverse"] | tuple[Annotated[float, Field(ge=0)], ...] = "none"
     mix: Mix = Mix()
     clip_norm: PositiveFloat = 1.0
     # Micro-batches a step: less memory, the same update. A run may go on with another number, and draws the
@@ -254,6 +276,7 @@ class Train:
     seed: NonNegative = 0
     log_every_steps: Positive = 10
     eval_every_steps: NonNegative = 0  # 0: at the end only
+    early_stop: EarlyStop = EarlyStop()
 
 
 @pydantic.with_config(_STRICT)

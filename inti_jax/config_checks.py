@@ -114,6 +114,11 @@ def _data(settings: config.Config) -> Iterator[str]:
             f"`data.repeats` is {data.repeats}: it should divide `train.global_batch`, which counts clips "
             f"and is {settings.train.global_batch}"
         )
+    if data.balance and settings.train.class_weights == "inverse":
+        yield (
+            '`data.balance` is True and `train.class_weights` is "inverse": classes that come equally often '
+            "need no weights, set one of the two"
+        )
     if not data.name:
         yield "`data.name` is empty: name a prepared dataset"
     if not data.data_dir:
@@ -138,6 +143,11 @@ def _training(train: config.Train) -> Iterator[str]:
     if (train.steps > 0) == (train.epochs > 0):
         yield (
             f"`train.steps` is {train.steps} and `train.epochs` is {train.epochs}: set exactly one of the two"
+        )
+    if train.early_stop.patience and not train.eval_every_steps:
+        yield (
+            f"`train.early_stop.patience` is {train.early_stop.patience} and `train.eval_every_steps` is 0: "
+            "say how often to evaluate, or set patience to 0"
         )
     if train.global_batch % train.accumulate:
         yield (

@@ -58,6 +58,7 @@ class Evaluation:
     top1: float
     top5: float
     setting: Setting
+    mean_class: float = math.nan  # the mean of the classes' top1; NaN in records that lack it
 
 
 def read(workdir: Path) -> list[Evaluation]:
@@ -79,11 +80,12 @@ def was_evaluated(workdir: Path, step: int, setting: Setting) -> bool:
 
 
 def _parse(workdir: Path, entry: dict[str, Any]) -> Evaluation:
-    figures = [entry.get("top1"), entry.get("top5", math.nan)]
+    figures = [entry.get("top1"), entry.get("top5", math.nan), entry.get("mean_class", math.nan)]
     if not all(isinstance(figure, int | float) for figure in figures):
         raise UserError(
             f"{run.metrics_path(workdir)}: the `val` record of step {entry['step']} has no accuracies; "
             "mend or delete it"
         )
     setting = Setting(entry.get("views"), entry.get("clips"), entry.get("dataset"))
-    return Evaluation(entry["step"], float(figures[0]), float(figures[1]), setting)
+    top1, top5, mean_class = map(float, figures)
+    return Evaluation(entry["step"], top1, top5, setting, mean_class)

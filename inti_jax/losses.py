@@ -1,9 +1,14 @@
-"""Training losses."""
+"""Training losses, and the weights of classes in them."""
+
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
+
+from inti_jax.config import ConfigError
 
 
 def cross_entropy(
@@ -12,3 +17,31 @@ def cross_entropy(
     """Each video's cross-entropy in nats, with `smoothing` of the target spread over all classes."""
     targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing)
     return optax.softmax_cross_entropy(logits.astype(jnp.float32), targets)
+
+
+def class_weights(
+    chosen: Literal["none", "inverse"] | tuple[float, ...], counts: Float[np.ndarray, " K"]
+) -> Float[np.ndarray, " K"] | None:
+    """Compute the factor of each class on its videos' loss, from the clips an epoch has of each; None: all 1.
+
+    The mean over an epoch's clips is 1, so that the loss keeps its scale: `inverse` is N / (classes * count).
+    Batches are not normalised one by one, hence the weight of a video depends on no other. Raises ConfigError
+    where `chosen` has other than K weights, or only zeros for the classes that there are.
+    """
+    if chosen == "none":
+        return None
+    if chosen == "inverse":
+        weights = np.divide(1.0, counts, out=np.zeros_like(counts), where=counts > 0)
+    else:
+        weights = np.asarray(chosen, np.float64)
+    if len(weights) != len(counts):
+        raise ConfigError(
+            f"config: `train.class_weights` has {len(weights)} weights, and the dataset {len(counts)} "
+            "classes: give one for each, in the order of its labels"
+        )
+    total = (weights * counts).sum()
+    if total <= 0:
+        raise ConfigError(
+            f"config: `train.class_weights` is {chosen}: it should be above 0 for a class with training videos"
+        )
+    return (weights * counts.sum() / total).astype(np.float32)

@@ -36,7 +36,7 @@ class Draws(NamedTuple):
 
 
 def draw(settings: Mix, pairs: int, key: Key) -> Draws:
-    """Draw for that many pairs, each mixed with probability `settings.probability`, by one of the two ways."""
+    """Draw for that many pairs, each mixed with probability `settings.probability`, in one of two ways."""
     apply_key, way_key, mixup_key, cutmix_key, box_key = jax.random.split(key, 5)
     cutmix_share = settings.switch if settings.mixup and settings.cutmix else float(settings.cutmix > 0)
     return Draws(

@@ -67,18 +67,23 @@ def within_range(updates: dict[str, Array], params: dict[str, Array]) -> dict[st
     }
 
 
-def make_optimizer(config: Train, steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """Make the transformation for a flat `{path: array}` of parameters, and its learning-rate schedule.
+def make_schedule(config: Train, steps: int) -> optax.Schedule:
+    """Make the learning rate by the number of steps done: a linear warmup, then a cosine to zero at `steps`.
 
     The last of the `steps` is at the peak where `warmup_fraction` leaves no step for the cosine.
     """
     warmup = min(round(config.warmup_fraction * steps), steps - 1)
-    schedule = optax.warmup_cosine_decay_schedule(
+    return optax.warmup_cosine_decay_schedule(
         init_value=0.0 if warmup else config.learning_rate,
         peak_value=config.learning_rate,
         warmup_steps=warmup,
         decay_steps=steps,
     )
+
+
+def make_optimizer(config: Train, steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """Make the transformation for a flat `{path: array}` of parameters, and its learning-rate schedule."""
+    schedule = make_schedule(config, steps)
 
     def scale_by_rates(updates: dict[str, Array], params: dict[str, Array]) -> dict[str, Array]:
         factors = rates(config, updates)

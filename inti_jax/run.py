@@ -32,6 +32,9 @@ _FREE = (
     "data.prefetch",
     "data.max_bad_share",
     "train.accumulate",
+    "train.steps",  # not fewer than are done
+    "train.epochs",
+    "train.early_stop",
     "train.log_every_steps",
     "train.eval_every_steps",
     "eval",

@@ -3,19 +3,21 @@
 import contextlib
 import functools
 import logging
-import math
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from inti_jax import (
     agreement,
+    announce,
     checkpoint,
+    early_stop,
     evaluate,
     evaluations,
     initial,
@@ -32,7 +34,7 @@ from inti_jax import (
 from inti_jax.checkpoint import Checkpoints
 from inti_jax.compilation import kept
 from inti_jax.config import Config, ConfigError, Mix
-from inti_jax.data import mirror, pipeline, sampling, views
+from inti_jax.data import balance, mirror, pipeline, views
 from inti_jax.data.dataset import VideoDataset, open_dataset
 from inti_jax.data.device import DevicePrefetch
 from inti_jax.models.backbone import Backbone
@@ -62,12 +64,14 @@ def train_step(
     mix: Mix,
     accumulate: int,
     seed: int,
+    class_weights: Float[Array, " K"] | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One update from one global batch: `video` [B, T, H, W, 3], `label` [B] and `mask` [B].
 
     Rows with a false mask (videos that did not decode) weigh nothing. With `accumulate` > 1 the batch is
     taken in that many parts, one after another: same update, less memory. Which rows are mixed, and how, is a
-    function of `seed` and the step; dropout and stochastic depth also of the part.
+    function of `seed` and the step; dropout and stochastic depth also of the part. `class_weights` are
+    factors on each video's loss, by its class; of a mixed video each class's loss has its own.
     """
     step_key = jax.random.fold_in(jax.random.key(seed), train_state.step)
     mixes = mix.mixup > 0 or mix.cutmix > 0
@@ -77,9 +81,14 @@ def train_step(
         model_key = jax.random.split(jax.random.fold_in(step_key, part["part"]))[0]
         mixed = mixing.mix(part["video"], part["mask"], part["mix"]) if mixes else None
         logits = model(part["video"] if mixed is None else mixed.video, model_key if model.random else None)
-        loss = losses.cross_entropy(logits, part["label"], smoothing)
+
+        def loss_of(label: Array) -> Array:
+            loss = losses.cross_entropy(logits, label, smoothing)
+            return loss if class_weights is None else loss * class_weights[label]
+
+        loss = loss_of(part["label"])
         if mixed is not None:
-            partner = losses.cross_entropy(logits, mixing.partners(part["label"]), smoothing)
+            partner = loss_of(mixing.partners(part["label"]))
             loss = mixed.own * loss + (1 - mixed.own) * partner
         correct = logits.argmax(axis=-1) == part["label"]
         return (loss * part["mask"]).sum(), (correct & part["mask"]).sum()
@@ -135,6 +144,7 @@ def compile_step(
     schedule: optax.Schedule,
     target: TrainState,
     mesh: jax.sharding.Mesh,
+    class_weights: Float[np.ndarray, " K"] | None = None,
 ) -> jax.stages.Wrapped:
     """The jitted step, a function of state and batch.
 
@@ -149,6 +159,7 @@ def compile_step(
         mix=config.train.mix,
         accumulate=config.train.accumulate,
         seed=config.train.seed,
+        class_weights=None if class_weights is None else jnp.asarray(class_weights),
     )
     functools.update_wrapper(step, train_step)  # traces and records of what is compiled say its name
     placed = (state.shardings_of(target), sharding.replicated(mesh))
@@ -184,35 +195,40 @@ def _train(config: Config, workdir: Path, preemption: Preemption, profile: profi
     if config.data.flip:
         mirror.mirrored_labels(dataset.labels)  # refuses them before anything is written
     views.check(validation, config.data, config.eval)
-    clips = len(dataset) * config.data.repeats
-    steps = config.train.steps or round(config.train.epochs * clips / config.train.global_batch)
-    if steps < 1:
-        raise ConfigError(
-            f"config: `train.epochs` = {config.train.epochs} of {len(dataset)} videos is not one step of "
-            f"`train.global_batch` = {config.train.global_batch}"
-        )
-
+    weights = _class_weights(config, dataset)
+    steps = _steps(config, dataset)
     start = checkpoint.find(workdir) or 0
-    if profile is not None:
-        profile.check_within(start, steps)
     earlier = run.RunRecord.read(workdir) if start else None
     record = run.RunRecord(config, run.Dataset.of(dataset), _backbone(config, earlier))
     if earlier:
         record.check_continues(earlier, workdir)
+        if steps < start:
+            raise ConfigError(
+                f"config: `train.{'steps' if config.train.steps else 'epochs'}` asks for {steps} steps, and "
+                f"{workdir} has done {start}: give as many or more, or choose another --workdir"
+            )
+    if profile is not None:
+        profile.check_within(start, steps)
     agreement.check(record, validation.manifest["sha256"], mode="train", step=start)
     model = state.abstract_model(record)
     graphdef = nnx.graphdef(model)
     transform, schedule = optim.make_optimizer(config.train, steps)
     target = state.abstract_state(record, transform, mesh)
-    _describe(config, model, target, dataset, mesh, steps)
-    _warn_of_sampling(config, dataset)
-    _warn_of_short_videos(config, dataset, validation)
+    announce.describe(config, model, target, dataset, mesh, steps)
+    announce.warn(config, dataset, validation)
 
     with contextlib.ExitStack() as stack:
         liveness.note("the first state", slow=True)
-        if start:
+        if earlier:
             train_state, position = checkpoint.restore(workdir, start, target)
-            log.info("going on from the checkpoint of step %d", start)
+            announce.going_on(
+                earlier.config,
+                config,
+                start=start,
+                before=_steps(earlier.config, dataset),
+                steps=steps,
+                random=model.random,
+            )
         else:
             # Before anything is written: a mistake found here leaves nothing behind.
             train_state = initial.initial_state(record, transform, target)
@@ -229,6 +245,7 @@ def _train(config: Config, workdir: Path, preemption: Preemption, profile: profi
             global_batch=config.train.global_batch,
             num_steps=steps,
             rows=sharding.host_rows(mesh, config.train.global_batch),
+            classes=dataset.classes if config.data.balance else None,
         )
         host_batches.set_state(position)
         stack.callback(host_batches.close)
@@ -242,7 +259,7 @@ def _train(config: Config, workdir: Path, preemption: Preemption, profile: profi
         monitor = Monitor(config, dataset, writer, progress, speed, last_step=steps, **position)
         stack.callback(monitor.close)
         trace = stack.enter_context(contextlib.closing(profiling.Trace(profile, workdir)))
-        step_fn = compile_step(config, graphdef, transform, schedule, target, mesh)
+        step_fn = compile_step(config, graphdef, transform, schedule, target, mesh, weights)
         forward = evaluate.make_forward(graphdef, mesh)
 
         def validate(step: int) -> None:
@@ -253,6 +270,7 @@ def _train(config: Config, workdir: Path, preemption: Preemption, profile: profi
             writer.write(step, "val", figures | {"dataset": validation.manifest["sha256"]})
             log.info("step %d: %s", step, evaluate.summary(figures))
             monitor.restart_clock()
+            writer.settle()  # what early stopping reads
 
         def evaluation_due(step: int) -> bool:
             every = config.train.eval_every_steps
@@ -261,7 +279,10 @@ def _train(config: Config, workdir: Path, preemption: Preemption, profile: profi
         own = evaluations.Setting.of(config.eval, validation.manifest["sha256"])
         if start and evaluation_due(start) and not evaluations.was_evaluated(workdir, start, own):
             validate(start)  # the run was stopped between its checkpoint and its evaluation
-        for step in range(start + 1, steps + 1):
+        last = steps
+        if start and early_stop.reached(workdir, config.train, own, start):
+            last = start  # it was at its end
+        for step in range(start + 1, last + 1):
             with trace.step(step):
                 # A worker process starts before the first batch; and the first two wait for compiling.
                 liveness.note(f"step {step}: its batch", slow=step == start + 1)
@@ -282,9 +303,30 @@ def _train(config: Config, workdir: Path, preemption: Preemption, profile: profi
                 raise preemption.stopped(step)
             if evaluation_due(step):
                 validate(step)
+                if step < steps and early_stop.reached(workdir, config.train, own, step):
+                    break
         liveness.note("the end", slow=True)
     if jax.process_index() == 0:
         report.write_own(workdir)
+
+
+def _steps(config: Config, dataset: VideoDataset) -> int:
+    """Count the run's steps. Raises ConfigError where its epochs are not one."""
+    train = config.train
+    steps = train.steps or round(train.epochs * len(dataset) * config.data.repeats / train.global_batch)
+    if steps < 1:
+        raise ConfigError(
+            f"config: `train.epochs` = {train.epochs} of {len(dataset)} videos is not one step of "
+            f"`train.global_batch` = {train.global_batch}"
+        )
+    return steps
+
+
+def _class_weights(config: Config, dataset: VideoDataset) -> Float[np.ndarray, " K"] | None:
+    chosen = config.train.class_weights
+    if chosen == "none":
+        return None
+    return losses.class_weights(chosen, balance.expected_counts(dataset.classes, dataset.labels, config.data))
 
 
 def _backbone(config: Config, earlier: run.RunRecord | None) -> Backbone:
@@ -293,65 +335,3 @@ def _backbone(config: Config, earlier: run.RunRecord | None) -> Backbone:
     if earlier and pretrained != "random" and not Path(pretrained).exists():
         return earlier.backbone
     return initial.find_backbone(config.model)
-
-
-def _warn_of_sampling(config: Config, dataset: VideoDataset) -> None:
-    # The other way round it is a choice: of the published recipes for Kinetics some sample uniformly.
-    if dataset.manifest["sampling"] == "uniform" and config.data.sampling == "dense":
-        log.warning(
-            "`data.sampling` is dense, but the labels of %s are of whole videos: set `data.sampling=uniform`",
-            config.data.name,
-        )
-
-
-def _warn_of_short_videos(config: Config, *datasets: VideoDataset) -> None:
-    span = sampling.span(config.data.num_frames, config.data.sampling, config.data.stride)
-    for dataset in datasets:
-        if short := dataset.short(span):
-            log.warning(
-                "%d of the %d videos of `%s` are shorter than a clip (%d frames): their frames are repeated",
-                short,
-                len(dataset),
-                dataset.split,
-                span,
-            )
-
-
-def _describe(
-    config: Config,
-    model: VideoModel,
-    target: TrainState,
-    dataset: VideoDataset,
-    mesh: jax.sharding.Mesh,
-    steps: int,
-) -> None:
-    """Says what is about to run: the figures a user would otherwise have to work out."""
-    trainable, frozen = (
-        sum(math.prod(leaf.shape) for leaf in part.values()) for part in (target.trainable, target.frozen)
-    )
-    compression = config.model.compression
-    frames = config.data.num_frames
-    log.info(
-        "%s, %s, compression %s after %s: %.2f M parameters train, %.2f M do not; %.3f GMACs per view of "
-        "%d frames",
-        config.model.backbone,
-        config.model.adaptation,
-        compression.kind,
-        compression.after or "no block",
-        trainable / 1e6,
-        frozen / 1e6,
-        model.macs(frames) / 1e9,
-        frames,
-    )
-    log.info(
-        "%s: %d videos, %d classes; %d steps of %d videos (%.1f epochs) on %d %s, mesh %s",
-        config.data.name,
-        len(dataset),
-        len(dataset.labels),
-        steps,
-        config.train.global_batch,
-        steps * config.train.global_batch / (len(dataset) * config.data.repeats),
-        mesh.size,
-        "device" if mesh.size == 1 else "devices",
-        dict(mesh.shape),
-    )

@@ -46,7 +46,11 @@ def run_settings(out: Path, method: str, **changes: Any) -> Config:
         model__adaptation=method,
         model__st_adapter__width=16,
         data__num_frames=4,
-        train__steps=STEPS,
+        # Of which early stopping leaves STEPS: no evaluation is better than the first by more than 1.
+        train__steps=2 * STEPS,
+        train__eval_every_steps=STEPS // 2,
+        train__early_stop__patience=1,
+        train__early_stop__min_delta=1.0,
         checkpoint__every_steps=1000,
         **changes,
     )

@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from inti_jax.data.dataset import open_dataset
 from inti_jax.errors import UserError
 from inti_jax.writers import read_metrics
 from tests.configs import INTI, record, tiny
+from tests.records import computed
 
 BATCH = 8
 
@@ -126,6 +128,33 @@ def test_masked_rows_weigh_nothing():
     assert first["loss"] != third["loss"] and 1.5 < first["loss"] < 4
 
 
+def test_class_weights_are_factors_on_each_videos_loss():
+    mesh = sharding.make_mesh(Mesh(), jax.devices()[:1])
+    batch = make_batch(mesh, bad=[1, 6])
+    weights = np.linspace(0.0, 2.0, 10, dtype=np.float32)
+    settings = tiny(**INTI, train__warmup_fraction=0.0)
+    run_record = record(settings)
+    graphdef = nnx.graphdef(state.abstract_model(run_record))
+    transform, schedule = optim.make_optimizer(settings.train, 10)
+    target = state.abstract_state(run_record, transform, mesh)
+    train_state = initial.initial_state(run_record, transform, target)
+    params = {**train_state.trainable, **train_state.frozen}
+    logits = jax.jit(lambda: state.merge(graphdef, params)(batch["video"]))()
+    each = -jax.nn.log_softmax(logits)[np.arange(BATCH), batch["label"]]
+    kept = np.asarray(batch["mask"])
+    expected = (weights[batch["label"]] * each)[kept].sum() / kept.sum()
+    norms = []
+    for accumulate in (1, 2):
+        step = train.compile_step(
+            tiny(**INTI, train__accumulate=accumulate), graphdef, transform, schedule, target, mesh, weights
+        )
+        # The step may use its state's memory again.
+        _, metrics = step(jax.tree.map(jnp.copy, train_state), batch)
+        assert metrics["loss"] == pytest.approx(expected, rel=1e-5)
+        norms.append(float(metrics["grad_norm"]))
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+
+
 def test_label_smoothing_spreads_the_target():
     logits = jnp.asarray([[2.0, 0.0, 0.0, 0.0]])
     log_probabilities = jax.nn.log_softmax(logits)[0]
@@ -145,7 +174,8 @@ def test_bfloat16_and_remat_train():
 
 
 def test_a_run_leaves_all_its_files_and_is_continued_only_by_its_own_config(motion_data, tmp_path):
-    settings = tiny(motion_data, **INTI)
+    changes = INTI | {"train__global_batch": 16}
+    settings = tiny(motion_data, **changes)
     train.train(settings, tmp_path)
     files = {path.name for path in tmp_path.iterdir()}
     assert {"config.json", "metrics.jsonl", "checkpoints", "tensorboard", "report.html"} <= files
@@ -157,13 +187,48 @@ def test_a_run_leaves_all_its_files_and_is_continued_only_by_its_own_config(moti
     assert validation["dataset"] == run.RunRecord.read(tmp_path).dataset.sha256
 
     before = (tmp_path / "metrics.jsonl").read_text()
-    train.train(tiny(motion_data, **INTI, model__remat=True, train__accumulate=2), tmp_path)  # finished
+    # What a smaller mesh needs may differ.
+    less_memory = tiny(motion_data, **changes, model__remat=True, train__accumulate=2)
+    train.train(less_memory, tmp_path)
     with pytest.raises(ConfigError, match=r"`train.learning_rate` is 0.001, here it is 0.1"):
-        train.train(tiny(motion_data, **INTI, train__learning_rate=0.1), tmp_path)
+        train.train(tiny(motion_data, **changes, train__learning_rate=0.1), tmp_path)
     assert (tmp_path / "metrics.jsonl").read_text() == before
-    assert run.RunRecord.read(tmp_path).config == tiny(
-        motion_data, **INTI, model__remat=True, train__accumulate=2
+    assert run.RunRecord.read(tmp_path).config == less_memory
+
+
+def test_a_finished_run_trains_longer_by_the_schedule_of_the_longer_run(motion_data, tmp_path, caplog):
+    run_dir, killed = tmp_path / "run", tmp_path / "killed"
+    train.train(tiny(motion_data, train__steps=2), run_dir)
+    first = computed(run_dir)
+    longer = tiny(motion_data, train__steps=0, train__epochs=1.2)  # 6 steps
+    with caplog.at_level("INFO"):
+        train.train(longer, run_dir)
+    (said,) = [text for text in caplog.messages if "instead of 2" in text]
+    before, now = (optim.make_schedule(longer.train, steps) for steps in (2, 6))
+    assert f"the learning rate was {before(1):.3g} at step 2, and from step 3 on" in said
+    assert f"of a run of 6 steps: {now(2):.3g} there" in said
+    records = computed(run_dir)
+    assert records[: len(first)] == first
+    rates = {r["step"]: r["learning_rate"] for r in records if r["split"] == "train"}
+    np.testing.assert_allclose(
+        [rates[step] for step in range(1, 7)], [*map(before, (0, 1)), *map(now, range(2, 6))], rtol=1e-5
     )
+    assert [r["step"] for r in records if r["split"] == "val"] == [2, 6]
+    assert run.RunRecord.read(run_dir).config == longer
+
+    # As a kill at step 5 leaves it.
+    shutil.copytree(run_dir, killed)
+    shutil.rmtree(killed / "checkpoints" / "6")
+    lines = (killed / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (killed / "metrics.jsonl").write_text("".join(line for line in lines if json.loads(line)["step"] <= 5))
+    train.train(longer, killed)
+    assert computed(killed) == records
+
+    with pytest.raises(
+        ConfigError, match=r"`train\.steps` asks for 5 steps, and .*run has done 6: give as many"
+    ):
+        train.train(tiny(motion_data, train__steps=5), run_dir)
+    assert computed(run_dir) == records and run.RunRecord.read(run_dir).config == longer
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(motion_data, tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int32, Int64, UInt8
 
 from inti_jax.data import decode, manifest
 from inti_jax.data.builders import frames, registry
@@ -107,6 +107,13 @@ class VideoDataset:
     def ids(self) -> tuple[str, ...]:
         """Every video's id, in dataset order."""
         return tuple(video.id for video in manifest.read(self.directory).splits[self.split].videos)
+
+    @cached_property
+    def classes(self) -> Int32[np.ndarray, " N"]:
+        """Every video's class, an index into `labels`, in dataset order."""
+        index = {label: number for number, label in enumerate(self.labels)}
+        videos = manifest.read(self.directory).splits[self.split].videos
+        return np.array([index[video.label] for video in videos], np.int32)
 
     def short(self, frames: int) -> int:
         """How many videos have fewer than `frames` frames, see `sampling.span`."""

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypedDict
 
 import numpy as np
-from jaxtyping import Bool, Int32, Int64, UInt8
+from jaxtyping import Bool, Int, Int32, Int64, UInt8
 
 from inti_jax import config
-from inti_jax.data import augment, decode, loading, mirror, sampling
+from inti_jax.data import augment, balance, decode, loading, mirror, sampling
 from inti_jax.data.dataset import Example, LabelledSource, Source
 
 log = logging.getLogger("inti_jax")
@@ -53,6 +53,9 @@ class TrainOrder:
     Over all rows of a batch and step by step, each epoch is a permutation of the dataset. A step may
     straddle two epochs, so no video is dropped. With `repeats`, a step's batch is that many times the same
     videos, one time after the other, and repeat counts the times: neighbours are never of one video.
+
+    With `balanced`, its epochs take the place of permutations; a video that comes again in an epoch has other
+    repeats than before.
     """
 
     def __init__(
@@ -64,10 +67,13 @@ class TrainOrder:
         num_steps: int,
         repeats: int = 1,
         rows: Sequence[int] | None = None,
+        balanced: balance.Balanced | None = None,
     ):
         """`rows` of each batch are this host's, by default all."""
         self._size = size
         self._seed = seed
+        self._repeats = repeats
+        self._balanced = balanced
         self._videos = global_batch // repeats
         self._num_steps = num_steps
         self.rows = range(global_batch) if rows is None else rows
@@ -79,7 +85,10 @@ class TrainOrder:
         step, place = divmod(k, len(self.rows))
         repeat, video = divmod(self.rows[place], self._videos)
         epoch, place = divmod(step * self._videos + video, self._size)
-        return epoch, int(_permutation(self._size, self._seed, epoch)[place]), repeat
+        if self._balanced is None:
+            return epoch, int(_permutation(self._size, self._seed, epoch)[place]), repeat
+        videos = self._balanced.epoch(epoch)
+        return epoch, int(videos.video[place]), int(videos.again[place]) * self._repeats + repeat
 
 
 class EvalOrder:
@@ -143,9 +152,11 @@ def train_batches(
     global_batch: int,
     num_steps: int,
     rows: Sequence[int] | None = None,
+    classes: Int[np.ndarray, " N"] | None = None,
 ) -> TrainBatches:
     """Training batches of one host, of steps 0 to `num_steps` - 1: `rows` of each, by default all.
 
+    With `classes`, the class of each video, all come equally often, see `balance.Balanced`.
     Raises UserError if `cfg.flip` is set and the labels cannot be mirrored.
     """
     order = TrainOrder(
@@ -155,6 +166,7 @@ def train_batches(
         num_steps=num_steps,
         repeats=cfg.repeats,
         rows=rows,
+        balanced=None if classes is None else balance.Balanced(classes, seed),
     )
     mirrored = mirror.mirrored_labels(dataset.labels) if cfg.flip else ()
     load = functools.partial(_load_train, dataset, cfg, seed, mirrored)

@@ -1,0 +1,75 @@
+"""Class-balanced sampling: epochs in which every class comes equally often, and how often each comes."""
+
+import functools
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int, Int32
+
+from inti_jax import config
+from inti_jax.data import mirror
+
+# Draws of a class that are shuffled with one generator: else a class of one video would take one for each.
+_BLOCK = 256
+
+
+class Epoch(NamedTuple):
+    """The videos of an epoch in order, and of each how often it was drawn in this epoch before."""
+
+    video: Int32[np.ndarray, " N"]
+    again: Int32[np.ndarray, " N"]
+
+
+class Balanced:
+    """Epochs of N draws from N videos, in which the classes come equally often, to within one.
+
+    A class's videos come in turn, in an order that is new in each turn, and go on in the next epoch where
+    they stopped in this one. Over several epochs, too, the classes' draws differ by one at most. An epoch is
+    a function of the seed and its number. Classes without videos have no part.
+    """
+
+    def __init__(self, classes: Int[np.ndarray, " N"], seed: int):
+        self._classes, self._seed = classes, seed
+        self._members = [np.flatnonzero(classes == k) for k in np.unique(classes)]
+        self.epoch = functools.lru_cache(maxsize=2)(self._epoch)
+
+    def __reduce__(self) -> Any:
+        return Balanced, (self._classes, self._seed)
+
+    def _epoch(self, number: int) -> Epoch:
+        drawn = [self._drawn(place, members, number) for place, members in enumerate(self._members)]
+        order = np.random.default_rng((self._seed, number)).permutation(len(self._classes))
+        return Epoch(*(np.concatenate(part).astype(np.int32)[order] for part in zip(*drawn, strict=True)))
+
+    def _drawn(self, place: int, members: np.ndarray, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Give the draws of the class at `place` in `epoch`, as the fields of an Epoch."""
+        draws = np.arange(self._before(place, epoch), self._before(place, epoch + 1))
+        count = len(members)
+        turns = max(_BLOCK // count, 1)
+        blocks, within = np.divmod(draws, turns * count)
+        slot = np.empty_like(draws)
+        for block in np.unique(blocks):
+            entropy = np.random.SeedSequence((self._seed, place, int(block)), spawn_key=(1,))
+            order = np.random.default_rng(entropy).permuted(np.tile(np.arange(count), (turns, 1)), axis=1)
+            slot[blocks == block] = order.reshape(-1)[within[blocks == block]]
+        turn = draws // count
+        first = np.full(count, np.iinfo(np.int64).max)
+        np.minimum.at(first, slot, turn)
+        return members[slot], turn - first[slot]
+
+    def _before(self, place: int, epoch: int) -> int:
+        """Count the draws of a class before `epoch`: the remainders go to one class after the other."""
+        each, left = divmod(len(self._classes), len(self._members))
+        return epoch * each + (epoch * left - place + len(self._members) - 1) // len(self._members)
+
+
+def expected_counts(
+    classes: Int[np.ndarray, " N"], labels: tuple[str, ...], cfg: config.Data
+) -> Float[np.ndarray, " K"]:
+    """Count the clips of an epoch by the label they are trained on, of K labels; the mean, with `flip`."""
+    counts = np.bincount(classes, minlength=len(labels)).astype(np.float64)
+    if cfg.balance:
+        counts = np.where(counts > 0, len(classes) / np.count_nonzero(counts), 0.0)
+    if cfg.flip:  # half of the clips have the label of the mirror image
+        counts = (counts + counts[list(mirror.mirrored_labels(labels))]) / 2
+    return counts
