@@ -148,7 +148,7 @@ def collect(out: Path) -> list[Cell]:
 
     A run counts by its own evaluation of its last step, see `evaluations.Setting.of_run`.
     """
-    from inti_jax import evaluations, report, state
+    from inti_jax import evaluations, freezing, report, state
     from inti_jax.run import RunRecord, config_path
     from inti_jax.writers import read_metrics
 
@@ -174,8 +174,7 @@ def collect(out: Path) -> list[Cell]:
             if record is not None:
                 model = state.abstract_model(record)
                 shapes = state.parameter_shapes(model)
-                adaptation = record.config.model.adaptation
-                trained = sum(s.size for path, s in shapes.items() if state.trains(adaptation, path))
+                trained = sum(shapes[path].size for path in freezing.trained(record.config.model, shapes))
                 gmacs = model.macs(record.config.data.num_frames, folded=True) / 1e9
                 cells.append(Cell(method, compression, gmacs, trained, dict(sorted(top1.items()))))
     if len(kinds) > 1:

@@ -6,6 +6,7 @@ parameter, and the input of a frozen matrix is not kept for its gradient), on `m
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,7 +15,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.extend import core
 
-from inti_jax import state
+from inti_jax import freezing, state
+from inti_jax.config import Model
 from inti_jax.models.video import BlockCost, VideoModel, compress
 
 
@@ -37,20 +39,22 @@ class _Part:
     kind: Any  # parts with the same kind and data keep the same
 
 
-def saved(model: VideoModel, adaptation: str, frames: int) -> Saved:
+def saved(model: VideoModel, settings: Model, frames: int) -> Saved:
     """What a training step keeps of one view of `frames` frames; `model` may be abstract.
 
     That is what JAX's backward pass refers to, each array once, without what is made of parameters alone. XLA
     needs room to work in besides, and is free to keep more or to compute more again.
     """
     graphdef, params = nnx.graphdef(model), state.parameter_shapes(model)
-    trained = {path for path in params if state.trains(adaptation, path)}
+    trained = freezing.trained(settings, params)
     found: list[int] = []
     known: dict[Any, int] = {}
     reached = False  # whether anything before the part trains, so that the gradient has to go on to it
     for part in _parts(model, frames):
         own = {path for path in trained if path.startswith(part.parameters)}
-        alike = (part.kind, str(part.data), reached)
+        # The same parameters of another block: all numbers are those of blocks and of compressors.
+        names = tuple(sorted(re.sub(r"\.\d+\.", ".", path) for path in own))
+        alike = (part.kind, str(part.data), reached, names)
         if alike not in known:
             known[alike] = _kept(graphdef, part, params, own, reached) if own or reached else 0
         found.append(known[alike])

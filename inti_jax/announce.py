@@ -4,8 +4,10 @@ import logging
 import math
 
 import jax
+import numpy as np
+from jaxtyping import Float
 
-from inti_jax import optim
+from inti_jax import freezing, optim
 from inti_jax.config import Config
 from inti_jax.data import sampling
 from inti_jax.data.dataset import VideoDataset
@@ -27,13 +29,13 @@ def describe(
     trainable, frozen = (
         sum(math.prod(leaf.shape) for leaf in part.values()) for part in (target.trainable, target.frozen)
     )
-    compression = config.model.compression
+    compression, changed = config.model.compression, freezing.summary(config.model)
     frames = config.data.num_frames
     log.info(
         "%s, %s, compression %s after %s: %.2f M parameters train, %.2f M do not; %.3f GMACs per view of "
         "%d frames",
         config.model.backbone,
-        config.model.adaptation,
+        config.model.adaptation + (f" ({changed})" if changed else ""),
         compression.kind,
         compression.after or "no block",
         trainable / 1e6,
@@ -53,6 +55,21 @@ def describe(
         "device" if mesh.size == 1 else "devices",
         dict(mesh.shape),
     )
+
+
+def imbalance(config: Config, dataset: VideoDataset, weights: Float[np.ndarray, " K"] | None) -> None:
+    """Say what is done about classes of different sizes, if anything is; `weights` are those in the loss."""
+    if config.data.balance:
+        present = len(np.unique(dataset.classes))
+        log.info(
+            "classes come equally often: %.1f times each of %d in an epoch", len(dataset) / present, present
+        )
+    if weights is not None:
+        low, high = int(weights.argmin()), int(weights.argmax())
+        log.info(
+            "class weights in the loss: from %.3g (%s) to %.3g (%s)",
+            *(weights[low], dataset.labels[low], weights[high], dataset.labels[high]),
+        )
 
 
 def going_on(earlier: Config, config: Config, *, start: int, before: int, steps: int, random: bool) -> None:

@@ -137,8 +137,15 @@ class Model:
     # A file that `convert RUN --to trained` wrote, of this very model on these weights and labels: what
     # trains starts from there.
     start_from: str = ""
-    # What trains (see state.py), and what it adds to the blocks (see models/adaptation.py).
+    # What trains (see freezing.py), and what it adds to the blocks (see models/adaptation.py).
     adaptation: Literal["full", "linear", "aim", "st_adapter", "zero_i2v", "lora"] = "full"
+    # What does not train besides, by glob patterns of the paths of parameters or modules: `tower.blocks.0`,
+    # `tower.blocks.[0-5]`, `tower.*.bias`. Each has to name some that would, and only what is pretrained.
+    freeze: tuple[str, ...] = ()
+    # With `full`: the first blocks that do not train, and the embeddings below them.
+    freeze_blocks: NonNegative = 0
+    # With the other methods: the last blocks of the tower that train as well, and the LayerNorm behind them.
+    unfreeze_last: NonNegative = 0
     aim: Aim = Aim()
     st_adapter: StAdapter = StAdapter()
     zero_i2v: ZeroI2V = ZeroI2V()

@@ -15,6 +15,7 @@ def problems(settings: config.Config) -> Iterator[str]:
     yield from _weights(settings.model)
     yield from _compression(settings.model, settings.data.num_frames)
     yield from _adaptation(settings.model, settings.data.num_frames)
+    yield from _freezing(settings.model)
     yield from _data(settings)
     yield from _training(settings.train)
     yield from _mesh(settings)
@@ -104,6 +105,29 @@ def _adaptation(model: config.Model, frames: int) -> Iterator[str]:
         yield (
             f'`model.drop_path` is {model.drop_path} and `model.adaptation` is "{model.adaptation}": '
             'it should be 0, since only "full" and "aim" train branches that can be dropped'
+        )
+
+
+def _freezing(model: config.Model) -> Iterator[str]:
+    layers = BACKBONES[model.backbone].layers
+    for key, blocks in (("freeze_blocks", model.freeze_blocks), ("unfreeze_last", model.unfreeze_last)):
+        if blocks > layers:
+            yield f"`model.{key}` is {blocks}: it should be at most {layers}, the depth of {model.backbone}"
+    if model.freeze_blocks and model.adaptation != "full":
+        yield (
+            f'`model.freeze_blocks` is {model.freeze_blocks} and `model.adaptation` is "{model.adaptation}", '
+            'which trains no block: it goes with "full"; `model.unfreeze_last` trains the last ones'
+        )
+    if model.unfreeze_last and model.adaptation == "full":
+        yield (
+            f'`model.unfreeze_last` is {model.unfreeze_last} and `model.adaptation` is "full", which trains '
+            f"all: set `model.freeze_blocks` to {max(layers - model.unfreeze_last, 0)}"
+        )
+    if model.pretrained == "random" and (model.freeze or model.freeze_blocks):
+        key = "freeze" if model.freeze else "freeze_blocks"
+        yield (
+            f'`model.{key}` is {getattr(model, key)} and `model.pretrained` is "random": '
+            "what does not train needs converted weights"
         )
 
 

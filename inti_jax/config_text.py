@@ -13,7 +13,8 @@ def read(text: str, kind: Any) -> Any:
     """Read a value of the type `kind`, a type or an annotation, from `text`.
 
     A string is the text itself, or a quoted one; a boolean is true, false, 1 or 0 in any case; all else is a
-    Python literal. Text that is no such value is given as a literal or as it is, for the caller to refuse.
+    Python literal. For a tuple, `a,b` are names, and one value is a tuple of one. Text that is no such value
+    is given as a literal or as it is, for the caller to refuse.
     """
     possible = kinds(kind)
     if bool in possible and text.lower() in _BOOLEANS:
@@ -21,9 +22,12 @@ def read(text: str, kind: Any) -> Any:
     try:
         literal = ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return text
-    # 2024, None and (1) are good names, too.
-    return text if str in possible and type(literal) not in possible else literal
+        return tuple(text.split(",")) if possible == {tuple} else text
+    if tuple in possible and isinstance(literal, list):
+        return tuple(literal)
+    if str in possible and type(literal) not in possible:
+        return text  # 2024, None and (1) are good names, too
+    return (literal,) if possible == {tuple} and not isinstance(literal, tuple) else literal
 
 
 def items(text: str) -> list[str]:

@@ -68,7 +68,10 @@ def initial_state(
         loaded |= _trained(record, target.trainable)
     random = {path: shape for path, shape in shapes.items() if path not in loaded}
     if stuck := [path for path in random if path in target.frozen]:
-        raise UserError(f"{record.config.model.pretrained} does not fill {stuck[0]}, which does not train")
+        raise UserError(
+            f"{record.config.model.pretrained} does not fill {stuck[0]}, which does not train"
+            + (", by `model.freeze`: what is new has to" if record.config.model.freeze else "")
+        )
 
     def create() -> Params:
         rngs = make_rngs(record.config.train.seed)
@@ -109,7 +112,13 @@ def _trained(record: RunRecord, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> P
     theirs = trained_file.read_record(path)
     trained_file.check_fits(path, theirs, record)
     leaves = trained_file.leaves(path, theirs)
-    params = {name: loading.place(leaves[name], shape, shape.sharding) for name, shape in shapes.items()}
+    # A file that this run writes in its turn would lack them.
+    if frozen := sorted(leaves.keys() - shapes):
+        raise ConfigError(
+            f"config: `model.start_from` is {path}, which trained {frozen[0]} as well: here that does not "
+            "train; set `model.freeze`, `model.freeze_blocks` and `model.unfreeze_last` so that it does"
+        )
+    params = {name: loading.place(read, shapes[name], shapes[name].sharding) for name, read in leaves.items()}
     log.info("%s: what trains starts from there", path)
     return params
 

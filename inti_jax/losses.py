@@ -42,6 +42,6 @@ def class_weights(
     total = (weights * counts).sum()
     if total <= 0:
         raise ConfigError(
-            f"config: `train.class_weights` is {chosen}: it should be above 0 for a class with training videos"
+            f"config: `train.class_weights` is {chosen}: it is 0 for all classes with training videos"
         )
     return (weights * counts.sum() / total).astype(np.float32)

@@ -37,7 +37,7 @@ class Speed:
 
     def __init__(self, config: Config, model: VideoModel, mesh: jax.sharding.Mesh):
         self._videos = config.train.global_batch
-        macs = utilization.training_macs(model, config.model.adaptation, config.data.num_frames)
+        macs = utilization.training_macs(model, config.model, config.data.num_frames)
         self._flops = 2 * macs * self._videos
         self._peak = utilization.peak_flops(mesh.devices.flatten().tolist())
 

@@ -57,6 +57,7 @@ class Plan:
 
     backbone: str
     adaptation: str
+    freezing: str  # what of it trains otherwise, in words, or ""
     temporal: str
     compression: str
     after: tuple[int, ...]
@@ -164,7 +165,7 @@ def make_plan(
     `classes` counts where the dataset is not prepared. Raises UsageError where their number is not known.
     """
     # Imported late: --help and a mistake in the config should not wait for JAX.
-    from inti_jax import activations, state
+    from inti_jax import activations, freezing, state
     from inti_jax.models.video import UNCOMPRESSED
 
     count = _classes(settings.data, classes)
@@ -177,9 +178,9 @@ def make_plan(
     def parameters(*prefixes: str) -> int:
         return sum(size for path, size in sizes.items() if path.startswith(prefixes))
 
-    trainable = sum(size for path, size in sizes.items() if state.trains(method, path))
+    trainable = sum(sizes[path] for path in freezing.trained(settings.model, sizes))
     inference, training = (model.block_costs(frames, folded=folded) for folded in (True, False))
-    saved = activations.saved(model, method, frames)
+    saved = activations.saved(model, settings.model, frames)
     blocks = []
     for cost, as_trained, kept in zip(inference, training, saved.blocks, strict=True):
         added = parameters(f"adapters.{cost.index - 1}.")
@@ -202,6 +203,7 @@ def make_plan(
     plan = Plan(
         backbone=settings.model.backbone,
         adaptation=method,
+        freezing=freezing.summary(settings.model),
         temporal=settings.model.temporal,
         compression=compression.kind,
         after=compression.after,
@@ -333,7 +335,8 @@ def _render(plan: Plan) -> str:
             mib=plan.activation_mib,
         )
     )
-    method = plan.adaptation + ("" if plan.temporal == "none" else f" with temporal {plan.temporal}")
+    method = plan.adaptation + (f" ({plan.freezing})" if plan.freezing else "")
+    method += "" if plan.temporal == "none" else f" with temporal {plan.temporal}"
     lines = [
         f"{plan.backbone}, {method}, compression {plan.compression}: {plan.frames} frames of "
         f"{plan.resolution} x {plan.resolution}, {plan.classes} classes",

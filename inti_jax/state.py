@@ -5,8 +5,6 @@ rules for sharding, weight decay and freezing are regular expressions on one str
 """
 
 import dataclasses
-import re
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx, traverse_util
 
-from inti_jax import sharding
+from inti_jax import freezing, sharding
 from inti_jax.models.rngs import make_rngs
 from inti_jax.models.video import VideoModel
 from inti_jax.run import RunRecord
@@ -34,27 +32,6 @@ class TrainState:
     trainable: dict[str, Any]
     frozen: dict[str, Any]
     opt_state: optax.OptState
-
-
-# Which parameters train, for each `model.adaptation`. The first match counts; each parameter has to match.
-Rules = Sequence[tuple[str, bool]]
-_FROZEN_TOWER: Rules = ((r"tower\..*", False), (r"(adapters|temporal|compressors|head)\..*", True))
-_TRAINS: dict[str, Rules] = {
-    "full": ((r".*", True),),
-    "linear": _FROZEN_TOWER,
-    "aim": ((r"tower\.ln_post\..*", True), *_FROZEN_TOWER),
-    "st_adapter": _FROZEN_TOWER,
-    "zero_i2v": ((r"tower\.ln_post\..*", True), *_FROZEN_TOWER),
-    "lora": _FROZEN_TOWER,
-}
-
-
-def trains(adaptation: str, path: str) -> bool:
-    """Whether the parameter at `path` trains. Raises ValueError where no rule covers it."""
-    matches = [value for rule, value in _TRAINS[adaptation] if re.fullmatch(rule, path)]
-    if not matches:
-        raise ValueError(f"no rule says whether {path} trains under {adaptation}")
-    return matches[0]
 
 
 def build_model(record: RunRecord, rngs: nnx.Rngs, *, folded: bool = False) -> VideoModel:
@@ -97,8 +74,9 @@ def abstract_state(
     """The shapes of a run's state, and where on `mesh` each part lives."""
     shapes = parameter_shapes(abstract_model(record))
     shardings = sharding.parameter_shardings(shapes, mesh)
-    adaptation, frozen_dtype = record.config.model.adaptation, record.config.model.frozen_dtype
-    trainable = {path: shape for path, shape in shapes.items() if trains(adaptation, path)}
+    trained = freezing.trained(record.config.model, shapes)
+    frozen_dtype = record.config.model.frozen_dtype
+    trainable = {path: shape for path, shape in shapes.items() if path in trained}
     frozen = {
         path: jax.ShapeDtypeStruct(shape.shape, jnp.dtype(frozen_dtype), sharding=shardings[path])
         for path, shape in shapes.items()

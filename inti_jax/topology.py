@@ -253,7 +253,7 @@ def _remedies(record: "RunRecord", mesh: "jax.sharding.Mesh", shapes: Any, hbm: 
 
     config = record.config
     model = state.abstract_model(record)
-    saved = activations.saved(model, config.model.adaptation, config.data.num_frames)
+    saved = activations.saved(model, config.model, config.data.num_frames)
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     views = config.train.global_batch // config.train.accumulate // shards
     kept = views * (saved.embedding + sum(saved.blocks) + saved.head) / mesh.shape["tensor"]

@@ -215,6 +215,7 @@ def _train(config: Config, workdir: Path, preemption: Preemption, profile: profi
     transform, schedule = optim.make_optimizer(config.train, steps)
     target = state.abstract_state(record, transform, mesh)
     announce.describe(config, model, target, dataset, mesh, steps)
+    announce.imbalance(config, dataset, weights)
     announce.warn(config, dataset, validation)
 
     with contextlib.ExitStack() as stack:

@@ -1,9 +1,12 @@
 """How much of what the devices can do a run does: model FLOP utilisation (MFU, arXiv:2204.02311)."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from inti_jax import state
+from inti_jax import freezing, state
 from inti_jax.chips import Device, chip_of
+from inti_jax.config import Model
 from inti_jax.models.adaptation import PLACES, BlockAdapters
 from inti_jax.models.video import VideoModel
 from inti_jax.models.vit import Block
@@ -17,14 +20,15 @@ def peak_flops(devices: Sequence[Device]) -> float | None:
     return None if None in chips else sum(chip.flops for chip in chips if chip is not None)
 
 
-def training_macs(model: VideoModel, adaptation: str, frames: int) -> int:
+def training_macs(model: VideoModel, settings: Model, frames: int) -> int:
     """Multiply-accumulates of one view of `frames` frames in training: forward and backward pass.
 
-    Of the backward pass that which `adaptation` needs: a matrix product costs once more for the gradient of
+    Of the backward pass that which `settings` need: a matrix product costs once more for the gradient of
     its input, if anything before it trains, and once more for that of its matrix, if that trains. What is
     computed again to save memory does not count. `model` may be abstract.
     """
-    trained = [path for path in state.parameter_shapes(model) if state.trains(adaptation, path)]
+    shapes = state.parameter_shapes(model)
+    trained = freezing.trained(settings, shapes)
 
     def trains(*prefixes: str) -> bool:
         return any(path.startswith(prefixes) for path in trained)
@@ -38,11 +42,13 @@ def training_macs(model: VideoModel, adaptation: str, frames: int) -> int:
             block, cost.tokens, cost.frames, merging=model.schedule.merging.get(cost.index, 0), folded=False
         )
         total += cost.frames * sum(macs)
-        tower_trains = trains(f"tower.blocks.{cost.index - 1}.")
+        prefix = f"tower.blocks.{cost.index - 1}."
+        tower_trains = trains(prefix)
         if reached or tower_trains or trains(f"adapters.{cost.index - 1}."):
             # ToMe's choice has no gradient; of a product of activations, both sides have one.
-            backward = macs.matrices * (1 + tower_trains) + 2 * macs.products + 2 * macs.additions
-            if not reached:
+            share = _share_of_matrices(shapes, trained, prefix)
+            backward = round(macs.matrices * (1 + share)) + 2 * macs.products + 2 * macs.additions
+            if not reached and not tower_trains:  # else its first LayerNorm trains, before all of them
                 backward -= _below_the_first(block, adapters, cost.tokens)
             total += cost.frames * backward
             reached = True
@@ -51,7 +57,17 @@ def training_macs(model: VideoModel, adaptation: str, frames: int) -> int:
             compressor_trains = trains(f"compressors.{number}.")
             total += compressor.macs(cost.frames) * (1 + reached + compressor_trains)
             reached = reached or compressor_trains
-    return total + model.head.macs() * (2 + reached)
+    return total + model.head.macs() * (1 + trains("head.") + reached)
+
+
+def _share_of_matrices(shapes: Mapping[str, Any], trained: frozenset[str], prefix: str) -> float:
+    """Compute which part of the block's matrices trains, by their sizes."""
+    sizes = {
+        path: math.prod(shape.shape)
+        for path, shape in shapes.items()
+        if path.startswith(prefix) and path.endswith(".kernel")
+    }
+    return sum(size for path, size in sizes.items() if path in trained) / sum(sizes.values())
 
 
 def _below_the_first(block: Block, adapters: BlockAdapters, tokens: int) -> int:

@@ -92,6 +92,14 @@ def test_every_field_survives_json():
             {"model__adaptation": "lora", "model__pretrained": "f", "model__drop_path": 0.1},
             'only "full" and "aim" train branches',
         ),
+        ({"model__pretrained": "f", "model__freeze_blocks": 5}, "it should be at most 4, the depth of tiny"),
+        ({"model__freeze_blocks": 2}, "what does not train needs converted weights"),
+        ({"model__freeze": ("tower.blocks.0",)}, "what does not train needs converted weights"),
+        ({"model__pretrained": "f", "model__unfreeze_last": 1}, "trains all: set `model.freeze_blocks` to 3"),
+        (
+            {"model__pretrained": "f", "model__adaptation": "lora", "model__freeze_blocks": 1},
+            "`model.unfreeze_last` trains the last ones",
+        ),
         ({"mesh__data": -1, "mesh__fsdp": -1}, "at most one is -1"),
         ({"mesh__tensor": 3}, "it should divide the 4 heads"),
         (
@@ -151,6 +159,8 @@ def test_arguments_of_config_files_are_typed_and_checked():
         ("1e-3", 0.5, 1e-3),
         ("(5,8)", (3,), (5, 8)),
         ("((-1,1),(1,1))", (), ((-1, 1), (1, 1))),
+        ("[5,8]", (3,), (5, 8)),
+        ("5", (3,), (5,)),
         ("3", None, 3),
     ],
 )
@@ -161,7 +171,7 @@ def test_an_argument_has_the_type_of_its_default(text, default, value):
 
 
 @pytest.mark.parametrize(
-    ("text", "default"), [("maybe", True), ("2", True), ("1.5", 1), ("True", 1), ("5", ())]
+    ("text", "default"), [("maybe", True), ("2", True), ("1.5", 1), ("True", 1), ("", 1)]
 )
 def test_an_argument_of_another_type_is_refused(text, default):
     with pytest.raises(ConfigError, match=f"'{text}' is not of type {type(default).__name__}"):
@@ -178,6 +188,11 @@ def test_an_argument_of_another_type_is_refused(text, default):
         ("data.flip=False", False),
         ("model.compression.r=(1,2,3,4)", (1, 2, 3, 4)),
         ("model.compression.r=3", 3),
+        ("model.compression.after=3", (3,)),
+        ("model.compression.after=1,3", (1, 3)),
+        ("model.compression.scales=point,local", ("point", "local")),
+        ("train.class_weights=[1,2.5]", (1, 2.5)),
+        ("train.class_weights=inverse", "inverse"),
         ("train.learning_rate=1", 1),
         ("model.head.templates=('a {}',)", ("a {}",)),
     ],

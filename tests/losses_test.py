@@ -29,7 +29,7 @@ def test_given_weights_keep_their_ratios_and_the_losses_scale():
     ("weights", "message"),
     [
         ((1.0, 2.0), r"has 2 weights, and the dataset 4 classes: give one for each"),
-        ((0.0, 0.0, 1.0, 0.0), r"it should be above 0 for a class with training videos"),
+        ((0.0, 0.0, 1.0, 0.0), r"it is 0 for all classes with training videos"),
     ],
 )
 def test_weights_that_do_not_suit_the_dataset_are_refused(weights, message):

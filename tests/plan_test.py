@@ -13,8 +13,8 @@ import pytest
 from flax import nnx
 from jax.extend import core
 
-from inti_jax import activations, plan, state
-from inti_jax.config import ConfigError
+from inti_jax import activations, freezing, plan, state
+from inti_jax.config import ConfigError, Model
 from inti_jax.data.manifest import Manifest
 from inti_jax.errors import UsageError
 from inti_jax.models import backbone
@@ -176,7 +176,7 @@ def test_what_folds_costs_nothing_at_inference(method, shallow):
 
 def kept(method, kind="none", frames=2, **changes):
     config = settings(method, kind, frames=frames, name="tiny", **changes)
-    return activations.saved(model_of(config), method, frames)
+    return activations.saved(model_of(config), config.model, frames)
 
 
 def test_nothing_is_kept_below_the_first_trained_parameter():
@@ -202,7 +202,9 @@ def test_less_is_kept_where_less_trains_or_in_bfloat16():
 def gradient(model, method, frames, transform):
     """`transform` of the loss as a function of what trains, and all it takes as shapes."""
     graphdef, params = nnx.graphdef(model), state.parameter_shapes(model)
-    trained = {path: shape for path, shape in params.items() if state.trains(method, path)}
+    trained = {
+        path: shape for path, shape in params.items() if freezing.trains(Model(adaptation=method), path)
+    }
     frozen = {path: shape for path, shape in params.items() if path not in trained}
     side = model.size.resolution
     video = jax.ShapeDtypeStruct((1, frames, side, side, 3), jnp.uint8)
@@ -225,7 +227,7 @@ def test_the_parts_keep_what_the_whole_model_keeps(method, remat):
     function, arguments = gradient(model, method, 8, lambda f, x: jax.tree.leaves(jax.vjp(f, x)[1]))
     jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
     kept = {var for var in jaxpr.outvars if isinstance(var, core.Var)} - set(jaxpr.invars[:-1])
-    saved = activations.saved(model, method, 8)
+    saved = activations.saved(model, Model(adaptation=method), 8)
     found = saved.embedding + sum(saved.blocks) + saved.head
     assert found == pytest.approx(sum(var.aval.size * var.aval.dtype.itemsize for var in kept), rel=0.03)
 
@@ -242,7 +244,9 @@ def test_activations_are_of_the_magnitude_that_xla_plans(method, shallow):
         model = model_of(settings(method, frames=2))
         function, arguments = gradient(model, method, 2, lambda f, x: jax.grad(f)(x))
         plan = jax.jit(function).lower(*arguments).compile().memory_analysis()
-        return np.array([plan.temp_size_in_bytes, sum(activations.saved(model, method, 2).blocks)])
+        return np.array(
+            [plan.temp_size_in_bytes, sum(activations.saved(model, Model(adaptation=method), 2).blocks)]
+        )
 
     theirs, ours = planned(4) - planned(2)
     assert 0.8 * ours < theirs < 4 * ours

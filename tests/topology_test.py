@@ -10,8 +10,8 @@ import sys
 import jax
 import pytest
 
-from inti_jax import activations, chips, optim, sharding, state, topology
-from inti_jax.config import ConfigError, Mesh
+from inti_jax import activations, chips, freezing, optim, sharding, state, topology
+from inti_jax.config import ConfigError, Mesh, Model
 from inti_jax.errors import UsageError
 from tests.configs import record, tiny
 from tests.main_test import CONFIG, call
@@ -90,7 +90,9 @@ def test_gradients_of_what_trains_alone_are_exchanged(compiled, monkeypatch):
     monkeypatch.setitem(BACKBONES, "tiny", dataclasses.replace(BACKBONES["tiny"], layers=2))
     for name, method in (("none", "full"), ("lora", "lora")):
         trained = sum(
-            shape.size * 4 for path, shape in parameters(method).items() if state.trains(method, path)
+            shape.size * 4
+            for path, shape in parameters(method).items()
+            if freezing.trains(Model(adaptation=method), path)
         )
         # Besides gradients, a few numbers such as the loss.
         assert moved(compiled[name], "all-reduce", "reduce-scatter") == pytest.approx(trained, rel=0.01)
@@ -175,7 +177,7 @@ def test_remedies_are_those_that_apply_and_the_cheapest_comes_first():
     ]
     assert found[-1].startswith("a smaller train.global_batch")
     # As many parts as leave room, and no more; where there is none, as many as there are.
-    saved = activations.saved(state.abstract_model(run), "lora", 16)
+    saved = activations.saved(state.abstract_model(run), run.config.model, 16)
     kept = 16 * (saved.embedding + sum(saved.blocks) + saved.head) / 2**30
     held = topology._bytes_of(shapes) / 2**30
     assert "accumulate=4 " in topology._remedies(run, mesh, shapes, (held + kept / 3) / 0.8)[3]

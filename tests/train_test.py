@@ -140,9 +140,9 @@ def test_class_weights_are_factors_on_each_videos_loss():
     train_state = initial.initial_state(run_record, transform, target)
     params = {**train_state.trainable, **train_state.frozen}
     logits = jax.jit(lambda: state.merge(graphdef, params)(batch["video"]))()
-    each = -jax.nn.log_softmax(logits)[np.arange(BATCH), batch["label"]]
-    kept = np.asarray(batch["mask"])
-    expected = (weights[batch["label"]] * each)[kept].sum() / kept.sum()
+    labels, kept = np.asarray(batch["label"]), np.asarray(batch["mask"])
+    each = -np.asarray(jax.nn.log_softmax(logits))[np.arange(BATCH), labels]
+    expected = (weights[labels] * each)[kept].sum() / kept.sum()
     norms = []
     for accumulate in (1, 2):
         step = train.compile_step(

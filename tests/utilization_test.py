@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from inti_jax import memory, state, utilization
+from inti_jax import freezing, memory, state, utilization
 from inti_jax.models.backbone import BACKBONES
 from tests.configs import record, tiny
 
@@ -21,10 +21,10 @@ def nothing_twice(monkeypatch):
     monkeypatch.setattr(jax, "checkpoint", lambda function, **_: function)
 
 
-def model_of(method, kind):
-    """B/16 with three blocks."""
+def settings_of(method, kind, changes):
+    """B/16, of which three blocks are left in these tests."""
     after = () if kind in ("none", "tome") else (2,)
-    settings = tiny(
+    return tiny(
         model__backbone="clip_vit_b16",
         model__adaptation=method,
         model__pretrained="elsewhere.safetensors",
@@ -32,14 +32,15 @@ def model_of(method, kind):
         model__compression__after=after,
         data__resolution=224,
         data__num_frames=FRAMES,
+        **changes,
     )
-    return state.abstract_model(record(settings))
 
 
-def counted(model, method):
+def counted(model, settings):
     """XLA's count for the loss and its gradient, of the module before compilation."""
     graphdef, params = nnx.graphdef(model), state.parameter_shapes(model)
-    trained = {path: shape for path, shape in params.items() if state.trains(method, path)}
+    names = freezing.trained(settings, params)
+    trained = {path: shape for path, shape in params.items() if path in names}
     frozen = {path: shape for path, shape in params.items() if path not in trained}
     side = model.size.resolution
     video = jax.ShapeDtypeStruct((1, FRAMES, side, side, 3), jnp.uint8)
@@ -52,18 +53,22 @@ def counted(model, method):
 
 
 @pytest.mark.parametrize(
-    ("method", "kind"),
+    ("method", "kind", "changes"),
     [
-        ("full", "none"), ("full", "inti"), ("linear", "inti"), ("linear", "none"), ("aim", "mean"),
-        ("st_adapter", "inti"), ("zero_i2v", "tome"), ("lora", "static"), ("lora", "none"),
+        ("full", "none", {}), ("full", "inti", {}), ("linear", "inti", {}), ("linear", "none", {}),
+        ("aim", "mean", {}), ("st_adapter", "inti", {}), ("zero_i2v", "tome", {}), ("lora", "static", {}),
+        ("lora", "none", {}), ("full", "none", {"model__freeze_blocks": 2}),
+        ("linear", "inti", {"model__unfreeze_last": 1}), ("lora", "none", {"model__unfreeze_last": 2}),
+        ("full", "none", {"model__freeze": ("tower.blocks.*.mlp", "tower.patch_embed")}),
     ],
 )  # fmt: skip
-def test_a_step_costs_what_xla_counts(method, kind, monkeypatch, nothing_twice):
+def test_a_step_costs_what_xla_counts(method, kind, changes, monkeypatch, nothing_twice):
     shallow = dataclasses.replace(BACKBONES["clip_vit_b16"], layers=3)
     monkeypatch.setitem(BACKBONES, "clip_vit_b16", shallow)
-    model = model_of(method, kind)
-    ours = utilization.training_macs(model, method, FRAMES)
-    theirs = counted(model, method)
+    settings = settings_of(method, kind, changes)
+    model = state.abstract_model(record(settings))
+    ours = utilization.training_macs(model, settings.model, FRAMES)
+    theirs = counted(model, settings.model)
     assert ours == pytest.approx(theirs, rel=0.01)
 
 

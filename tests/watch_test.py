@@ -67,7 +67,7 @@ def records(workdir, split):
 
 def test_speed_and_utilisation_follow_from_the_step_time(watched):
     workdir, settings = watched
-    macs = utilization.training_macs(state.abstract_model(record(settings)), "full", 8)
+    macs = utilization.training_macs(state.abstract_model(record(settings)), config.Model(), 8)
     found = records(workdir, "train")
     assert [each["step"] for each in found] == [2, 4]
     for each in found:

@@ -13,6 +13,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 
+from inti_jax import freezing
 from inti_jax.config import Model
 from inti_jax.models import kept, tome
 from inti_jax.models.adaptation import BlockAdapters, has_temporal_embedding
@@ -120,7 +121,12 @@ class VideoModel(nnx.Module):
         self.head_dropout = config.head.dropout
         adapters_dropout = config.zero_i2v.dropout if config.adaptation == "zero_i2v" else 0.0
         self.random = max(config.drop_path, config.head.dropout, adapters_dropout) > 0  # in training
-        self.drop_rates = tuple(config.drop_path * i / max(size.layers - 1, 1) for i in range(size.layers))
+        self.drop_rates = tuple(
+            config.drop_path * i / max(size.layers - 1, 1) if i >= config.freeze_blocks else 0.0
+            for i in range(size.layers)
+        )
+        # Of each block, which of its parameters train; None where the method says the same of all.
+        self.block_trains = tuple(self._trains(config, i) for i in range(size.layers))
         self.kept = kept.NOTHING if config.remat else kept.NAMED  # besides a block's input
         self.scans = config.scan == "on" or (config.scan == "auto" and size.layers >= _DEEP)
         self.dtype = dtype
@@ -194,6 +200,14 @@ class VideoModel(nnx.Module):
 
         return jax.checkpoint(run, policy=self.kept)(x, sizes, key)
 
+    def _trains(self, config: Model, index: int) -> tuple[bool, ...] | None:
+        """Tell which parameters of block `index` train, for blocks in one loop have to agree in that."""
+        if not (config.freeze or config.freeze_blocks or config.unfreeze_last):
+            return None
+        paths = nnx.to_flat_state(nnx.state(self.tower.blocks[index], nnx.Param)).paths
+        names = [".".join(map(str, path)) for path in paths]
+        return tuple(freezing.trains(config, f"tower.blocks.{index}.{name}") for name in names)
+
     def _runs(self, blocks: range) -> Iterator[Sequence[int]]:
         """`blocks` in runs that one loop can go through: of each, all but the parameters are the same."""
         if not self.scans:
@@ -201,7 +215,8 @@ class VideoModel(nnx.Module):
 
         def structure(index: int) -> Any:
             adapters = self.adapters[index]
-            return nnx.graphdef((self.tower.blocks[index], adapters)), adapters.merging and index
+            graphdef = nnx.graphdef((self.tower.blocks[index], adapters))
+            return graphdef, adapters.merging and index, self.block_trains[index]
 
         return (list(alike) for _, alike in itertools.groupby(blocks, structure))
 

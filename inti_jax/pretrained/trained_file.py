@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import safetensors
 
-from inti_jax import state
+from inti_jax import freezing, state
 from inti_jax.config import ConfigError
 from inti_jax.errors import UserError
 from inti_jax.pretrained import kinds
@@ -27,15 +27,17 @@ FORMAT, VERSION = "inti_jax.trained", "1"
 _MAKES = "`python -m inti_jax.convert {} --to trained --out F.safetensors`"
 _MEANT = f"what a run trained is meant, as {_MAKES.format('RUN')} makes a file of it"
 
+# Of the model's settings, those that need not be as in the file.
+_FREE = (
+    *("pretrained", "start_from", "frozen_dtype", "remat", "scan", "drop_path"),
+    *("freeze", "freeze_blocks", "unfreeze_last"),
+)
+
 
 def write(path: Path, record: RunRecord, params: Mapping[str, jax.Array]) -> str:
     """Writes those of `params` that train, and gives their hash. Nothing is at `path` before all is."""
-    adaptation = record.config.model.adaptation
-    arrays = {
-        name: held(np.asarray(value, np.float32))
-        for name, value in params.items()
-        if state.trains(adaptation, name)
-    }
+    trained = freezing.trained(record.config.model, params)
+    arrays = {name: held(np.asarray(params[name], np.float32)) for name in params if name in trained}
     metadata = {
         "format": FORMAT,
         "format_version": VERSION,
@@ -67,8 +69,8 @@ def leaves(path: Path, record: RunRecord) -> dict[str, Callable[[Index], np.ndar
     """
     file = _open(path)
     shapes = state.parameter_shapes(state.abstract_model(record))
-    adaptation = record.config.model.adaptation
-    expected = {name: shape.shape for name, shape in shapes.items() if state.trains(adaptation, name)}
+    trained = freezing.trained(record.config.model, shapes)
+    expected = {name: shapes[name].shape for name in trained}
     found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     if found != expected:
         differs = sorted(name for name in found.keys() | expected if found.get(name) != expected.get(name))
@@ -105,8 +107,8 @@ def check_fits(path: Path, theirs: RunRecord, ours: RunRecord) -> None:
             f"{len(ours.dataset.labels)}"
         )
     for field in dataclasses.fields(ours.config.model):
-        # Where the weights are, and how the computation is laid out, may differ.
-        if field.name in ("pretrained", "start_from", "frozen_dtype", "remat", "scan", "drop_path"):
+        # Where the weights are, how the computation is laid out and what more trains may differ.
+        if field.name in _FREE:
             continue
         there, here = (getattr(record.config.model, field.name) for record in (theirs, ours))
         if there != here:

@@ -12,10 +12,11 @@ import torch
 from flax import nnx
 
 from inti_jax.config import Aim, Compression, Lora, Model, StAdapter, ZeroI2V
+from inti_jax.freezing import trains
 from inti_jax.models import tome
 from inti_jax.models.backbone import BACKBONES, Backbone, BackboneSize
 from inti_jax.models.video import VideoModel
-from inti_jax.state import merge, parameter_shapes, trains
+from inti_jax.state import merge, parameter_shapes
 from tests.models import torch_references as references
 
 BATCH, FRAMES = 2, 4
@@ -152,7 +153,7 @@ def compare(method: Method, blocks: int, monkeypatch: pytest.MonkeyPatch) -> Non
     model = nnx.eval_shape(lambda: VideoModel(settings, 10, num_frames=FRAMES, rngs=nnx.Rngs(0)))
     graphdef = nnx.graphdef(model)
     params = random_parameters({path: leaf.shape for path, leaf in parameter_shapes(model).items()})
-    names = [path for path in params if trains(settings.adaptation, path) and not path.startswith("head.")]
+    names = [path for path in params if trains(settings, path) and not path.startswith("head.")]
     rng = np.random.default_rng(1)
     video = rng.integers(0, 256, (BATCH, FRAMES, 32, 32, 3), np.uint8)
     weights = rng.standard_normal((BATCH, size.width))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from inti_jax import state
+from inti_jax import freezing, state
 from inti_jax.models.backbone import BACKBONES
 from tests.configs import record, tiny
 
@@ -20,7 +20,7 @@ def make(method, kind="none", **changes):
     found = []
     for scan in ("off", "on"):
         settings = tiny(
-            model__pretrained="random" if method == "full" else "absent.safetensors",
+            model__pretrained="absent.safetensors",
             model__adaptation=method,
             model__st_adapter__width=16,
             model__compression__kind=kind,
@@ -38,7 +38,7 @@ def make(method, kind="none", **changes):
         )
         for path, shape in shapes.items()
     }
-    return found, params, {path for path in params if state.trains(method, path)}
+    return found, params, {path for path in params if freezing.trains(settings.model, path)}
 
 
 VIDEO = np.random.default_rng(1).integers(0, 256, (2, 4, 32, 32, 3), np.uint8)
@@ -50,6 +50,8 @@ CASES = [
     {"method": "aim", "model__drop_path": 0.5},
     {"method": "st_adapter"},
     {"method": "zero_i2v", "model__zero_i2v__dropout": 0.5},
+    {"method": "full", "model__freeze_blocks": 1},
+    {"method": "linear", "model__unfreeze_last": 1},
     {"method": "lora", "model__temporal": "conv", "model__lora__targets": ("key", "out", "fc", "proj")},
 ]
 
