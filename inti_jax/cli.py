@@ -22,7 +22,8 @@ def add_config_argument(parser: argparse.ArgumentParser) -> None:
         "--config",
         required=True,
         metavar="FILE[:key=value,...]",
-        help="a file with get_config(), and arguments to it; --config.a.b=value overrides one key",
+        help="a file with get_config(), and arguments to it; --config.a.b=value overrides one key, where a "
+        "value is a number, true or false, a name, or several with commas",
     )
 
 

@@ -32,7 +32,7 @@ def read(text: str, kind: Any) -> Any:
 
 def items(text: str) -> list[str]:
     """Split `key=value,key=value` at the commas before a key: a tuple has commas of its own."""
-    return [item for item in re.split(r",(?=\w+=|$)", text) if item]
+    return [item for item in re.split(r",\s*(?=\w+=|$)", text.strip()) if item]
 
 
 def kinds(annotation: Any) -> set[type]:

@@ -141,6 +141,7 @@ def test_a_key_is_either_a_field_or_refused(key):
 
 def test_arguments_of_config_files_are_typed_and_checked():
     assert config.parse_arg("seed=3,kind=mean", seed=0, kind="inti") == {"seed": 3, "kind": "mean"}
+    assert config.parse_arg("seed=3, kind=a,b,", seed=0, kind="inti") == {"seed": 3, "kind": "a,b"}
     with pytest.raises(ConfigError, match="did you mean `seed`"):
         config.parse_arg("sed=3", seed=0)
     with pytest.raises(ConfigError, match="not of type int"):
