@@ -258,10 +258,12 @@ def test_a_class_without_videos_is_noted(tmp_path, capsys):
     _videos(source, "val/e/5.mp4", "train/f/6.mp4")
     (source / "train" / "a").mkdir()
     (source / "train" / "a" / "x.json").write_text("{}")
+    (source / "train" / "g").mkdir()
+    (source / "val" / "c").mkdir()
     contents = _prepared(source)
-    assert contents.labels == ("a", "b", "c", "d", "e", "f")
+    assert contents.labels == ("a", "b", "c", "d", "e", "f", "g")
     notes = capsys.readouterr().err
-    assert "note: 1 label has no video: `a`" in notes
+    assert "note: 2 labels have no video: `a`, `g`" in notes
     assert "note: 2 labels have videos in `val` and none in `train`: `d`, `e`" in notes
     assert "note: 2 labels have videos in `train` and none in `val`: `c`, `f`" in notes
 

@@ -35,7 +35,7 @@ class Scanned(NamedTuple):
 def scan_directory(source: Path, labels: Sequence[str] | None, rate: Fraction) -> Scanned:
     """Find the videos of each class below `source`, and of each split where its folders are splits.
 
-    Raises UserError where there is no folder of a class, an empty one, or one that is not among `labels`.
+    Raises UserError where there is no folder of a class, or one that is not among `labels`.
     """
     top = read_directory(source)
     scanned = Scanned(set(), [], collections.defaultdict(list), [])
@@ -55,8 +55,6 @@ def scan_directory(source: Path, labels: Sequence[str] | None, rate: Fraction) -
             check_known(label, labels, str(class_folder))
             scanned.labels.add(label)
             found, rejected = _scan_class(class_folder, source, label, split, rate)
-            if not found and not rejected:
-                raise UserError(f"{class_folder} has no files: remove the folder, or put its videos there")
             scanned.found.extend(found)
             scanned.rejected[split or "train"] += rejected
     scanned.notes.extend(_splits_inside(scanned.found))
