@@ -17,7 +17,7 @@ from typing import Any
 import jax
 
 from inti_jax import coordination, liveness, run
-from inti_jax.errors import UserError
+from inti_jax.errors import UserError, naming
 
 # Where a host keeps things and how it loads may differ from host to host.
 _OWN = ("config.model.pretrained", "config.data.data_dir", "config.data.workers", "config.data.threads")
@@ -41,7 +41,8 @@ def check_workdir(workdir: Path) -> None:
     key, probe = f"inti_jax/probe/{next(_rounds)}", workdir / "seen-by-all"
     if first:
         workdir.mkdir(parents=True, exist_ok=True)
-        probe.write_text(uuid.uuid4().hex)
+        with naming(probe):
+            probe.write_text(uuid.uuid4().hex)
         client.key_value_set(key, probe.read_text())
     try:
         token = client.blocking_key_value_get(key, _LONGEST)
@@ -70,6 +71,18 @@ def check(record: run.RunRecord, validation_sha256: str, *, mode: str, step: int
         **record_facts,
     }
     _agree(facts, _different)
+
+
+def gather(number: int) -> list[int]:
+    """Give the numbers of all processes, from that of each."""
+    if jax.process_count() == 1:
+        return [number]
+    client, prefix = coordination.client(), f"inti_jax/gather/{next(_rounds)}/"
+    client.key_value_set(f"{prefix}{jax.process_index()}", str(number))
+    return [
+        int(client.blocking_key_value_get(f"{prefix}{index}", _LONGEST))
+        for index in range(jax.process_count())
+    ]
 
 
 def _agree(facts: Facts, complaint: Callable[[Facts, Facts], str | None]) -> None:

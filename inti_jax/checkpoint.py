@@ -6,16 +6,15 @@ name and gets its own, the step's number, once it is whole and has the checksums
 neither Orbax nor what it writes with would notice a flipped bit in an array.
 """
 
+import contextlib
 import errno
-import json
 import logging
+import math
 import os
 import re
 import shutil
 import textwrap
 import threading
-import zlib
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -24,23 +23,26 @@ from typing import Any, Literal
 import jax
 import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
+import tensorstore
 from jax.experimental import multihost_utils
 
-from inti_jax import config, evaluations, run
+from inti_jax import agreement, checksums, config, evaluations, liveness, paths, run
 from inti_jax.errors import Stopped, UserError
 from inti_jax.state import Params, TrainState
 
 log = logging.getLogger("inti_jax")
+# Orbax logs a traceback for each of its threads that fails, which `_failure` says in a line.
+logging.getLogger("absl").addFilter(lambda record: "_SignalingThread" not in record.getMessage())
+
+# Those of the arrays of each part of a checkpoint.
+Shapes = dict[str, list[tuple[int, ...]]]
 
 # Which checkpoint: of a step, the best of those that were evaluated, or the newest.
 Step = int | Literal["best"] | None
 
-_SUMS = "checksums.json"
 # What is being written or deleted, and what was set aside; Orbax adds to the former's name while it writes.
 _UNFINISHED = re.compile(r"\d+\.(partial|old)\b.*")
 _SET_ASIDE = re.compile(r"(\d+)\.damaged")
-# Bytes read at a time for a checksum.
-_BLOCK = 2**22
 
 
 def find(workdir: Path, step: Step = None) -> int | None:
@@ -101,6 +103,8 @@ class Checkpoints:
         self._first = jax.process_index() == 0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints", initializer=_give_way)
         self._pending: Future[None] | None = None
+        self._stack = contextlib.ExitStack()
+        self._plain: Path | None = None  # of the directory, for Orbax
         if self._first:
             self._directory.mkdir(parents=True, exist_ok=True)
             for path in list(self._directory.iterdir()):
@@ -126,6 +130,7 @@ class Checkpoints:
             log.warning("%s", failed)  # and `error`, which was first, goes on
         finally:
             self._thread.shutdown()
+            self._stack.close()
 
     def save(self, step: int, state: TrainState, data: dict[str, Any]) -> None:
         """Starts saving; returns when the arrays are copied, while the files are still being written.
@@ -140,11 +145,15 @@ class Checkpoints:
             "data": data,
         }
         try:
+            if self._plain is None:
+                self._plain = self._stack.enter_context(paths.plain(self._directory, agreement.gather))
+            path = self._plain / f"{step}.partial"
             # In the thread whose priority Orbax's own inherit; it returns when the arrays are copied.
-            writing = self._thread.submit(_start_writing, self._directory / f"{step}.partial", parts).result()
+            writing = self._thread.submit(_start_writing, path, parts).result()
         except Exception as error:  # Orbax raises many kinds
             raise self._failure(step, error) from error
-        self._pending = self._thread.submit(self._finish, step, writing)
+        shapes = {name: [np.shape(leaf) for leaf in jax.tree.leaves(part)] for name, part in parts.items()}
+        self._pending = self._thread.submit(self._finish, step, writing, path, shapes)
 
     def check(self) -> None:
         """Raises UserError if the last save has failed by now."""
@@ -157,15 +166,19 @@ class Checkpoints:
         if pending is not None:
             pending.result()
 
-    def _finish(self, step: int, writing: Any) -> None:
+    def _finish(self, step: int, writing: Any, path: Path, shapes: Shapes) -> None:
+        """Wait for `writing` at `path`, and see that arrays of these `shapes` are there."""
         try:
             writing.result()  # on all hosts, once all have written their part
             if self._first:
+                _check_restorable(path, shapes)
                 partial = self._directory / f"{step}.partial"
-                _write_sums(partial)
+                checksums.write(partial)
                 partial.rename(self._directory / str(step))
         except Exception as error:
-            raise self._failure(step, error) from error
+            failure = self._failure(step, error)
+            liveness.tell_failed(str(failure))  # the others may wait for it where `check` is not called again
+            raise failure from error
         if self._first:
             self._delete_others()
 
@@ -220,7 +233,7 @@ def _find(workdir: Path, step: Step) -> int | None:
         candidates = saved[::-1]
     faults: dict[int, str] = {}
     for candidate in candidates:
-        fault = _fault(run.checkpoint_dir(workdir) / str(candidate))
+        fault = checksums.fault(run.checkpoint_dir(workdir) / str(candidate))
         if fault is None:
             for passed, why in faults.items():
                 log.warning(
@@ -234,11 +247,44 @@ def _find(workdir: Path, step: Step) -> int | None:
 
 
 def _load(workdir: Path, step: int, parts: dict[str, Any]) -> dict[str, Any]:
-    path = run.checkpoint_dir(workdir).absolute() / str(step)
+    directory = run.checkpoint_dir(workdir).absolute()
     try:
-        return ocp.load_checkpointables(path, parts)
+        with paths.plain(directory) as path:
+            return ocp.load_checkpointables(path / str(step), parts)
     except Exception as error:  # Orbax raises many kinds; none is of use to who runs this.
-        raise UserError(f"{path} cannot be restored ({_reason(error)})") from error
+        raise UserError(f"{directory / str(step)} cannot be restored ({_reason(error)})") from error
+
+
+def _check_restorable(checkpoint: Path, shapes: Shapes) -> None:
+    """Raise ValueError where Orbax would not restore arrays of these `shapes`, by part, from `checkpoint`.
+
+    Reads what Orbax says of the arrays and which of their pieces there are, not the arrays: what was written
+    is not damaged yet, but something may not have been written, or not where Orbax looks for it.
+    """
+    found = ocp.checkpointables_metadata(checkpoint).metadata
+    for part, expected in shapes.items():
+        arrays = jax.tree.leaves(found.get(part))
+        if sorted(map(np.shape, arrays)) != sorted(expected):
+            raise ValueError(
+                f"`{part}` could not be restored: {len(arrays)} of its {len(expected)} arrays are there"
+            )
+        store = tensorstore.KvStore.open(
+            {"driver": "ocdbt", "base": {"driver": "file", "path": f"{checkpoint}/{part}/"}}
+        ).result()
+        # Of each array its description, and one piece for each cell of a regular grid.
+        pieces = sum(1 + _pieces(array) for array in arrays)
+        stored = len(store.list().result())
+        if stored != pieces:
+            raise ValueError(
+                f"`{part}` could not be restored: {stored} of the {pieces} pieces of its arrays are there"
+            )
+
+
+def _pieces(array: Any) -> int:
+    """Count the pieces that an array is stored in, by Orbax's description of it."""
+    shape = np.shape(array)
+    piece = array.storage_metadata.write_shape if shape else ()
+    return math.prod(-(-size // part) for size, part in zip(shape, piece, strict=True))
 
 
 def _give_way() -> None:
@@ -259,70 +305,9 @@ def _abstract(tree: Any) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
 
 
-# The files of a checkpoint, and whether they are what was written.
-
-
-def _write_sums(checkpoint: Path) -> None:
-    """Writes the sizes and checksums of all its files beside them."""
-    paths = sorted(path for path in checkpoint.rglob("*") if path.is_file())
-    with ThreadPoolExecutor(2) as threads:
-        sums = threads.map(_crc32, paths)
-        files = {
-            str(path.relative_to(checkpoint)): {"bytes": path.stat().st_size, "crc32": crc}
-            for path, crc in zip(paths, sums, strict=True)
-        }
-    with (checkpoint / _SUMS).open("w") as file:
-        json.dump(files, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _fault(checkpoint: Path) -> str | None:
-    """What is wrong with the files of `checkpoint`, the first thing found; or None."""
-    try:
-        files = json.loads((checkpoint / _SUMS).read_bytes())
-        expected = {checkpoint / name: (facts["bytes"], facts["crc32"]) for name, facts in files.items()}
-    except FileNotFoundError:
-        return f"{_SUMS} is missing"
-    except OSError as error:
-        return f"{_SUMS}: {error.strerror}"
-    except (AttributeError, KeyError, TypeError, ValueError):
-        return f"{_SUMS} cannot be read"
-    return next(_faults(checkpoint, expected), None)
-
-
-def _faults(checkpoint: Path, expected: dict[Path, tuple[int, int]]) -> Iterator[str]:
-    for path, (size, _) in expected.items():
-        if not path.is_file():
-            yield f"{path.relative_to(checkpoint)} is missing"
-        elif path.stat().st_size != size:
-            yield f"{path.relative_to(checkpoint)} has {path.stat().st_size} bytes instead of {size}"
-    with ThreadPoolExecutor(2) as threads:
-        for path, found in zip(expected, threads.map(_crc32_or_error, expected), strict=True):
-            if isinstance(found, OSError):
-                yield f"{path.relative_to(checkpoint)}: {found.strerror}"
-            elif found != expected[path][1]:
-                yield f"{path.relative_to(checkpoint)} is not what was written: its checksum differs"
-
-
-def _crc32(path: Path) -> int:
-    crc = 0
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            crc = zlib.crc32(block, crc)
-    return crc
-
-
-def _crc32_or_error(path: Path) -> int | OSError:
-    try:
-        return _crc32(path)
-    except OSError as error:
-        return error
-
-
 def _reason(error: BaseException) -> str:
     """Why Orbax failed, without what only its authors want to know."""
-    said = str(error)
+    said = re.sub(r"/proc/self/fd/\d+/", "", str(error))
     for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES):
         if os.strerror(number) in said:
             return os.strerror(number)

@@ -99,7 +99,7 @@ class Judge:
     def waited_for(self, now: float) -> str | None:
         """As `standing`, long before that is too long."""
         behind, limit = self._behind()
-        if len(behind) < len(self._places) and now - max(self._moved_at.values()) > _WARN_SHARE * limit:
+        if 0 < len(behind) < len(self._places) and now - max(self._moved_at.values()) > _WARN_SHARE * limit:
             return f"waiting for {self._describe(behind, now)}"
         return None
 
@@ -138,6 +138,7 @@ class Watch:
         self._place = Place(socket.gethostname())
         self._lock = threading.Lock()
         self._stopped = threading.Event()
+        self._ending = False  # the main thread is about to end this process, with its own error
         self._warned = ""
         # Two threads: the exchange may itself hang, when process 0 is gone.
         for work in (self._exchange, self._watch):
@@ -156,9 +157,16 @@ class Watch:
         self._stopped.set()
 
     def fail(self, reason: str) -> None:
-        """Tells the others, and waits until they can know it."""
-        self._change(failed=reason)
+        """Tell the others the error that the main thread ends with, and wait until they can know it."""
+        with self._lock:
+            self._ending = True
+        self.tell_failed(reason)
         time.sleep(3 * _POLL_SECONDS)  # one to post, one for process 0 to pass it on, one to read it
+
+    def tell_failed(self, reason: str) -> None:
+        """Tell the others of an error of another thread; the verdict on it ends this process too."""
+        with self._lock:
+            self._place = dataclasses.replace(self._place, failed=self._place.failed or reason)
 
     def _change(self, **changes: Any) -> None:
         with self._lock:
@@ -169,8 +177,8 @@ class Watch:
             with self._lock:
                 self._place = dataclasses.replace(self._place, beat=self._place.beat + 1)
                 place = json.dumps(dataclasses.asdict(self._place))
-            # What cannot be exchanged is what the other thread notices.
-            with contextlib.suppress(jax.errors.JaxRuntimeError):
+            # Whatever fails here, the next round may not; and if it does, the other thread notices.
+            with contextlib.suppress(Exception):
                 self._client.key_value_set(f"{_PLACES}{self._index}", place, allow_overwrite=True)
                 if self._index == 0:
                     posted = self._client.key_value_dir_get(_PLACES)
@@ -183,8 +191,12 @@ class Watch:
     def _watch(self) -> None:
         while not self._stopped.wait(_POLL_SECONDS):
             now = time.monotonic()
-            with self._lock:
-                verdict = self._verdict(now)
+            try:
+                with self._lock:
+                    verdict = self._verdict(now)
+            except Exception:  # a bug: a run without anyone who watches could hang for ever
+                log.exception("the watch over the processes failed, and goes on")
+                continue
             if verdict is not None:
                 self._end(verdict)
                 return
@@ -203,7 +215,7 @@ class Watch:
         if self._index == 0:
             self._change(verdict=verdict)
             time.sleep(2 * _POLL_SECONDS)  # one to post, one for the others to read it
-        if not self._place.failed:  # else the main thread is about to end, with its own error
+        if not self._ending:
             print(f"error: {verdict}; all processes end", file=sys.stderr, flush=True)
             os._exit(1)
 
@@ -226,6 +238,15 @@ def note(doing: str, *, slow: bool = False) -> None:
     """
     if _watch is not None:
         _watch.note(doing, slow=slow)
+
+
+def tell_failed(reason: str) -> None:
+    """Tell the other processes of an error in a thread of this one, before its main thread can.
+
+    The main thread may wait for them, and they for what failed. A single process tells nobody.
+    """
+    if _watch is not None:
+        _watch.tell_failed(reason)
 
 
 def _clock(ago: float) -> str:

@@ -1,9 +1,16 @@
-"""Paths as users write them: the one place that turns a text from outside into a path."""
+"""Paths: those that users write, and those that libraries can read."""
 
+import contextlib
+import fcntl
 import os
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from inti_jax.errors import UsageError
+
+# What no library takes for more than a part of a name.
+_PLAIN = re.compile(r"[\w./@+=,-]+", re.ASCII)
 
 
 def local_path(text: str | os.PathLike[str]) -> Path:
@@ -31,3 +38,29 @@ def local_path(text: str | os.PathLike[str]) -> Path:
                 raise UsageError(f"{text}: {unknown}; write ./{text} for a file that is called so") from None
     # `./~x` is `~x` to pathlib, which would be expanded when it is read again, from a run's config.json say.
     return path.absolute() if str(path).startswith("~") else path
+
+
+@contextlib.contextmanager
+def plain(directory: Path, gather: Callable[[int], list[int]] = lambda number: [number]) -> Iterator[Path]:
+    """Give a path to `directory` that any library can read, good in this process until the context ends.
+
+    Orbax puts a path into a glob, TensorStore into JSON, and ArrayRecord takes UTF-8 alone; a directory's
+    name may have brackets, or any bytes. Where it has, this is the kernel's name of the open directory.
+    `gather` makes that the same in all processes: from a number of each it gives those of all.
+    """
+    if _PLAIN.fullmatch(str(directory)):
+        yield directory
+        return
+    opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        while len(numbers := set(gather(opened))) > 1:
+            # The lowest that is free from the highest of all on. It rises until it is free in each.
+            again = (
+                fcntl.fcntl(opened, fcntl.F_DUPFD_CLOEXEC, max(numbers)) if opened < max(numbers) else opened
+            )
+            if again != opened:
+                os.close(opened)
+            opened = again
+        yield Path(f"/proc/self/fd/{opened}")
+    finally:
+        os.close(opened)

@@ -10,7 +10,8 @@ process or both, SIGTERM to one or both, either of these while a checkpoint is b
 - in the end the metrics are those of an undisturbed run to the last bit, apart from times.
 
 What is drawn for run i is a function of the seed and i alone: `--only i` replays it, up to how fast the
-machine is. Exits with 1 if anything did not hold.
+machine is. Of a run that does not hold, what its processes said and its workdir are kept, in a directory
+that is printed with the command that repeats it. Exits with 1 if there was any.
 """
 
 import argparse
@@ -25,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -36,6 +38,8 @@ STEPS = 30
 # Seconds until all processes have ended: a whole run, and what is left after a fault.
 RUN_LIMIT = 240
 FAULT_LIMIT = 90
+# The share of all faults that come before the first step.
+STARTED = 0.25
 
 KINDS = ("kill one", "kill all", "term one", "term all", "kill in save", "term in save", "full disk")
 # Bytes of the disk that becomes full: three checkpoints, what is being written, and the rest of a run.
@@ -49,7 +53,7 @@ class Broken(Exception):  # noqa: N818 - the runs' fault, not the program's
 @dataclasses.dataclass(frozen=True)
 class Fault:
     kind: str
-    moment: float  # of an undisturbed run's time; in a save, of a third of a second
+    moment: float  # before `STARTED`, of the time to the first step; else of the steps; in a save, of 0.3 s
     victim: int
 
 
@@ -84,6 +88,10 @@ class Training:
         try:
             return [process.wait(max(0.1, deadline - time.monotonic())) for process in self.processes]
         except subprocess.TimeoutExpired:
+            for process in self.processes:
+                process.send_signal(signal.SIGABRT)  # they say where their threads are
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(5)
             raise Broken(f"not all processes ended in {seconds:.0f} s{self.said()}") from None
         finally:
             for process in self.processes:
@@ -92,6 +100,11 @@ class Training:
 
     def log(self, index: int) -> str:
         return self._logs[index].read_text()
+
+    def step(self) -> int:
+        """The last step of which process 0 has said the figures."""
+        steps = re.findall(r" train (\d+)/", self.log(0))
+        return int(steps[-1]) if steps else 0
 
     def said(self) -> str:
         """The last lines of each process."""
@@ -111,14 +124,25 @@ def await_save(training: Training, workdir: Path) -> None:
         time.sleep(0.005)
 
 
-def strike(fault: Fault, training: Training, workdir: Path, whole_time: float) -> None:
-    """Waits for the fault's moment, and lets it happen."""
-    deadline = time.monotonic() + fault.moment * whole_time
+def await_moment(fault: Fault, training: Training, workdir: Path, start_time: float) -> None:
+    """Wait until the fault is due, by steps, whose time varies, or until the processes have ended."""
+    seconds = fault.moment / STARTED * start_time
     if fault.kind.endswith("in save"):
         await_save(training, workdir)
-        deadline = time.monotonic() + fault.moment / 3
+        seconds = fault.moment / 3
+    elif fault.moment > STARTED:
+        step = 1 + (fault.moment - STARTED) / (1 - STARTED) * (STEPS - 1)
+        while training.running() and training.step() < step:
+            time.sleep(0.005)
+        return
+    deadline = time.monotonic() + seconds
     while training.running() and time.monotonic() < deadline:
         time.sleep(0.01)
+
+
+def strike(fault: Fault, training: Training, workdir: Path, start_time: float) -> None:
+    """Wait for the fault's moment, and let it happen."""
+    await_moment(fault, training, workdir, start_time)
     if fault.kind == "full disk":
         with contextlib.suppress(OSError), (workdir.parent / "ballast").open("wb", buffering=0) as file:
             while True:
@@ -158,31 +182,39 @@ def check_aftermath(fault: Fault, training: Training, statuses: list[int], workd
 
 
 def survive(number: int, faults: list[Fault], run: "Runs", say: Callable[[str], None]) -> None:
-    """One run through `faults` to its end. Raises Broken."""
+    """Take one run through `faults` to its end. Raises Broken, which names what is kept of the run."""
     with run.disk(any(fault.kind == "full disk" for fault in faults)) as disk:
-        workdir = disk / "run"
-        for count, fault in enumerate([*faults, None]):
-            expected = (finished_steps(workdir) or [0])[-1]
-            training = Training(workdir, run.data, run.directory / f"logs-{number}-{count}")
-            if fault is None:
-                statuses = training.wait(RUN_LIMIT)
-                if statuses != [0] * PROCESSES:
-                    raise Broken(f"the last start ended with {statuses}{training.said()}")
-            else:
-                strike(fault, training, workdir, run.seconds)
-                struck = time.monotonic()
-                statuses = training.wait(FAULT_LIMIT)
-                say(
-                    f"  {fault.kind} at {fault.moment:.2f}: statuses {statuses} after "
-                    f"{time.monotonic() - struck:.1f} s, checkpoints {finished_steps(workdir)}"
-                )
-                check_aftermath(fault, training, statuses, workdir)
-                (disk / "ballast").unlink(missing_ok=True)
-            resumed = re.search(r"going on from the checkpoint of step (\d+)", training.log(0))
-            if (resumed or fault is None) and int(resumed[1] if resumed else 0) != expected:
-                raise Broken(f"went on from {resumed and resumed[1]} instead of {expected}{training.said()}")
-        if computed(workdir) != run.expected:
-            raise Broken(f"the metrics differ from an undisturbed run's: {workdir / 'metrics.jsonl'}")
+        try:
+            _survive(number, faults, run, say, disk)
+        except Exception as error:  # records that cannot be read, say: that does not hold either
+            reason = str(error) if isinstance(error, Broken) else traceback.format_exc()
+            raise Broken(f"{reason}\n  kept: {run.keep(number, disk)}") from error
+
+
+def _survive(number: int, faults: list[Fault], run: "Runs", say: Callable[[str], None], disk: Path) -> None:
+    workdir = disk / "run"
+    for count, fault in enumerate([*faults, None]):
+        expected = (finished_steps(workdir) or [0])[-1]
+        training = Training(workdir, run.data, run.logs(number, count))
+        if fault is None:
+            statuses = training.wait(RUN_LIMIT)
+            if statuses != [0] * PROCESSES:
+                raise Broken(f"the last start ended with {statuses}{training.said()}")
+        else:
+            strike(fault, training, workdir, run.start_seconds)
+            struck = time.monotonic()
+            statuses = training.wait(FAULT_LIMIT)
+            say(
+                f"  {fault.kind} at {fault.moment:.2f}: statuses {statuses} after "
+                f"{time.monotonic() - struck:.1f} s, checkpoints {finished_steps(workdir)}"
+            )
+            check_aftermath(fault, training, statuses, workdir)
+            (disk / "ballast").unlink(missing_ok=True)
+        resumed = re.search(r"going on from the checkpoint of step (\d+)", training.log(0))
+        if (resumed or fault is None) and int(resumed[1] if resumed else 0) != expected:
+            raise Broken(f"went on from {resumed and resumed[1]} instead of {expected}{training.said()}")
+    if computed(workdir) != run.expected:
+        raise Broken(f"the metrics differ from an undisturbed run's: {workdir / 'metrics.jsonl'}")
 
 
 class Runs:
@@ -192,13 +224,16 @@ class Runs:
         self.directory = directory
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(directory / "compiled"))
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+        os.environ["PYTHONFAULTHANDLER"] = "1"
         self.data = data or self._prepare(directory / "data")
         whole = Training(directory / "whole", self.data, directory / "logs-whole")
         started = time.monotonic()
+        while whole.running() and not whole.step():
+            time.sleep(0.01)
+        self.start_seconds = time.monotonic() - started
         statuses = whole.wait(RUN_LIMIT)
         if statuses != [0] * PROCESSES:
             raise Broken(f"the undisturbed run ended with {statuses}{whole.said()}")
-        self.seconds = time.monotonic() - started
         self.expected = computed(directory / "whole")
 
     @contextlib.contextmanager
@@ -213,6 +248,17 @@ class Runs:
             if small:
                 subprocess.run(["umount", path], check=True)
             shutil.rmtree(path)
+
+    def logs(self, number: int, start: int) -> Path:
+        """Where the processes of one start of a run say what they do."""
+        return self.directory / f"run-{number}" / f"start-{start}"
+
+    def keep(self, number: int, disk: Path) -> Path:
+        """Keep what is on the disk of a run beside what its processes said; gives the directory of both."""
+        place = self.directory / f"run-{number}"
+        shutil.copytree(disk, place / "disk", ignore=shutil.ignore_patterns("ballast"))
+        shutil.copy(self.directory / "whole" / "metrics.jsonl", place / "expected.jsonl")
+        return place
 
     def can_mount(self) -> bool:
         try:
@@ -235,25 +281,33 @@ def main() -> int:
     parser.add_argument("--only", type=int, nargs="*", metavar="I", help="these runs alone")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as directory:
-        runs = Runs(Path(directory))
-        print(f"undisturbed: {runs.seconds:.0f} s, {len(runs.expected)} records", flush=True)
-        kinds = KINDS
-        if not runs.can_mount():
-            kinds = KINDS[:-1]
-            print("skipped: full disks, since this user may not mount a tmpfs", flush=True)
-        broken = struck = 0
-        numbers = arguments.only or range(arguments.runs)
-        for number in numbers:
-            faults = draw(arguments.seed, number, kinds)
-            print(f"run {number} of seed {arguments.seed}:", flush=True)
-            try:
-                survive(number, faults, runs, lambda text: print(text, flush=True))
-            except Broken as error:
-                broken += 1
-                print(f"  BROKEN: {error}", flush=True)
-            struck += len(faults)
-        print(f"{len(numbers)} runs, {struck} faults, {broken} broken")
+    directory = Path(tempfile.mkdtemp(prefix="chaos-"))
+    runs = Runs(directory)
+    print(
+        f"undisturbed: {runs.start_seconds:.0f} s to step 1, {len(runs.expected)} records; in {directory}",
+        flush=True,
+    )
+    kinds = KINDS
+    if not runs.can_mount():
+        kinds = KINDS[:-1]
+        print("skipped: full disks, since this user may not mount a tmpfs", flush=True)
+    broken, struck = [], 0
+    numbers = range(arguments.runs) if arguments.only is None else arguments.only
+    for number in numbers:
+        faults = draw(arguments.seed, number, kinds)
+        print(f"run {number} of seed {arguments.seed}:", flush=True)
+        try:
+            survive(number, faults, runs, lambda text: print(text, flush=True))
+        except Broken as error:
+            broken.append(number)
+            again = f"python -m tests.chaos --seed {arguments.seed} --only {number}"
+            print(f"  BROKEN: {error}\n  again: {again}", flush=True)
+        else:
+            shutil.rmtree(directory / f"run-{number}")
+        struck += len(faults)
+    print(f"{len(numbers)} runs of seed {arguments.seed}, {struck} faults, {len(broken)} broken: {broken}")
+    if not broken:
+        shutil.rmtree(directory)
     return 1 if broken else 0
 
 
