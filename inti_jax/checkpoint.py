@@ -105,8 +105,9 @@ class Checkpoints:
         self._pending: Future[None] | None = None
         self._stack = contextlib.ExitStack()
         self._plain: Path | None = None  # of the directory, for Orbax
+        # By all hosts: network file systems may show late what another one made.
+        self._directory.mkdir(parents=True, exist_ok=True)
         if self._first:
-            self._directory.mkdir(parents=True, exist_ok=True)
             for path in list(self._directory.iterdir()):
                 if _UNFINISHED.fullmatch(path.name):
                     shutil.rmtree(path, ignore_errors=True)

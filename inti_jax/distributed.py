@@ -101,8 +101,9 @@ def _end_soon(code: int) -> None:
     """Ends this process without JAX's farewell, which waits for processes that are ending themselves."""
 
     def end() -> None:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):  # whoever reads may have gone
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(code)
 
     atexit.register(end)  # runs before JAX's, which is registered already

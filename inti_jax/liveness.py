@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from typing import Any
 import jax
 
 from inti_jax import config
+from inti_jax.errors import say
 
 log = logging.getLogger("inti_jax")
 
@@ -216,7 +216,7 @@ class Watch:
             self._change(verdict=verdict)
             time.sleep(2 * _POLL_SECONDS)  # one to post, one for the others to read it
         if not self._ending:
-            print(f"error: {verdict}; all processes end", file=sys.stderr, flush=True)
+            say(f"error: {verdict}; all processes end")
             os._exit(1)
 
 

@@ -1,10 +1,10 @@
 """Stopping in good order when a signal says so, on all hosts at the same point.
 
-SIGTERM, which schedulers send before they take a machine away, and SIGINT (Ctrl-C) ask for it; a second one
-ends the process at once. All hosts pass the same points in the same order: one after each step, and one after
-each batch of an evaluation. A host that is asked tells the others; each says how many points it has passed,
-waits there until all have said so, and all stop at the one after the furthest. So it is enough that one of
-them is asked, and nothing has to be sent while none is.
+SIGTERM, which schedulers send before they take a machine away, SIGINT (Ctrl-C) and SIGHUP (the terminal is
+gone) ask for it; a second SIGTERM or SIGINT ends the process at once. All hosts pass the same points in the
+same order: one after each step, and one after each batch of an evaluation. A host that is asked tells the
+others; each says how many points it has passed, waits there until all have said so, and all stop at the one
+after the furthest. So it is enough that one of them is asked, and nothing has to be sent while none is.
 """
 
 import contextlib
@@ -13,7 +13,6 @@ import itertools
 import logging
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -23,11 +22,11 @@ from typing import Any
 import jax
 
 from inti_jax import coordination
-from inti_jax.errors import Stopped, UserError
+from inti_jax.errors import Stopped, UserError, say
 
 log = logging.getLogger("inti_jax")
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # Seconds between two looks at whether another host was asked.
 _POLL = 1.0
 # Seconds in which all hosts should have said how far they are; their threads do, whatever the hosts compute.
@@ -67,7 +66,7 @@ class Preemption:
             os.set_blocking(self._pipe[1], False)
             self._previous_fd = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
             for number in _SIGNALS:
-                if signal.getsignal(number) != signal.SIG_IGN:  # which whoever started this wants to stay so
+                if signal.getsignal(number) != signal.SIG_IGN:  # as nohup, or a script's `&`, wants it
                     self._handlers[number] = signal.signal(number, _note)
             self._start(self._listen)
         if self._client is not None:
@@ -119,13 +118,19 @@ class Preemption:
 
     def _listen(self) -> None:
         assert self._pipe is not None
-        asked = None
+        asked, hung_up = None, False
         while (number := os.read(self._pipe[0], 1)[0]) != _END:
             if number not in self._handlers:
                 continue
-            if asked is None:
+            if number == signal.SIGHUP:
+                # The kernel, the shell and the session's manager all send it, and the last SIGTERM besides.
+                if asked is None and not hung_up:
+                    self._ask(number)
+                hung_up = True
+            elif asked is None:
                 asked = time.monotonic()
-                self._ask(number)
+                if not hung_up:
+                    self._ask(number)
             elif time.monotonic() - asked > _SAME:
                 _exit(f"stopped at once by a second {signal.Signals(number).name}", number)
 
@@ -208,7 +213,7 @@ def _note(number: int, frame: FrameType | None) -> None:
 
 def _exit(message: str, number: int) -> None:
     """Ends this process without waiting for any of its threads."""
-    print(message, file=sys.stderr, flush=True)
+    say(message)
     os._exit(128 + number)
 
 

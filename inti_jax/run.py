@@ -2,19 +2,15 @@
 
 import contextlib
 import dataclasses
-import errno
-import fcntl
 import json
-import os
-import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import jax
 import pydantic
 
-from inti_jax import config
+from inti_jax import config, locks
 from inti_jax.config import Config, ConfigError
 from inti_jax.data.dataset import VideoDataset
 from inti_jax.errors import UserError, naming
@@ -122,64 +118,20 @@ def lock(workdir: Path) -> Iterator[None]:
         yield
         return
     made = not workdir.exists()
-    path = workdir / "lock"
-    with _locked(path) as file:
+    with contextlib.ExitStack() as stack:
         try:
-            with naming(path):
-                file.truncate(0)
-                file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+            stack.enter_context(locks.held(workdir / "lock"))
+        except locks.HeldError as error:
+            raise UserError(
+                f"{workdir} is in use by {error}: wait for it to end, or choose another --workdir"
+            ) from None
+        try:
             yield
         finally:
-            # While it is locked: who has opened it by now finds that it is gone, and makes another.
-            path.unlink(missing_ok=True)
+            stack.close()
             if made:
                 with contextlib.suppress(OSError):  # what it has by now stays
                     workdir.rmdir()
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[BinaryIO]:
-    """Open and lock the file that is called `path` then; it and its directory are made where need be."""
-    while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            # Unbuffered: else closing it would try again what a full disk refused.
-            file = path.open("ab+", buffering=0)
-        except FileNotFoundError:
-            if path.parent.exists():
-                raise
-            continue  # the run that made the directory has just removed it
-        with file:
-            _flock(file, path)
-            if _is_called(file, path):
-                yield file
-                return
-        # Another run held the file when this one opened it, and has removed it since.
-
-
-def _is_called(file: BinaryIO, path: Path) -> bool:
-    """Tell whether `path` still leads to the open `file`."""
-    try:
-        with path.open("rb") as found:  # network file systems look anew for an open, not for a stat
-            return os.path.samestat(os.fstat(found.fileno()), os.fstat(file.fileno()))
-    except FileNotFoundError:
-        return False
-
-
-def _flock(file: BinaryIO, path: Path) -> None:
-    """Raise UserError where another process has the lock on `file`."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        holder = file.read().decode(errors="replace").strip() or "another process"
-        raise UserError(
-            f"{path.parent} is in use by {holder}: wait for it to end, or choose another --workdir"
-        ) from None
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.ENOTSUP):
-            raise
-        # A file system without locks: then users have to take care.
 
 
 def is_run(path: Path) -> bool:

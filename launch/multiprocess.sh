@@ -5,7 +5,7 @@
 #
 # N processes, each with D simulated CPU devices (default: 1) or G of the machine's GPUs. Each line of their
 # output begins with the process's number. When one fails, the others get a while to say what they know and
-# are stopped; the exit status is that of the first that failed. SIGTERM and SIGINT are passed on.
+# are stopped; the exit status is that of the first that failed. SIGTERM, SIGINT and SIGHUP are passed on.
 set -euo pipefail
 
 usage() { sed -n '4,8s/^# \{0,1\}//p' "$0" >&2; exit 2; }
@@ -62,6 +62,7 @@ pids=()
 send() { kill -s "$1" "${pids[@]}" 2>/dev/null || true; }
 trap 'send TERM' TERM
 trap 'send INT' INT
+trap 'send HUP' HUP
 trap 'send KILL' EXIT
 for ((id = 0; id < count; id++)); do
   command_of "$id" "$@"

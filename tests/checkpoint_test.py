@@ -1,6 +1,9 @@
 """Checkpoints: which are kept and used, what a fault leaves, and other meshes."""
 
+import contextlib
+import io
 import logging
+import os
 import resource
 import shutil
 import signal
@@ -11,13 +14,14 @@ import numpy as np
 import pytest
 
 import inti_jax
-from inti_jax import checkpoint, config, evaluate, run, sharding, state, train, trained
+from inti_jax import checkpoint, config, evaluate, paths, run, sharding, state, train, trained
 from inti_jax.checkpoint import Checkpoints
 from inti_jax.config import Mesh
 from inti_jax.errors import UserError
 from inti_jax.state import TrainState
 from inti_jax.writers import MetricsWriter, read_metrics
 from tests.configs import INTI, record, tiny
+from tests.pretrained.command import run as convert
 from tests.records import computed
 
 ONE = sharding.make_mesh(Mesh(), jax.devices()[:1])
@@ -196,6 +200,78 @@ def test_one_that_cannot_be_written_is_an_error_of_one_line_and_none_for_a_check
     assert checkpoint.find(tmp_path) == 2 and len(names(tmp_path)) == 2
     save(tmp_path, [4])
     assert names(tmp_path) == ["2", "4"] and value_at(tmp_path, 4) == 4
+
+
+# Any path.
+
+HOSTILE = os.fsdecode(b"run[1] *?\\ {%s} #%25:$~\n\xff\xc3 \xf0\x9f\x98\x80")
+
+
+@pytest.mark.parametrize("name", ["run[1]", "back\\slash", "a*", HOSTILE], ids=ascii)
+def test_a_checkpoint_below_any_name_is_restored(name, tmp_path):
+    workdir = tmp_path / name / "run"
+    evaluated(workdir)
+    save(workdir, [2, 4, 6], keep=2)
+    assert names(workdir) == ["4", "6"] and value_at(workdir, 6) == 6
+    moved = workdir.rename(tmp_path / "plain")
+    assert checkpoint.find(moved) == 6 and value_at(moved, 4) == 4
+
+
+def test_a_run_below_any_name_goes_on_and_is_used(motion_data, trained_run, tmp_path):
+    workdir = tmp_path / HOSTILE
+    shutil.copytree(trained_run, workdir)
+    shutil.rmtree(run.checkpoint_dir(workdir) / "4")
+    data_dir = tmp_path / "data[1]{} %25\\"
+    data_dir.symlink_to(motion_data)
+    settings = tiny(data_dir, **INTI, eval__clips=2)
+    train.train(settings, workdir)
+    assert computed(workdir) == computed(trained_run)
+    ours, theirs = (trained.load(path, ONE, step=4).params for path in (workdir, trained_run))
+    assert ours.keys() == theirs.keys()
+    for path in ours:
+        np.testing.assert_array_equal(ours[path], theirs[path], err_msg=path)
+
+    evaluate.evaluate_run(settings, workdir)
+    video = np.zeros((8, 32, 32, 3), np.uint8)
+    np.testing.assert_array_equal(inti_jax.load(workdir)(video), inti_jax.load(trained_run)(video))
+    out = tmp_path / f"{HOSTILE}.safetensors"
+    # Text alone: what pytest captures has to be UTF-8.
+    with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.redirect_stderr(io.StringIO()):
+        assert convert(workdir, "--to", "trained", "--out", out) == 0
+    assert str(out) in said.getvalue()
+    np.testing.assert_array_equal(inti_jax.load(out)(video), inti_jax.load(trained_run)(video))
+
+
+@pytest.mark.parametrize("part", ["manifest.ocdbt", "_METADATA", "d"])
+def test_what_orbax_could_not_restore_is_no_checkpoint(part, tmp_path, monkeypatch):
+    """Whatever the cause: here files are gone before the checkpoint gets its name."""
+    save(tmp_path, [2])
+    finish = Checkpoints._finish
+
+    def lose(self, step, writing, *arguments):
+        writing.result()
+        (lost,) = run.checkpoint_dir(tmp_path).glob(f"4.partial/params/{part}")
+        shutil.rmtree(lost) if lost.is_dir() else lost.unlink()
+        finish(self, step, writing, *arguments)
+
+    monkeypatch.setattr(Checkpoints, "_finish", lose)
+    with pytest.raises(
+        UserError, match=r"checkpoints/4 cannot be written \(.*; the checkpoints before it"
+    ) as caught:
+        save(tmp_path, [4])
+    assert "\n" not in str(caught.value)
+    monkeypatch.undo()
+    assert checkpoint.find(tmp_path) == 2 and value_at(tmp_path, 2) == 2
+
+
+def test_orbax_itself_is_seen_to_lose_arrays_below_brackets(tmp_path, monkeypatch):
+    """It puts the directory into a glob; when it does so no more, `paths.plain` may go."""
+    monkeypatch.setattr(paths, "plain", lambda directory, *_: contextlib.nullcontext(directory))
+    with pytest.raises(
+        UserError, match=r"run\[1\]/checkpoints/2 cannot be written \(.*the checkpoints before it"
+    ):
+        save(tmp_path / "run[1]", [2])
+    assert checkpoint.find(tmp_path / "run[1]") is None
 
 
 # Other meshes.

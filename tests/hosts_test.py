@@ -3,27 +3,30 @@
 import contextlib
 import dataclasses
 import json
+import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 
 import jax
 import numpy as np
 import pytest
 
-from inti_jax import config, sharding
+from inti_jax import checkpoint, config, sharding
 from inti_jax.config import Mesh
 from inti_jax.liveness import Judge, Place
 from inti_jax.models.backbone import BACKBONES
 from inti_jax.trained import load
 from inti_jax.writers import read_metrics
 from tests import hosts
-from tests.processes import start_main
+from tests.processes import environment, free_address, start_main
 
 # The others, and one process of eight devices, by `python -m tests.hosts --all`: compiling takes the time.
 METHOD, MESH = COMBINATION = ["zero_i2v", "data=2 fsdp=2 tensor=2"]
 PAIR, SINGLE = (2, 4), (1, 1)
+ONE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +176,35 @@ def test_processes_that_are_not_alike_or_fail_alone_do_not_start(motion_data, tm
             assert "Traceback" not in pair.logs[index].read_text()
 
 
+def test_a_save_that_fails_is_told_while_the_others_wait_for_it(tmp_path):
+    """Below a name that Orbax would not take, which both have to call alike: see `paths.plain`."""
+    workdir, address = tmp_path / os.fsdecode(b"run[1]\xff"), free_address()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.save_together", address, str(index), workdir],
+            env=environment(1), stderr=subprocess.PIPE,
+        )
+        for index in (0, 1)
+    ]  # fmt: skip
+    try:
+        said = [process.communicate(timeout=100)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [1, 1]
+    reason = os.fsencode(
+        f"process 1 on {socket.gethostname()} failed: {workdir}/checkpoints/2 cannot be written"
+    )
+    for text in said:
+        assert reason + b" (File too large)" in text.splitlines()[-1] and b"_SignalingThread" not in text, (
+            text
+        )
+    assert checkpoint.find(workdir) == 1
+    leaf = jax.ShapeDtypeStruct((2**19,), np.float32, sharding=ONE)
+    found = checkpoint.restore_params(workdir, 1, {"head.bias": leaf})["head.bias"]
+    np.testing.assert_array_equal(found, jax.random.normal(jax.random.key(0), (2**19,)))
+
+
 # Whom the others wait for.
 
 LIMITS = config.Hosts(silent_seconds=10.0, stall_seconds=60.0, slow_seconds=600.0)
@@ -225,6 +257,13 @@ def test_what_takes_long_may_and_what_all_do_names_nobody():
     assert three.judge.standing(three.now) is None
     three.wait(200)
     assert three.judge.standing(three.now).startswith("all processes stand at `step 2: its batch`")
+
+
+def test_once_all_are_done_nobody_is_waited_for():
+    three = Three()
+    three.move(0, 1, 2, left=True)
+    three.wait(700)
+    assert three.judge.waited_for(three.now) is three.judge.standing(three.now) is None
 
 
 def test_who_is_silent_or_failed_is_named_and_who_is_done_is_not():

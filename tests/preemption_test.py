@@ -105,6 +105,42 @@ with Preemption() as preemption:
     assert said[1] == "stopped at once by a second SIGTERM\n"
 
 
+def test_a_terminal_that_goes_asks_once_however_often_it_is_said_and_nohup_is_heeded():
+    """The kernel sends SIGHUP, the shell again, a session's manager SIGTERM besides; stderr is gone then."""
+    script = """
+import os, signal, sys, time
+from inti_jax.errors import run_command
+from inti_jax.preemption import Preemption
+
+def main():
+    with Preemption() as preemption:
+        assert not preemption.reached()
+        for number in map(int, sys.argv[1:]):
+            os.kill(os.getpid(), number)
+            time.sleep(0.8)  # longer than what counts as the same signal
+        if preemption.reached():
+            raise preemption.stopped(2)
+    print("went on")
+
+run_command(main)
+"""
+    hup, term = str(signal.SIGHUP.value), str(signal.SIGTERM.value)
+    cases = {(): [hup, hup, term], ("nohup",): [hup, hup], ("nohup", "env"): [hup, term]}
+    with Path("/dev/full").open("w") as gone:
+        processes = [
+            subprocess.Popen(
+                [*before, sys.executable, "-c", script, *numbers],
+                stdout=subprocess.PIPE,
+                stderr=gone,
+                text=True,
+            )
+            for before, numbers in cases.items()
+        ]
+    said = [process.communicate(timeout=60)[0] for process in processes]
+    assert [process.returncode for process in processes] == [129, 0, 143]
+    assert said == ["", "went on\n", ""]
+
+
 # Two hosts: JAX's own service and clients, in one process.
 
 

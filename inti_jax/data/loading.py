@@ -317,8 +317,9 @@ def _with_video(slots: Slots, row: Row) -> Row:
 
 
 def _start_worker(*_: int) -> None:
-    # Ctrl-C goes to all processes of a terminal, a scheduler's SIGTERM to all of a job: the run answers them.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    # Ctrl-C and SIGHUP go to all processes of a terminal, a scheduler's SIGTERM to all of a job: the run
+    # answers them.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     _end_with_parent()
     _keep_freed_memory()
