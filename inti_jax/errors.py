@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 
 class UserError(Exception):
@@ -90,7 +90,7 @@ def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-def _flush(stream: TextIO | None, more: str = "") -> OSError | None:
+def _flush(stream: Any, more: str = "") -> OSError | None:
     """Write what was printed, and `more`; give what the system refuses of it, once and for all."""
     if stream is None:  # it was closed before the start
         return None
