@@ -80,6 +80,8 @@ def open_converted(path: str | Path) -> ClipFile:
         raise UserError(
             f"{path}: there is no such file; `python -m inti_jax.convert SRC --out F.safetensors` makes one"
         )
+    if not (path.is_file() or path.is_dir()):
+        raise UserError(f"{path} is neither a file nor a directory")
     ours = path.is_file() and (kinds.stated_format(path) or "").startswith("inti_jax.")
     client = coordination.client()
     if client is None:

@@ -48,13 +48,14 @@ _DTYPES = {
 # Modules and names that no data needs, and that pickles made to do harm are built of.
 _HARMFUL_MODULES = {
     "os", "posix", "nt", "subprocess", "sys", "shutil", "socket", "runpy", "importlib", "imp", "code",
-    "codeop", "pty", "ctypes", "functools", "operator", "pickle", "_pickle", "marshal", "commands",
+    "codeop", "pty", "ctypes", "operator", "pickle", "_pickle", "marshal", "commands",
     "webbrowser", "threading", "signal", "pip", "pydoc", "bdb", "pdb", "timeit", "numpy.testing",
     "torch.hub", "torch.serialization", "torch.package", "torch.utils.cpp_extension",
 }  # fmt: skip
 _BUILTIN_DATA = {
     "set", "frozenset", "list", "tuple", "dict", "bytes", "bytearray", "str", "int", "float", "bool",
     "complex", "slice", "range", "object", "type", "Ellipsis", "NotImplemented",
+    "getattr",  # of a nested class, or of a method
 }  # fmt: skip
 
 
@@ -121,6 +122,7 @@ class Unpickler(pickle._Unpickler):
     def __init__(self, file: io.BufferedIOBase):
         super().__init__(file)
         self.storages: dict[str, np.dtype] = {}  # types by key
+        self.replaced = ""  # the first name that a stand-in took the place of
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):
@@ -133,13 +135,20 @@ class Unpickler(pickle._Unpickler):
             return _plain_list
         if module == "__torch__" or module.startswith("__torch__."):
             return _Object
+        full = f"{module}.{name}".encode("unicode_escape").decode()
         if _harmful(module, name):
-            raise RefusedError(f"{module}.{name}".encode("unicode_escape").decode())
+            raise RefusedError(full)
+        self.replaced = self.replaced or full
         return _StandIn
 
-    def persistent_load(self, pid: Any) -> tuple[np.dtype, str]:
-        """A storage: ("storage", type, key, device, elements); before 1.6 also a view into another."""
+    def persistent_load(self, pid: Any) -> Any:
+        """A storage: ("storage", type, key, device, elements); before 1.6 also a view into another.
+
+        Before 1.6 also a module's class with its source: ("module", class, file, source).
+        """
         kind, storage_type, key, *rest = pid
+        if kind == "module":
+            return _StandIn
         known = kind == "storage" and isinstance(storage_type, _Dtype) and isinstance(key, str)
         if not known or any(rest[2:]):
             raise RefusedError(f"an unknown storage {pid!r:.80}")
@@ -204,10 +213,15 @@ _REBUILD: dict[str, Callable[..., Any]] = {
 }
 
 
-def entries(root: Any) -> dict[str, Tensor | None]:
-    """The entries by name; None for what is no tensor."""
+def read(unpickler: Unpickler) -> dict[str, Tensor | None]:
+    """Unpickle the entries of a checkpoint, by name; None for what is no tensor.
+
+    Raises RefusedError, and whatever a damaged pickle may cause.
+    """
+    root = unpickler.load()
     if _children(root) is None:
-        raise ValueError("it holds no names")
+        what = f", and asks for {unpickler.replaced}" if unpickler.replaced else ""
+        raise ValueError(f"it holds no names{what}")
     found: dict[str, Tensor | None] = {}
     for raw, tensor in _walk(root):
         name = raw if raw.isprintable() else raw.encode("unicode_escape").decode()

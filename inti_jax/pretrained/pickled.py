@@ -42,8 +42,7 @@ def read_archive(path: Path) -> Contents:
         entries = {info.filename.partition("/")[2]: info for info in archive.infolist()}
         if "data.pkl" not in entries:
             raise UserError(f"{path} is a zip without a torch pickle in it (no data.pkl): {_WAY_OUT}")
-        root = inert.Unpickler(io.BytesIO(archive.read(entries["data.pkl"]))).load()
-        found = inert.entries(root)
+        found = inert.read(inert.Unpickler(io.BytesIO(archive.read(entries["data.pkl"]))))
 
     contents = np.memmap(path, mode="r", dtype=np.uint8)
     arrays = {}
@@ -69,7 +68,7 @@ def read_legacy(path: Path) -> Contents:
         inert.Unpickler(file).load()  # the format's version
         inert.Unpickler(file).load()  # the writer's byte order and sizes of integers
         weights = inert.Unpickler(file)
-        found = inert.entries(weights.load())
+        found = inert.read(weights)
         keys = inert.Unpickler(file).load()
         start = file.tell()
 

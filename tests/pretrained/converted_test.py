@@ -121,6 +121,12 @@ def test_what_cannot_be_converted_is_called_what_it_is(tmp_path, contents, said)
         initial.find_backbone(config.Model(pretrained=str(path)))
 
 
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "f.safetensors")
+    with pytest.raises(UserError, match="neither a file nor a directory"):
+        open_converted(tmp_path / "f.safetensors")
+
+
 def test_convert_and_verify_do_not_take_one_for_the_other(source, tmp_path, capsys):
     assert run(source, "--to", "openai", "--out", tmp_path / "f.safetensors") == 1
     assert run("--verify", source, "--against", source) == 1
