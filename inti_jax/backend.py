@@ -17,7 +17,12 @@ def start() -> None:
         jax.devices()
     # JAX asserts where JAX_PLATFORMS names a known platform that is not installed.
     except (RuntimeError, AssertionError) as error:
-        raise UserError(_explained(jax.config.read("jax_platforms") or "", _one_line(str(error)))) from error
+        raise UserError(_explained(platforms(), _one_line(str(error)))) from error
+
+
+def platforms() -> str:
+    """Read the platforms that JAX is told to use, with commas between; none where it may choose."""
+    return jax.config.jax_platforms or ""  # type: ignore[attr-defined]
 
 
 def _one_line(text: str) -> str:

@@ -35,7 +35,7 @@ _REMEDIES = {
     "decoder": "install PyAV's wheel, which brings FFmpeg: pip install --force-reinstall av",
     "devices": "look at the driver, at JAX_PLATFORMS, and whether jax[tpu] or jax[cuda13] is installed",
     "processes": "look at the installation of jax, and at the network between the hosts if there are several",
-    "host": "give the container more CPU time, or raise the hard limit of open files (ulimit -Hn)",
+    "host": "raise the hard limit of open files (ulimit -Hn), or set data.workers lower",
     "mesh": "set mesh.data, mesh.fsdp and mesh.tensor, and batches that are multiples of data x fsdp",
     "weights": "python -m inti_jax.convert SRC --out F.safetensors, and name F in model.pretrained",
     "dataset": "python -m inti_jax.prepare --check DIR says what is damaged; or prepare it again",
@@ -126,7 +126,7 @@ class _Patient:
     def __init__(self, settings: Config | None, workdir: Path | None, temporary: Path, flags: ProcessFlags):
         self._given, self._workdir, self._temporary, self._flags = settings, workdir, temporary, flags
         self.joined = contextlib.ExitStack()  # while it is open, this process is one of the run's
-        self.index = flags[2] or 0
+        self.index, self._count = flags[2] or 0, flags[1] or 1
         self._device_count: int | None = None  # None where the devices are not well
 
     @functools.cached_property
@@ -187,9 +187,9 @@ class _Patient:
 
         limits_of_silence = config.Hosts() if self._given is None else self._given.hosts
         self.joined.enter_context(distributed.joined(*self._flags, limits_of_silence))
-        number, count = coordination.place()
-        self.index = number
-        return f"JAX {jax.__version__}, " + ("one process" if count == 1 else f"process {number} of {count}")
+        self.index, self._count = coordination.place()
+        which = "one process" if self._count == 1 else f"process {self.index} of {self._count}"
+        return f"JAX {jax.__version__}, {which}"
 
     def devices(self) -> str:
         import jax
@@ -205,11 +205,20 @@ class _Patient:
         return f"{self._device_count} x {', '.join(known)}{of}"
 
     def host(self) -> str:
-        quota = limits.cpu_quota()
-        allowed = f"{limits.cores()} cores" + (f" (a CPU quota of {quota:.3g})" if quota is not None else "")
+        from inti_jax.data import loading, processes
+
+        cores, quota = limits.cores(), limits.cpu_quota()
+        allowed = f"{cores} cores" + (f" (a CPU quota of {quota:.3g})" if quota is not None else "")
+        data, batch = self._settings.data, self._settings.train.global_batch
+        # The processes of a run share its batch. Without devices, as many as accelerators would have.
+        batch = max(1, batch // self._count)
+        workers = loading.worker_count(data, batch) if self._device_count else max(data.workers, cores - 1)
+        needed = limits.open_files() + limits.SPARE_FILES + processes.files_needed(workers)
         soft, most = limits.file_limits()
-        raised = f", {most} when raised" if most > soft else ""
-        return f"{allowed}; {soft} open files{raised}"
+        files = f"{workers} workers and the run take {needed} of {soft} open files"
+        if needed > most:
+            raise UserError(f"{allowed}; {files}, and the hard limit is {most}")
+        return f"{allowed}; {files}" + (f", which is raised to {most}" if needed > soft else "")
 
     def mesh_divides(self) -> str:
         from inti_jax import sharding

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 from jax._src import cloud_tpu_init, clusters  # JAX's own answers to where it runs
 
-from inti_jax import config, coordination, liveness
+from inti_jax import backend, config, coordination, liveness
 from inti_jax.errors import Stopped, UsageError, UserError
 from inti_jax.relay import Relay
 
@@ -203,7 +203,7 @@ def _environment_has_others() -> bool:
 
 
 def _on_tpu_pod() -> bool:
-    if not cloud_tpu_init.running_in_cloud_tpu_vm or "tpu" not in (jax.config.read("jax_platforms") or "tpu"):
+    if not cloud_tpu_init.running_in_cloud_tpu_vm or "tpu" not in (backend.platforms() or "tpu"):
         return False
     if int(os.environ.get("MEGASCALE_NUM_SLICES", "1")) > 1:
         return True

@@ -18,6 +18,7 @@ from inti_jax import agreement, checkpoint, config, initial, liveness, metrics, 
 from inti_jax.config import Config
 from inti_jax.data import pipeline, views
 from inti_jax.data.dataset import Source, open_dataset
+from inti_jax.data.workers import Workers
 from inti_jax.errors import UsageError, UserError
 from inti_jax.evaluations import Setting
 from inti_jax.models.video import VideoModel
@@ -81,24 +82,26 @@ def forward_batches(
     settings: config.Eval,
     mesh: jax.sharding.Mesh,
     after_batch: Callable[[], None] = lambda: None,
+    workers: Workers | None = None,
 ) -> Generator[dict[str, np.ndarray], None, None]:
     """Run every video of `source` through the model, over all hosts, and yield the rows batch by batch.
 
-    `after_batch` is called as often on each, and may raise to end it.
+    `after_batch` is called as often on each, and may raise to end it. Videos are loaded by `workers` if they
+    are given, else by processes or threads of its own.
     """
     sharding.check_batch(settings.batch, "eval.batch", mesh)
     rows = sharding.host_rows(mesh, settings.batch)
-    batches = pipeline.eval_batches(source, data, settings, rows=rows)
     pending = None
     liveness.note("evaluation: batch 1", slow=True)
-    for number, batch in enumerate(batches, start=2):
-        result = forward(params, sharding.place_batch(batch, mesh))
-        # Fetched one batch late, so that the host loads videos while the devices compute.
-        if pending is not None:
-            yield jax.device_get(pending)
-        pending = result
-        liveness.note(f"evaluation: batch {number}", slow=number == 2)  # compiling may still go on
-        after_batch()
+    with pipeline.eval_batches(source, data, settings, rows=rows, workers=workers) as batches:
+        for number, batch in enumerate(batches, start=2):
+            result = forward(params, sharding.place_batch(batch, mesh))
+            # Fetched one batch late, so that the host loads videos while the devices compute.
+            if pending is not None:
+                yield jax.device_get(pending)
+            pending = result
+            liveness.note(f"evaluation: batch {number}", slow=number == 2)  # compiling may still go on
+            after_batch()
     if pending is not None:
         yield jax.device_get(pending)
 
@@ -111,11 +114,12 @@ def predict(
     settings: config.Eval,
     mesh: jax.sharding.Mesh,
     after_batch: Callable[[], None] = lambda: None,
+    workers: Workers | None = None,
 ) -> Predictions:
     """Run every video of `source` through the model, as `forward_batches`, and gather the probabilities."""
     results = []
     with contextlib.closing(Progress("evaluate", -(-len(source) // settings.batch))) as progress:
-        for rows in forward_batches(forward, params, source, data, settings, mesh, after_batch):
+        for rows in forward_batches(forward, params, source, data, settings, mesh, after_batch, workers):
             results.append(rows)
             progress.advance()
     return _in_order({key: np.concatenate([result[key] for result in results]) for key in results[0]})
@@ -140,14 +144,15 @@ def evaluate(
     settings: config.Eval,
     mesh: jax.sharding.Mesh,
     after_batch: Callable[[], None] = lambda: None,
+    workers: Workers | None = None,
 ) -> dict[str, float | int]:
-    """Compute accuracies over all of `dataset`; `after_batch` as for `predict`.
+    """Compute accuracies over all of `dataset`; see `predict` for the rest.
 
     Videos that cannot be decoded count as `missing` and in no accuracy. `*_one_view` is the middle clip's
     middle crop alone.
     """
     started = time.perf_counter()
-    found = predict(forward, params, dataset, data, settings, mesh, after_batch)
+    found = predict(forward, params, dataset, data, settings, mesh, after_batch, workers)
     if not len(found.index):
         raise UserError(f"none of the {len(dataset)} videos of the evaluation could be decoded")
     rank = metrics.ranks(found.probabilities, found.labels)

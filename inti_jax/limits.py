@@ -8,6 +8,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+# Open files that are left for what nobody counts: checkpoints, records, sockets, libraries.
+SPARE_FILES = 128
+
 # Soft limits above this do nothing for us, and programs that walk over all possible files do so for long.
 _MOST_OPEN_FILES = 2**20
 

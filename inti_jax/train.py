@@ -34,7 +34,7 @@ from inti_jax import (
 from inti_jax.checkpoint import Checkpoints
 from inti_jax.compilation import kept
 from inti_jax.config import Config, ConfigError, Mix
-from inti_jax.data import balance, mirror, pipeline, views
+from inti_jax.data import balance, loading, mirror, pipeline, views
 from inti_jax.data.dataset import VideoDataset, open_dataset
 from inti_jax.data.device import DevicePrefetch
 from inti_jax.models.backbone import Backbone
@@ -239,17 +239,21 @@ def _train(config: Config, workdir: Path, preemption: Preemption, profile: profi
             record.write(workdir)
         stack.enter_context(kept(workdir))
 
+        rows = sharding.host_rows(mesh, config.train.global_batch)
+        # An evaluation's videos are loaded by the same processes as the training's.
+        if workers := loading.worker_pool(config.data, len(rows)):
+            stack.callback(workers.close)
         host_batches = pipeline.train_batches(
             dataset,
             config.data,
             seed=config.train.seed,
             global_batch=config.train.global_batch,
             num_steps=steps,
-            rows=sharding.host_rows(mesh, config.train.global_batch),
+            rows=rows,
             classes=dataset.classes if config.data.balance else None,
+            workers=workers,
         )
         host_batches.set_state(position)
-        stack.callback(host_batches.close)
         batches = DevicePrefetch(
             host_batches, functools.partial(sharding.place_batch, mesh=mesh), ahead=config.data.prefetch
         )
@@ -266,7 +270,9 @@ def _train(config: Config, workdir: Path, preemption: Preemption, profile: profi
         def validate(step: int) -> None:
             params = {**train_state.trainable, **train_state.frozen}
             go_on = functools.partial(preemption.check, step)  # what is evaluated has been saved
-            figures = evaluate.evaluate(forward, params, validation, config.data, config.eval, mesh, go_on)
+            figures = evaluate.evaluate(
+                forward, params, validation, config.data, config.eval, mesh, go_on, workers
+            )
             monitor.note_compiled(step)
             writer.write(step, "val", figures | {"dataset": validation.manifest["sha256"]})
             log.info("step %d: %s", step, evaluate.summary(figures))

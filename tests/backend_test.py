@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from inti_jax import backend, distributed
 from tests.main_test import call
 
 
@@ -41,3 +42,13 @@ def test_so_it_is_in_python(monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "no_such")
     done = subprocess.run([sys.executable, "-c", _LOAD], capture_output=True, text=True, check=True)
     assert done.stdout.count("JAX_PLATFORMS=no_such: JAX finds no such devices") == 2
+
+
+def test_a_tpu_machine_says_whether_it_is_one_of_several(monkeypatch):
+    monkeypatch.setattr(distributed.cloud_tpu_init, "running_in_cloud_tpu_vm", True)
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "one,two")
+    assert backend.platforms() == "cpu" and not distributed._on_tpu_pod()  # as tests are told
+    monkeypatch.setattr(backend, "platforms", lambda: "")
+    assert distributed._on_tpu_pod()
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "one")
+    assert not distributed._on_tpu_pod()

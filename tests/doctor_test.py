@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from inti_jax import checkup
+from inti_jax import checkup, limits
 from inti_jax.run import checkpoint_dir
 from tests.configs import INTI, tiny
 from tests.main_test import call
@@ -191,3 +191,11 @@ def test_flags_that_make_no_sense_are_the_callers():
     result = call("doctor", "--process_id", "3")
     assert result.returncode == 2 and "give all three, or none of them" in result.stderr
     assert not result.stdout
+
+
+def test_too_few_open_files_for_the_workers(motion_data, examine, monkeypatch):
+    monkeypatch.setattr(limits, "file_limits", lambda: (256, 1024))
+    settings = tiny(motion_data, data__workers=200)
+    layer = only(examine(settings, without=("dataset", "compile", "step", "checkpoint")), "host")
+    assert "200 workers and the run take" in layer.detail and "the hard limit is 1024" in layer.detail
+    assert "data.workers" in layer.remedy

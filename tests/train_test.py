@@ -2,6 +2,7 @@
 
 import functools
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -361,3 +362,29 @@ def test_a_killed_run_goes_on_to_the_last_bit(motion_data, tmp_path):
     assert [line["step"] for line in lines if line["split"] != "compile"] == [*range(1, 41), 40]
     final = [[r for r in read_metrics(path) if r["split"] == "val"][-1]["top1"] for path in (whole, killed)]
     assert final[0] == final[1]
+
+
+def test_evaluations_on_the_way_share_the_workers_and_change_no_loss(
+    motion_data, trained_run, tmp_path, monkeypatch
+):
+    seen = []
+    place = sharding.place_batch
+
+    def counted(batch, mesh):
+        seen.append(("missing" in batch, {child.pid for child in multiprocessing.active_children()}))
+        return place(batch, mesh)
+
+    monkeypatch.setattr(sharding, "place_batch", counted)
+    changes = {"data__workers": 2, "data__threads": 1, "eval__clips": 2, "train__eval_every_steps": 2}
+    train.train(tiny(motion_data, **INTI, **changes), tmp_path / "run")
+    assert len({process for _, processes in seen for process in processes}) == 2
+    assert {evaluation for evaluation, _ in seen} == {True, False}
+    assert not multiprocessing.active_children()
+    ours, theirs = read_metrics(tmp_path / "run"), read_metrics(trained_run)
+    for split, figure, count in (("train", "loss", 4), ("val", "top1", 1)):
+        values = [
+            [(record["step"], record[figure]) for record in records if record["split"] == split][-count:]
+            for records in (ours, theirs)
+        ]
+        assert values[0] == values[1]
+    assert [record["step"] for record in ours if record["split"] == "val"] == [2, 4]

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int32, Int64, UInt8
 
+from inti_jax import limits
 from inti_jax.data import decode, manifest
 from inti_jax.data.builders import frames, registry
 from inti_jax.data.builders.frames import USUAL_RATE, Frames
@@ -125,7 +126,11 @@ class VideoDataset:
                 # Slow to import, so not before records are read.
                 import tensorflow_datasets as tfds
 
-                self._opened = tfds.builder_from_directory(self.directory).as_data_source(self.split)
+                builder = tfds.builder_from_directory(self.directory)
+                # Readers keep every shard open that was read from.
+                shards = builder.info.splits[self.split].num_shards
+                limits.raise_file_limit(limits.open_files() + shards + limits.SPARE_FILES)
+                self._opened = builder.as_data_source(self.split)
             return self._opened
 
     def __reduce__(self) -> tuple[Any, ...]:

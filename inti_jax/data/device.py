@@ -1,21 +1,30 @@
 """Batches onto the devices before they are asked for."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 
 DeviceBatch = dict[str, jax.Array]
 
 
-class DevicePrefetch(Iterator[DeviceBatch]):
-    """Keeps `ahead` batches on the devices, placed by a thread of its own. Close it when done."""
+@runtime_checkable
+class Closable(Protocol):
+    """An iterator over batches that can be closed from any thread, also while one waits for a batch."""
+
+    def __next__(self) -> Mapping[str, Any]: ...
+
+    def close(self) -> None: ...
+
+
+class DevicePrefetch:
+    """Keeps `ahead` batches on the devices, placed by a thread of its own. Closing it closes `batches`."""
 
     def __init__(
         self,
-        batches: Iterator[Mapping[str, Any]],
+        batches: Closable,
         place: Callable[[Mapping[str, Any]], DeviceBatch],
         *,
         ahead: int,
@@ -26,13 +35,18 @@ class DevicePrefetch(Iterator[DeviceBatch]):
         for _ in range(ahead):
             self._request()
 
+    def __iter__(self) -> "DevicePrefetch":
+        return self
+
     def __next__(self) -> DeviceBatch:
         batch = self._coming.popleft().result()  # raises what the loading raised, StopIteration too
         self._request()
         return batch
 
     def close(self) -> None:
-        self._thread.shutdown(cancel_futures=True)
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._batches.close()  # the thread may wait for one of them
+        self._thread.shutdown()
 
     def _request(self) -> None:
         self._coming.append(self._thread.submit(lambda: self._place(next(self._batches))))

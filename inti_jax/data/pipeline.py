@@ -16,6 +16,7 @@ from jaxtyping import Bool, Int, Int32, Int64, UInt8
 from inti_jax import config
 from inti_jax.data import augment, balance, decode, loading, mirror, sampling
 from inti_jax.data.dataset import Example, LabelledSource, Source
+from inti_jax.data.workers import Workers
 
 log = logging.getLogger("inti_jax")
 
@@ -119,23 +120,19 @@ class TrainBatches(Iterator[TrainBatch]):
     def __init__(self, loaded_from: Callable[[int], loading.Batches]):
         """`loaded_from` gives the batches from a step on."""
         self._loaded_from = loaded_from
-        self._first_step = 0
-        self._batches: loading.Batches | None = None
+        self._batches = loaded_from(0)
 
     def __next__(self) -> TrainBatch:
-        if self._batches is None:
-            self._batches = self._loaded_from(self._first_step)
         return next(self._batches)
 
     def set_state(self, state: dict[str, int]) -> None:
-        """Continues with step `state["next_step"]`."""
+        """Continue with step `state["next_step"]`, in the thread that iterates."""
         self.close()
-        self._first_step = state["next_step"]
+        self._batches = self._loaded_from(state["next_step"])
 
     def close(self) -> None:
-        if self._batches is not None:
-            self._batches.close()
-            self._batches = None
+        """End the loading, from any thread. A thread that waits for a batch gets LoadingError."""
+        self._batches.close()
 
     def __enter__(self) -> "TrainBatches":
         return self
@@ -153,11 +150,13 @@ def train_batches(
     num_steps: int,
     rows: Sequence[int] | None = None,
     classes: Int[np.ndarray, " N"] | None = None,
+    workers: Workers | None = None,
 ) -> TrainBatches:
-    """Training batches of one host, of steps 0 to `num_steps` - 1: `rows` of each, by default all.
+    """Load the training batches of one host, of steps 0 to `num_steps` - 1: `rows` of each, by default all.
 
-    With `classes`, the class of each video, all come equally often, see `balance.Balanced`.
-    Raises UserError if `cfg.flip` is set and the labels cannot be mirrored.
+    With `classes`, the class of each video, all come equally often, see `balance.Balanced`. `workers` load if
+    they are given, else processes or threads of their own. Raises UserError if `cfg.flip` is set and the
+    labels cannot be mirrored.
     """
     order = TrainOrder(
         len(dataset),
@@ -170,7 +169,9 @@ def train_batches(
     )
     mirrored = mirror.mirrored_labels(dataset.labels) if cfg.flip else ()
     load = functools.partial(_load_train, dataset, cfg, seed, mirrored)
-    return TrainBatches(functools.partial(loading.Batches, order, load, cfg, _shape(cfg)))
+    return TrainBatches(
+        lambda step: loading.Batches(order, load, cfg, _shape(cfg), first=step, workers=workers)
+    )
 
 
 def eval_batches(
@@ -179,19 +180,17 @@ def eval_batches(
     eval_cfg: config.Eval,
     *,
     rows: Sequence[int] | None = None,
-) -> Iterator[EvalBatch]:
-    """Evaluation batches of one host, as many on each: `rows` of each, by default all.
+    workers: Workers | None = None,
+) -> loading.Batches:
+    """Load the evaluation batches of one host, an EvalBatch each, as many on each: `rows`, by default all.
 
-    Over all rows every video comes exactly once. Raises LoadingError as TrainBatches does.
+    Over all rows every video comes exactly once. By `workers` if they are given, as in training. To be
+    closed. Raises LoadingError as TrainBatches does.
     """
     order = EvalOrder(len(dataset), global_batch=eval_cfg.batch, rows=rows)
     load = functools.partial(_load_eval, dataset, cfg, eval_cfg)
     views = eval_cfg.clips * eval_cfg.crops
-    batches = loading.Batches(order, load, cfg, (views, *_shape(cfg)))
-    try:
-        yield from batches
-    finally:
-        batches.close()
+    return loading.Batches(order, load, cfg, (views, *_shape(cfg)), workers=workers)
 
 
 def view_indices(total: int, cfg: config.Data, eval_cfg: config.Eval) -> Int64[np.ndarray, " n"]:

@@ -3,104 +3,19 @@ import dataclasses
 import gc
 import multiprocessing
 import os
-import pickle
 import signal
 import subprocess
 import sys
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from inti_jax.data import decode, loading, pipeline, shared
-from inti_jax.data.shared import Memory, Sent, Slots
+from inti_jax.data import decode, loading, pipeline, processes, rows
 from tests.data.pipeline_test import CFG, Decoded, Videos
 
 WORKERS = dataclasses.replace(CFG, workers=2, threads=1)
-
-
-def _fill(slots, ks):
-    for k in ks:
-        with slots.filling(k) as array:
-            array[...] = k
-
-
-@settings(deadline=None, max_examples=30)
-@given(st.data())
-def test_a_slot_is_never_overwritten_before_it_is_released(data):
-    count = data.draw(st.integers(1, 6))
-    workers = data.draw(st.integers(1, 4))
-    length = data.draw(st.integers(1, 30))
-    slots = Slots(count, (3, 2))
-    copies = [pickle.loads(pickle.dumps(slots)) for _ in range(workers)]
-    filled = [threading.Event() for _ in range(length)]
-
-    def fill(worker):
-        for k in range(worker, length, workers):
-            _fill(copies[worker], [k])
-            filled[k].set()
-
-    threads = [threading.Thread(target=fill, args=(worker,)) for worker in range(workers)]
-    for thread in threads:
-        thread.start()
-    try:
-        for k in range(length):
-            assert filled[k].wait(10)
-            assert (slots[k] == k).all()
-            assert not any(event.is_set() for event in filled[k + count :])
-            slots.release(k + 1)
-    finally:
-        slots.stop()
-        for thread in threads:
-            thread.join()
-    assert not slots.fillers()
-    slots.close()
-
-
-def test_other_processes_fill_them_and_run_what_was_sent():
-    slots, double = Slots(4, (1000, 1000)), Sent(_double)
-    context = multiprocessing.get_context("spawn")
-    process = context.Process(target=_fill_by, args=(slots, double))
-    process.start()
-    process.join(30)
-    assert [slots[k].max() for k in range(4)] == [0, 2, 4, 6]
-    assert slots.fillers() == {}
-    assert len(pickle.dumps((slots, double))) < 1000
-    slots.close()
-    double.close()
-    assert not any(slots[k].any() for k in range(4))  # its memory is given back
-
-
-def _double(k):
-    return 2 * k
-
-
-def _fill_by(slots, function):
-    for k in range(4):
-        with slots.filling(k) as array:
-            array[...] = function(k)
-
-
-def test_who_waits_for_a_slot_does_not_when_no_more_are_wanted():
-    slots = Slots(2, (1,))
-
-    def wait():
-        with slots.filling(2) as array:
-            return array
-
-    with ThreadPoolExecutor() as threads:
-        waiting = threads.submit(wait)
-        with pytest.raises(TimeoutError):
-            waiting.result(0.1)
-        slots.stop()
-        assert waiting.result(10) is None
-    assert not slots.fillers()
-    slots.close()
 
 
 def _open_memory():
@@ -136,17 +51,6 @@ def test_what_is_dropped_without_closing_is_gone():
         time.sleep(0.1)
 
 
-def test_what_was_closed_is_not_opened_as_another():
-    closed = Memory(8)
-    closed.close()
-    other = Memory(8)
-    assert other.place[0] == closed.place[0]  # the number is given anew
-    with pytest.raises(FileNotFoundError):
-        shared._opened(closed.place)
-    assert len(shared._opened(other.place)) == 8
-    other.close()
-
-
 def _endless(video, indices, total=None):
     if total == 16:  # that of index 2
         time.sleep(600)
@@ -154,7 +58,7 @@ def _endless(video, indices, total=None):
 
 
 def test_a_worker_that_comes_to_no_end_ends_the_run_with_the_reason(monkeypatch):
-    monkeypatch.setattr(loading, "_ROW_SECONDS", 3)
+    monkeypatch.setattr(processes, "ROW_SECONDS", 3)
     with (
         pipeline.train_batches(Decoded(_endless), WORKERS, seed=5, global_batch=7, num_steps=5) as batches,
         pytest.raises(loading.LoadingError, match=r"video of index 2 did not come to an end in 3 s"),
@@ -164,7 +68,7 @@ def test_a_worker_that_comes_to_no_end_ends_the_run_with_the_reason(monkeypatch)
 
 
 def test_closing_does_not_wait_for_a_worker_that_comes_to_no_end(monkeypatch):
-    monkeypatch.setattr(loading, "_LAST_ROW_SECONDS", 1)
+    monkeypatch.setattr(processes, "_LAST_ROW_SECONDS", 1)
     with pipeline.train_batches(Decoded(_endless), WORKERS, seed=5, global_batch=1, num_steps=50) as batches:
         assert next(batches)["index"] != 2
         time.sleep(1)
@@ -175,10 +79,10 @@ def test_closing_does_not_wait_for_a_worker_that_comes_to_no_end(monkeypatch):
 
 def test_batches_of_one_are_copies_too():
     batches = {}
-    for workers in (0, 2):
-        cfg = dataclasses.replace(WORKERS, workers=workers)
+    for count in (0, 2):
+        cfg = dataclasses.replace(WORKERS, workers=count)
         with pipeline.train_batches(Videos(), cfg, seed=5, global_batch=1, num_steps=60) as loaded:
-            batches[workers] = list(loaded)
+            batches[count] = list(loaded)
     for one, other in zip(*batches.values(), strict=True):
         np.testing.assert_array_equal(one["video"], other["video"])
 
@@ -224,7 +128,7 @@ def test_an_error_of_a_decoder_ends_the_run_with_it(workers, decoder, kind, mess
 @pytest.mark.parametrize("video", [np.zeros((1, 8, 8, 3), np.uint8), np.zeros((4, 8, 8, 3), np.float32)])
 def test_a_row_of_another_shape_or_type_is_refused(video):
     with pytest.raises(ValueError, match=rf"is {video.dtype} \({len(video)}, .*: uint8 \(4, 8, 8, 3\) is"):
-        loading._checked(lambda element: {"video": video}, (4, 8, 8, 3), 0)
+        rows.checked(lambda element: {"video": video}, (4, 8, 8, 3))(0)
 
 
 _UNCLOSED = """

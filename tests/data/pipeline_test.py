@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inti_jax import config, memory
-from inti_jax.data import decode, loading, pipeline
+from inti_jax.data import decode, loading, pipeline, workers
 from inti_jax.data.dataset import Example, FileDataset, open_dataset
 from inti_jax.errors import UserError
 from tests.data import clips
@@ -217,30 +217,6 @@ def test_a_worker_that_is_killed_is_replaced(videos, caplog, monkeypatch):
     assert "killed by SIGKILL" in message
 
 
-@pytest.mark.parametrize(
-    ("exit_code", "reason"),
-    [
-        (-9, "killed by SIGKILL: memory ran out, .*`data.workers`"),
-        (-11, r"killed by SIGSEGV: a video .* indices \d, \d, \d, \d,"),
-        (1, r"exited \(1\): its traceback"),
-    ],
-)
-def test_the_reason_depends_on_how_workers_died(videos, monkeypatch, exit_code, reason):
-    class Dead:
-        def __next__(self):
-            raise RuntimeError(f"Worker process was terminated unexpectedly with exit code {exit_code}.")
-
-        def close(self):
-            pass
-
-    monkeypatch.setattr(loading.Batches, "_start", lambda self: Dead())
-    with (
-        pipeline.train_batches(videos, CFG, seed=5, global_batch=4, num_steps=5) as batches,
-        pytest.raises(loading.LoadingError, match=f"3 times in a row before batch 0; .*{reason}"),
-    ):
-        next(batches)
-
-
 _ENDLESS = """
 import dataclasses, multiprocessing, sys, time
 from inti_jax.data import pipeline
@@ -288,7 +264,7 @@ def _deadly(video, indices, total=None):
 
 
 def test_workers_that_keep_dying_end_the_run_with_the_reason(monkeypatch):
-    monkeypatch.setattr(loading, "_DEATHS", 2)
+    monkeypatch.setattr(workers, "_DEATHS", 2)
     cfg = dataclasses.replace(CFG, workers=2, threads=1)
     with (
         pipeline.train_batches(Decoded(_deadly), cfg, seed=5, global_batch=7, num_steps=5) as batches,
