@@ -1,6 +1,7 @@
 """A checkpoint where a converted file is meant: converted once, beside it, by all that take one."""
 
 import json
+import os
 import subprocess
 import sys
 
