@@ -14,7 +14,8 @@ def call(module, *arguments):
 
 
 @pytest.mark.parametrize(
-    "module", ["main", "ablate", "prepare", "plan", "predict", "report", "convert", "doctor"]
+    "module",
+    ["main", "ablate", "prepare", "plan", "predict", "features", "report", "convert", "doctor"],
 )
 def test_help(module):
     process = call(module, "--help")

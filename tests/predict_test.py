@@ -3,6 +3,9 @@
 import csv
 import json
 import logging
+import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,7 +16,7 @@ from PIL import Image
 from inti_jax import inference, predict
 from inti_jax.data import decode
 from inti_jax.data.dataset import FileDataset, open_dataset
-from inti_jax.errors import run_command
+from inti_jax.errors import UserError
 from tests.data import clips
 
 
@@ -70,12 +73,8 @@ def test_a_file_shorter_than_a_clip_is_labelled_and_said_to_be_short(trained_run
 
 
 def command(monkeypatch, *words):
-    """Its exit status."""
     monkeypatch.setattr(sys, "argv", ["predict", *map(str, words)])
-    with pytest.raises(SystemExit) as left:
-        run_command(predict.main)
-        sys.exit(0)
-    return left.value.code
+    predict.main()
 
 
 @pytest.fixture
@@ -94,7 +93,9 @@ def folder(good):
 def test_a_folder_is_labelled_into_a_csv_file(trained_run, folder, tmp_path, monkeypatch, capsys):
     out = tmp_path / "labels.csv"
     arguments = ("--checkpoint", trained_run, folder, "--topk", "2", "--out", out)
-    assert command(monkeypatch, *arguments) == 1
+    with pytest.raises(UserError, match=r"^2 of 5 videos could not be labelled$") as error:
+        command(monkeypatch, *arguments)
+    assert error.value.exit_code == 1
     with out.open(newline="") as file:
         rows = {Path(row["video"]).name: row for row in csv.DictReader(file)}
     assert list(rows) == ["a.mp4", "b.mp4", "c.mp4", "d.mp4", "gone.mp4"]
@@ -106,8 +107,7 @@ def test_a_folder_is_labelled_into_a_csv_file(trained_run, folder, tmp_path, mon
         assert rows["a.mp4"][f"label{place}"] == entry["label"]
         assert float(rows["a.mp4"][f"probability{place}"]) == pytest.approx(entry["probability"], rel=1e-5)
     said = capsys.readouterr()
-    assert said.out == "" and said.err.count("error: ") == 3
-    assert said.err.splitlines()[-1] == "error: 2 of 5 videos could not be labelled"
+    assert said.out == "" and said.err.count("error: ") == 2
 
 
 def test_a_folder_of_frames_is_one_video(trained_run, good, tmp_path):
@@ -123,22 +123,23 @@ def test_a_fault_leaves_what_was_labelled_before_it(trained_run, folder, tmp_pat
     """The model's values for the third file are taken for not finite, after the first two."""
     outcome = inference.FileModel._outcome
 
-    def fails(self, path, found, values):
+    def not_finite(self, path, found, values):
         return outcome(self, path, found, values * np.nan if path.name == "c.mp4" else values)
 
-    monkeypatch.setattr(inference.FileModel, "_outcome", fails)
+    monkeypatch.setattr(inference.FileModel, "_outcome", not_finite)
     out = tmp_path / "labels.csv"
-    assert command(monkeypatch, "--checkpoint", trained_run, folder, "--json", "--out", out) == 1
+    with pytest.raises(UserError, match=r"c\.mp4: the model gives values that are not finite"):
+        command(monkeypatch, "--checkpoint", trained_run, folder, "--json", "--out", out)
     assert [line.split(",")[1] for line in out.read_text().splitlines()] == ["status", "ok", "missing"]
     said = capsys.readouterr()
     assert [Path(entry["video"]).name for entry in json.loads(said.out)] == ["a.mp4", "b.mp4"]
-    assert said.err.splitlines()[-1] == f"error: {folder}/c.mp4: the model gives values that are not finite"
 
 
 def test_an_earlier_file_stays_until_there_are_new_labels(good, tmp_path, monkeypatch):
     out = tmp_path / "labels.csv"
     out.write_text("earlier")
-    assert command(monkeypatch, "--checkpoint", tmp_path / "nowhere", good, "--out", out) != 0
+    with pytest.raises(UserError, match="nowhere"):
+        command(monkeypatch, "--checkpoint", tmp_path / "nowhere", good, "--out", out)
     assert out.read_text() == "earlier"
 
 
@@ -155,3 +156,16 @@ def test_results_come_while_later_ones_are_computed(trained_run, good, tmp_path,
     first = next(results)
     assert "predictions" in first and len(read) < 150
     results.close()
+
+
+def test_any_name_is_printed_and_a_reader_may_leave(trained_run, good):
+    name = good.with_name(os.fsdecode(b"caf\xe9.mp4"))
+    good.rename(name)
+    words = [sys.executable, "-m", "inti_jax.predict", "--checkpoint", trained_run, "--topk", "1"]
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([*words, *[name] * 99], env=environment, pipesize=4096, **pipes) as process:
+        assert process.stdout.readline() == os.fsencode(name) + b"\n"
+        process.stdout.close()
+        assert b"Traceback" not in process.stderr.read()
+        assert process.wait() == 128 + signal.SIGPIPE
