@@ -49,13 +49,14 @@ def describe(
         architecture = _from_hf(source, matched, activation)
         preprocess = source.preprocessor or {}
         mean, std = preprocess.get("image_mean"), preprocess.get("image_std")
+    read = _vocabulary(source, architecture, vocabulary)
     return Description(
         architecture,
         _channels(mean, CLIP_MEAN, source.path),
         _channels(std, CLIP_STD, source.path),
-        _vocabulary(source, architecture, vocabulary),
+        read,
         # OpenAI's library and open_clip clean texts alike.
-        "openai" if matched.naming is OPENAI else "huggingface",
+        "openai" if matched.naming is OPENAI and read is not None else "huggingface",
     )
 
 

@@ -40,8 +40,8 @@ Index = tuple[slice, ...]
 class Description:
     """What a file says about its weights. `mean` and `std` are for pixels in [0, 1].
 
-    `cleaning` is that of the library the weights are from. Files from before it was noted are read as
-    "huggingface": so their texts were always prepared.
+    `cleaning` is that of the library the weights are from, and goes with the vocabulary. Files from before it
+    was noted are read as "huggingface": so their texts were always prepared.
     """
 
     architecture: Architecture
@@ -239,10 +239,10 @@ def _to_metadata(description: Description) -> dict[str, str]:
         "layer_norm_eps": json.dumps(architecture.numerics.eps),
         "mean": json.dumps(description.mean),
         "std": json.dumps(description.std),
-        "cleaning": description.cleaning,
     }
     if description.vocabulary is not None:
         metadata["vocabulary"] = description.vocabulary.to_json()
+        metadata["cleaning"] = description.cleaning
     return metadata
 
 
