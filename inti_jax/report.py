@@ -79,7 +79,7 @@ def _per_second(clips: float | None) -> str:
 
 
 def _per_cent(share: float | None) -> str:
-    return "-" if share is None or math.isnan(share) else f"{100 * share:.1f}"
+    return "-" if share is None else f"{100 * share:.1f}"
 
 
 _COLUMNS = (
@@ -239,7 +239,7 @@ def _summarize(run: Run, speed: float | None) -> list[Summary]:
                     views=last.setting.views,
                     dataset=last.setting.dataset,
                     top1=last.top1,
-                    top5=last.top5,
+                    top5=None if math.isnan(last.top5) else last.top5,
                 )
             )
     return rows

@@ -111,6 +111,18 @@ def test_the_last_step_is_that_of_the_newest_checkpoint(trained_run, tmp_path):
     assert rows(tmp_path) == {"run": 0.75}
 
 
+def test_records_that_say_less_are_read_and_broken_ones_are_named(tmp_path):
+    workdir = evaluated(tmp_path / "run", (4, 0.5))
+    path = workdir / "metrics.jsonl"
+    path.write_text('{"step": 4, "split": "val", "top1": 0.5, "views": 1, "dataset": "0"}\n')
+    report.write([workdir], tmp_path, "one", timed=False)
+    (row,) = json.loads((tmp_path / "report.json").read_text())
+    assert (row["name"], row["top1"], row["top5"]) == ("run", 0.5, None)
+    path.write_text('{"step": 4, "split": "val", "top1": "half"}\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl: the `val` record of step 4 has no accuracies"):
+        report.write([workdir], tmp_path, "one", timed=False)
+
+
 def test_runs_with_directories_of_the_same_name_are_told_apart(tmp_path, monkeypatch):
     paths = [tmp_path / name for name in ("a/x/run", "b/x/run", "b/other")]
     for number, path in enumerate(paths):
