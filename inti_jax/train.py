@@ -287,7 +287,7 @@ def _train(config: Config, workdir: Path, preemption: Preemption, profile: profi
         if start and evaluation_due(start) and not evaluations.was_evaluated(workdir, start, own):
             validate(start)  # the run was stopped between its checkpoint and its evaluation
         last = steps
-        if start and early_stop.reached(workdir, config.train, own, start):
+        if 0 < start < steps and early_stop.reached(workdir, config.train, own, start):
             last = start  # it was at its end
         for step in range(start + 1, last + 1):
             with trace.step(step):
