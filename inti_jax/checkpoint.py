@@ -13,8 +13,10 @@ import math
 import os
 import re
 import shutil
+import sys
 import textwrap
 import threading
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -104,6 +106,7 @@ class Checkpoints:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints", initializer=_give_way)
         self._pending: Future[None] | None = None
         self._stack = contextlib.ExitStack()
+        self._stack.enter_context(_without_late_reports())
         self._plain: Path | None = None  # of the directory, for Orbax
         # By all hosts: network file systems may show late what another one made.
         self._directory.mkdir(parents=True, exist_ok=True)
@@ -292,6 +295,22 @@ def _give_way() -> None:
     """Where the cores compute, what this thread and those it starts do comes after that."""
     if jax.default_backend() == "cpu":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+
+
+@contextlib.contextmanager
+def _without_late_reports() -> Iterator[None]:
+    """Drop what TensorStore reports to event loops of Orbax that a failed write has closed."""
+    before = sys.unraisablehook
+
+    def report(found: "sys.UnraisableHookArgs") -> None:
+        if str(found.exc_value) != "Event loop is closed":
+            before(found)
+
+    sys.unraisablehook = report
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def _start_writing(path: Path, parts: dict[str, Any]) -> Any:

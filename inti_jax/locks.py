@@ -35,7 +35,8 @@ def held(path: Path) -> Iterator[None]:
             yield
         finally:
             # While it is locked: who has opened it by now finds that it is gone, and makes another.
-            path.unlink(missing_ok=True)
+            if _is_called(file, path):  # else it is another's, who found the path free
+                path.unlink()
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from inti_jax import run
+from inti_jax import paths, run
 from inti_jax.errors import UsageError
 
 log = logging.getLogger("inti_jax")
@@ -50,12 +50,14 @@ class Trace:
         self._steps = steps if jax.process_index() == 0 else None
         self._directory = run.tensorboard_dir(workdir)
         self._running = False
+        self._stack = contextlib.ExitStack()
 
     @contextlib.contextmanager
     def step(self, step: int) -> Iterator[None]:
         """Around all that the host does for a step, which a trace shows under its number."""
         if self._steps is not None and step == self._steps.first:
-            jax.profiler.start_trace(self._directory)
+            self._directory.mkdir(parents=True, exist_ok=True)
+            jax.profiler.start_trace(self._stack.enter_context(paths.plain(self._directory)))
             self._running = True
         with jax.profiler.StepTraceAnnotation("train", step_num=step):
             yield
@@ -78,4 +80,5 @@ class Trace:
     def close(self) -> None:
         if self._running:
             jax.profiler.stop_trace()
+            self._stack.close()
             self._running = False

@@ -175,7 +175,9 @@ def test_a_run_goes_on_before_its_damaged_checkpoint_and_saves_that_step_again(
     assert read_metrics(workdir)[-1]["step"] == 2
 
 
-def test_one_that_cannot_be_written_is_an_error_of_one_line_and_none_for_a_checkpoint(tmp_path):
+def test_one_that_cannot_be_written_is_an_error_of_one_line_and_none_for_a_checkpoint(
+    tmp_path, caplog, capfd
+):
     """A file size limit is how a test fills a disk: Orbax meets the same refusal of a write."""
     save(tmp_path, [2])
     noise = jax.random.normal(jax.random.key(0), (2**19,))  # 2 MB, which do not compress
@@ -197,6 +199,7 @@ def test_one_that_cannot_be_written_is_an_error_of_one_line_and_none_for_a_check
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
     assert "\n" not in str(caught.value)
+    assert "Traceback" not in caplog.text + capfd.readouterr().err
     assert checkpoint.find(tmp_path) == 2 and len(names(tmp_path)) == 2
     save(tmp_path, [4])
     assert names(tmp_path) == ["2", "4"] and value_at(tmp_path, 4) == 4

@@ -196,9 +196,7 @@ def test_a_save_that_fails_is_told_while_the_others_wait_for_it(tmp_path):
         f"process 1 on {socket.gethostname()} failed: {workdir}/checkpoints/2 cannot be written"
     )
     for text in said:
-        assert reason + b" (File too large)" in text.splitlines()[-1] and b"_SignalingThread" not in text, (
-            text
-        )
+        assert reason + b" (File too large)" in text.splitlines()[-1] and b"Traceback" not in text, text
     assert checkpoint.find(workdir) == 1
     leaf = jax.ShapeDtypeStruct((2**19,), np.float32, sharding=ONE)
     found = checkpoint.restore_params(workdir, 1, {"head.bias": leaf})["head.bias"]

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import pickle
 import pwd
 from pathlib import Path
 
@@ -8,6 +9,9 @@ import pytest
 
 from inti_jax import config
 from inti_jax.config import ConfigError
+from inti_jax.data import check
+from inti_jax.data.builders.motion_digits import MotionDigits
+from inti_jax.data.dataset import open_dataset
 from inti_jax.errors import UsageError
 from inti_jax.paths import local_path
 from tests.configs import tiny
@@ -66,6 +70,15 @@ def test_the_paths_of_a_config_may_have_any_bytes(tmp_path):
     settings = tiny(tmp_path / name)
     assert settings.data.data_dir == str(tmp_path / name)
     assert config.from_dict(json.loads(json.dumps(dataclasses.asdict(settings)))) == settings
+
+
+def test_a_dataset_below_any_name_is_built_checked_and_read(tmp_path):
+    data_dir = tmp_path / os.fsdecode(b"data[1] *\\\n\xff {}%25")
+    directory = MotionDigits(data_dir=data_dir, movements={"train": 1, "val": 1}).build()
+    assert list(check.differences(directory)) == []
+    dataset = open_dataset("motion_digits", data_dir, "train")
+    elsewhere = pickle.loads(pickle.dumps(dataset))  # as in a worker process
+    assert dataset[1].video == elsewhere[1].video and dataset.directory == directory
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
-from inti_jax import limits
+from inti_jax import limits, paths
 from inti_jax.data import decode, manifest, parallel
 
 
@@ -53,11 +53,12 @@ def differences(directory: Path, *, decode_all: bool = False, workers: int | Non
         if counts != [shard.count for shard in stored[split_name]]:
             yield f"{split_name}: dataset_info.json has other numbers of records than the manifest"
         faults: list[str] = []
-        records = _records(directory, split, shards, faults)
-        checked = parallel.in_order(check, records, workers or limits.cores())
-        for found in parallel.progress(checked, split.count, split_name):
-            yield from found
-            yield from _taken(faults)
+        with paths.plain(directory) as plain:
+            records = _records(plain, split, shards, faults)
+            checked = parallel.in_order(check, records, workers or limits.cores())
+            for found in parallel.progress(checked, split.count, split_name):
+                yield from found
+                yield from _taken(faults)
         yield from _taken(faults)
 
 

@@ -1,5 +1,6 @@
 """Random access to videos: a prepared dataset, or plain files by the same interface."""
 
+import contextlib
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int32, Int64, UInt8
 
-from inti_jax import limits
+from inti_jax import limits, paths
 from inti_jax.data import decode, manifest
 from inti_jax.data.builders import frames, registry
 from inti_jax.data.builders.frames import USUAL_RATE, Frames
@@ -79,6 +80,7 @@ class VideoDataset:
         self.manifest = summary
         self.decoder = decoder
         self._lock = threading.Lock()
+        self._stack = contextlib.ExitStack()  # what `_opened` needs, as long as there is anyone to read
         self._opened = None
 
     def __len__(self) -> int:
@@ -126,7 +128,8 @@ class VideoDataset:
                 # Slow to import, so not before records are read.
                 import tensorflow_datasets as tfds
 
-                builder = tfds.builder_from_directory(self.directory)
+                directory = self._stack.enter_context(paths.plain(self.directory))
+                builder = tfds.builder_from_directory(directory)
                 # Readers keep every shard open that was read from.
                 shards = builder.info.splits[self.split].num_shards
                 limits.raise_file_limit(limits.open_files() + shards + limits.SPARE_FILES)

@@ -14,7 +14,6 @@ the same one: that gives the same bytes, and each renames its own file.
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import shutil
 import uuid
@@ -22,6 +21,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from inti_jax import locks
 from inti_jax.data import parallel
 from inti_jax.data.manifest import Rejected, Video, file_sha256
 from inti_jax.errors import UserError
@@ -59,12 +59,13 @@ class Journal:
 
         Raises UserError if another process is at work, or if there are shards of another plan.
         """
-        self.directory.mkdir(parents=True, exist_ok=True)
-        with (self.directory / "lock").open("w") as lock:
+        with contextlib.ExitStack() as stack:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise UserError(f"another process is preparing {self.directory}: wait for it") from None
+                stack.enter_context(locks.held(self.directory / "lock"))
+            except locks.HeldError as error:
+                raise UserError(
+                    f"another process is preparing {self.directory}: wait for it ({error})"
+                ) from None
             path = self.directory / "plan.json"
             if _read(path) != plan:
                 if any((self.dataset / part.stem).exists() for part in self._parts()):

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
-from inti_jax import limits
+from inti_jax import limits, paths
 from inti_jax.data import decode, manifest, parallel, reencode
 from inti_jax.data.builders.frames import Frames
 from inti_jax.data.builders.journal import Journal, Part
@@ -340,8 +340,9 @@ class _Writer(tfds.core.ExampleWriter):
         if self._journal.part(path.name):
             return
         try:
-            with self._journal.writing(path.name) as partial:
-                super().write(partial, ((key, _canonical(example)) for key, example in examples))
+            with self._journal.writing(path.name) as partial, paths.plain(partial.parent) as directory:
+                records = ((key, _canonical(example)) for key, example in examples)
+                super().write(directory / partial.name, records)
         except RuntimeError as error:
             if "() failed: " not in str(error):
                 raise
