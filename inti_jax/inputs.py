@@ -7,9 +7,6 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from inti_jax import cli
-from inti_jax.data.builders.files import frames_among, is_video_name, source_of
-from inti_jax.data.builders.frames import is_image
-from inti_jax.data.builders.walk import Skipped, walk
 from inti_jax.errors import UsageError, UserError
 from inti_jax.paths import local_path
 
@@ -87,9 +84,14 @@ def collect(arguments: argparse.Namespace) -> Videos:
 
 def _add_folder(folder: Path, videos: Videos) -> None:
     """Add the videos below a folder, told as `prepare folder` tells them: by name, else by opening them."""
+    # Late: --help need not wait for the decoder.
+    from inti_jax.data.builders.files import frames_among, is_video_name, source_of
+    from inti_jax.data.builders.frames import is_image
+    from inti_jax.data.builders.walk import walk
+
     found: list[tuple[Path, set[str]]] = []  # with the frames' names where it is a folder of frames
     stems: set[str] = set()
-    skipped: list[Skipped] = []
+    skipped = []
     for path, files, _, left_out in walk(folder):
         skipped += left_out
         stems.update(PurePosixPath(name).stem for name in files if is_video_name(name))
@@ -100,16 +102,16 @@ def _add_folder(folder: Path, videos: Videos) -> None:
     # Images that are called like videos show what is in these.
     paths = [path for path, frames in found if frames.isdisjoint(stems)]
     # What is read by another path, or is not called like a video, is nothing that was asked for.
-    missing = [(p.path, p.reason) for p in skipped if not p.again and (p.folder or _may_be_video(p.path))]
+    missing = [
+        (place.path, place.reason)
+        for place in skipped
+        if not place.again and (place.folder or not place.path.suffix or is_video_name(place.path.name))
+    ]
     if not paths:
         why = f"; {missing[0][0]}: {missing[0][1]}" if missing else ""
         raise UserError(f"{folder} holds no videos, and no folders of numbered frames{why}")
     videos.paths.extend(paths)
     videos.left_out.extend(missing)
-
-
-def _may_be_video(path: Path) -> bool:
-    return not path.suffix or is_video_name(path.name)
 
 
 def _read_list(path: Path) -> list[Path]:
