@@ -1,5 +1,6 @@
 """The step and the loop: what one update is, and what survives faults."""
 
+import dataclasses
 import functools
 import json
 import multiprocessing
@@ -22,6 +23,7 @@ from inti_jax.config import ConfigError, Mesh
 from inti_jax.data import decode
 from inti_jax.data.dataset import open_dataset
 from inti_jax.errors import UserError
+from inti_jax.models.backbone import BACKBONES
 from inti_jax.writers import read_metrics
 from tests.configs import INTI, record, tiny
 from tests.records import computed
@@ -91,19 +93,23 @@ def test_accumulation_is_the_same_update(accumulate, one_device):
         assert got["grad_norm"] == pytest.approx(wanted["grad_norm"], rel=1e-4)
 
 
-def test_the_parts_are_mixed_as_the_whole_batch_is():
+def test_the_parts_are_mixed_as_the_whole_batch_is(one_device):
     mesh = sharding.make_mesh(Mesh(), jax.devices()[:1])
     mix = {"train__mix__mixup": 0.8, "train__mix__cutmix": 1.0}
-    batch = make_batch(mesh, bad=[3])
-    (whole, _), _ = run_steps(mesh, batch, **mix)
-    (parts, _), _ = run_steps(mesh, batch, **mix, train__accumulate=4)
+    (whole,), _ = run_steps(mesh, make_batch(mesh), steps=1, **mix)
+    (parts,), _ = run_steps(mesh, make_batch(mesh), steps=1, **mix, train__accumulate=4)
     assert parts["loss"] == pytest.approx(whole["loss"], abs=1e-5)
     assert parts["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-4)
-    (unmixed, _), _ = run_steps(mesh, batch)
+    (unmixed, _), _ = one_device
     assert abs(whole["loss"] - unmixed["loss"]) > 1e-3
 
 
-def test_accumulation_has_the_model_in_the_program_once():
+@pytest.fixture
+def shallow(monkeypatch):
+    monkeypatch.setitem(BACKBONES, "tiny", dataclasses.replace(BACKBONES["tiny"], layers=2))
+
+
+def test_accumulation_has_the_model_in_the_program_once(shallow):
     mesh = sharding.make_mesh(Mesh(), jax.devices()[:1])
     products = []
     for accumulate in (1, 4):
@@ -129,7 +135,7 @@ def test_masked_rows_weigh_nothing():
     assert first["loss"] != third["loss"] and 1.5 < first["loss"] < 4
 
 
-def test_class_weights_are_factors_on_each_videos_loss():
+def test_class_weights_are_factors_on_each_videos_loss(shallow):
     mesh = sharding.make_mesh(Mesh(), jax.devices()[:1])
     batch = make_batch(mesh, bad=[1, 6])
     weights = np.linspace(0.0, 2.0, 10, dtype=np.float32)
@@ -140,7 +146,7 @@ def test_class_weights_are_factors_on_each_videos_loss():
     target = state.abstract_state(run_record, transform, mesh)
     train_state = initial.initial_state(run_record, transform, target)
     params = {**train_state.trainable, **train_state.frozen}
-    logits = jax.jit(lambda: state.merge(graphdef, params)(batch["video"]))()
+    logits = jax.jit(lambda params, video: state.merge(graphdef, params)(video))(params, batch["video"])
     labels, kept = np.asarray(batch["label"]), np.asarray(batch["mask"])
     each = -np.asarray(jax.nn.log_softmax(logits))[np.arange(BATCH), labels]
     expected = (weights[labels] * each)[kept].sum() / kept.sum()
