@@ -219,6 +219,10 @@ def _train(config: Config, workdir: Path, preemption: Preemption, profile: profi
     announce.warn(config, dataset, validation)
 
     with contextlib.ExitStack() as stack:
+        rows = sharding.host_rows(mesh, config.train.global_batch)
+        # An evaluation's videos are loaded by the same processes as the training's.
+        if workers := loading.worker_pool(config.data, len(rows)):
+            stack.callback(workers.close)
         liveness.note("the first state", slow=True)
         if earlier:
             train_state, position = checkpoint.restore(workdir, start, target)
@@ -239,10 +243,6 @@ def _train(config: Config, workdir: Path, preemption: Preemption, profile: profi
             record.write(workdir)
         stack.enter_context(kept(workdir))
 
-        rows = sharding.host_rows(mesh, config.train.global_batch)
-        # An evaluation's videos are loaded by the same processes as the training's.
-        if workers := loading.worker_pool(config.data, len(rows)):
-            stack.callback(workers.close)
         host_batches = pipeline.train_batches(
             dataset,
             config.data,

@@ -86,8 +86,9 @@ def worker_pool(cfg: config.Data, host_batch: int) -> Workers | None:
     They start with the first batch, and are to be closed. Raises UserError where the limit of open files does
     not allow as many as `cfg` says.
     """
-    count = worker_count(cfg, host_batch)
-    return Workers(affordable(count, exactly=cfg.workers >= 0), cfg.threads) if count else None
+    if count := worker_count(cfg, host_batch):
+        count = affordable(count, exactly=cfg.workers >= 0)
+    return Workers(count, cfg.threads) if count else None
 
 
 def worker_count(cfg: config.Data, host_batch: int) -> int:

@@ -62,7 +62,7 @@ def files_needed(workers: int, jobs: int = _JOBS) -> int:
 def affordable(workers: int, *, exactly: bool) -> int:
     """Count the workers, of `workers`, that the limit of open files allows; it is raised for them first.
 
-    Raises UserError where it does not allow all and `exactly` so many are wanted, or allows none.
+    Raises UserError where it does not allow all and `exactly` so many are wanted.
     """
     open_now = limits.open_files() + limits.SPARE_FILES
     needed = open_now + files_needed(workers)
@@ -70,13 +70,11 @@ def affordable(workers: int, *, exactly: bool) -> int:
     if needed <= limit:
         return workers
     fit = max(0, (limit - open_now - files_needed(0) - _FILES_OF_COUNTERS) // FILES_OF_A_WORKER)
-    message = (
-        f"{workers} worker processes need {needed} open files, and the limit is {limit} (ulimit -Hn): "
-        f"{fit} workers fit"
-    )
-    if exactly or fit == 0:
-        raise UserError(f"{message}; raise the limit, or set `data.workers` to at most {fit}")
-    log.warning("%s, and so many are started", message)
+    message = f"{workers} worker processes need {needed} open files, and the hard limit is {limit}"
+    if exactly:
+        threads = "" if fit else ", with which threads load"
+        raise UserError(f"{message}: raise it (ulimit -Hn), or set `data.workers={fit}`{threads}")
+    log.warning("%s: %s", message, f"{fit} are started" if fit else "threads load instead")
     return fit
 
 

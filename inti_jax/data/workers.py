@@ -102,10 +102,10 @@ class Workers:
                     self._read()
         batch = job.take()
         with self._changing:
+            self._check(job)  # the slots of one that was closed meanwhile read as zeros
             self._deaths = 0
             job.released += size
-            if not self._closed:
-                self._hand_out()
+            self._hand_out()
         return batch
 
     def _check(self, job: "Job") -> None:

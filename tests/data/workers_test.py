@@ -13,11 +13,12 @@ import jax
 import numpy as np
 import pytest
 
-from inti_jax import config, limits
+from inti_jax import config, limits, train
 from inti_jax.data import decode, pipeline, processes, workers
 from inti_jax.data.device import DevicePrefetch
 from inti_jax.data.workers import LoadingError, Workers
 from inti_jax.errors import UserError
+from tests.configs import tiny
 from tests.data.pipeline_test import CFG, Decoded, Videos
 
 TWO = dataclasses.replace(CFG, workers=2, threads=1, prefetch=1)
@@ -203,12 +204,19 @@ def test_workers_are_as_many_as_open_files_allow(monkeypatch, caplog):
     assert 21 + limits.SPARE_FILES + processes.files_needed(fit) <= 1024
     assert 21 + limits.SPARE_FILES + processes.files_needed(fit + 1) > 1024
     (message,) = caplog.messages
-    assert f"{fit} workers fit, and so many are started" in message
-    with pytest.raises(UserError, match=rf"200 worker processes need 1764 open files.*at most {fit}$"):
+    assert message.endswith(f"need 1764 open files, and the hard limit is 1024: {fit} are started")
+    with pytest.raises(UserError, match=rf"the hard limit is 1024: raise it .*`data.workers={fit}`$"):
         processes.affordable(200, exactly=True)
     monkeypatch.setattr(limits, "raise_file_limit", lambda needed: 64)
-    with pytest.raises(UserError, match="0 workers fit"):
-        processes.affordable(200, exactly=False)
+    assert processes.affordable(200, exactly=False) == 0
+    assert "threads load instead" in caplog.messages[-1]
+
+
+def test_a_run_with_too_many_workers_is_refused_before_it_leaves_anything(motion_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "raise_file_limit", lambda needed: 64)
+    with pytest.raises(UserError, match=r"`data.workers=0`, with which threads load"):
+        train.train(tiny(motion_data, data__workers=8), tmp_path / "run")
+    assert {path.name for path in tmp_path.glob("run/*")} <= {"lock"}
 
 
 _SHORT = """
