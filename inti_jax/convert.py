@@ -25,6 +25,7 @@ _LIBRARIES = {"openai": "OpenAI's library does", "huggingface": "transformers do
 _EXAMPLES = """examples:
   python -m inti_jax.convert ViT-B-16.pt --out b16.safetensors --vocab bpe_simple_vocab_16e6.txt.gz
   python -m inti_jax.convert clip-vit-base-patch16/ --out b16.safetensors
+  python -m inti_jax.convert last.ckpt --out b16.safetensors --activation gelu   # a training checkpoint
   python -m inti_jax.convert --verify b16.safetensors --against clip-vit-base-patch16/
   python -m inti_jax.convert b16.safetensors --to huggingface --out my-clip/
   python -m inti_jax.convert runs/mine --to openai --out tower.safetensors
