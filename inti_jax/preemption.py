@@ -140,11 +140,10 @@ class Preemption:
             return
         try:
             self._client.key_value_set(f"{self._key}/signal", str(number), allow_overwrite=True)
+            # In a thread of its own, so that a second signal is heard meanwhile.
+            self._start(functools.partial(self._agree, number))
         except Exception as error:
             self._give_up(number, error)
-            return
-        # In a thread of its own, so that a second signal is heard meanwhile.
-        self._start(functools.partial(self._agree, number))
 
     def _ask_others(self) -> None:
         while not self._closed.wait(_POLL):

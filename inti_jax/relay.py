@@ -33,8 +33,12 @@ class Relay:
 
     def _accept(self) -> None:
         while True:
-            client, _ = self._listener.accept()
-            connection = _Connection(client, self._target, self.lost)
+            try:
+                client, _ = self._listener.accept()
+                connection = _Connection(client, self._target, self.lost)
+            except (OSError, RuntimeError):  # no descriptors or threads are left: nothing gets through then
+                self.lost.set()
+                return
             self._connections.append(connection)  # also keeps the client's side open
 
 
