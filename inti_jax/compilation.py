@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from inti_jax import run
+from inti_jax import agreement, paths, run
 
 _TRACED = "/jax/core/compile/jaxpr_trace_duration"
 _LOWERED = "/jax/core/compile/jaxpr_to_mlir_module_duration"
@@ -35,11 +35,14 @@ def kept(workdir: Path) -> Iterator[None]:
     if jax.default_backend() == "cpu":
         # JAX's key does not tell processors apart, and code for another one may stop at an instruction.
         directory /= f"cpu-{_processor()}"
-    _keep_in(str(directory.absolute()))
-    try:
-        yield
-    finally:
-        _keep_in(None)
+    directory.mkdir(parents=True, exist_ok=True)
+    # The same in all processes, since XLA is told of it.
+    with paths.plain(directory.absolute(), agreement.gather) as plain:
+        _keep_in(str(plain))
+        try:
+            yield
+        finally:
+            _keep_in(None)
 
 
 def _keep_in(directory: str | None) -> None:

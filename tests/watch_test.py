@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import os
 import time
 
 import jax
@@ -143,16 +144,19 @@ def test_evaluation_is_not_traced(tmp_path):
     assert result.returncode == 2 and "does not go with --mode eval" in result.stderr
 
 
-def test_what_was_compiled_is_found_again(no_cache, compilations, tmp_path):
+@pytest.mark.parametrize("name", [b"run", b"run[1]\xff"])
+def test_what_was_compiled_is_found_again(name, no_cache, compilations, tmp_path):
+    workdir = tmp_path / os.fsdecode(name)
+
     def compiled():
         return [each.cached for each in compilations.take() if each.what == "wave"]
 
-    with kept(tmp_path):
+    with kept(workdir):
         expected = compile_anew()
         assert compiled() == [False]
         assert (compile_anew() == expected).all() and compiled() == [True]
     # A processor has its own directory, for another one may lack its instructions.
-    (directory,) = (tmp_path / "compiled").iterdir()
+    (directory,) = (workdir / "compiled").iterdir()
     assert directory.name.startswith("cpu-") and any(directory.glob("*wave*"))
     compile_anew()  # outside, nothing is kept or found
     assert compiled() == [False]
