@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from inti_jax.classifier import load as load
+    from inti_jax.evaluation.classifier import load as load
     from inti_jax.pretrained.api import load_clip as load_clip
 
 __all__ = ["load", "load_clip"]
@@ -12,7 +12,7 @@ __all__ = ["load", "load_clip"]
 def __getattr__(name: str) -> Any:
     # Imported on first use: a command's --help need not wait for JAX.
     if name == "load":
-        from inti_jax.classifier import load
+        from inti_jax.evaluation.classifier import load
 
         return load
     if name == "load_clip":

@@ -1,64 +1,13 @@
-"""The ablation on the embedded dataset: `python -m inti_jax.ablate --data_dir data --out DIR`.
-
-Adaptation methods and compressors crossed, several seeds, from one tiny image model that is trained on single
-frames first. Runs that are evaluated already are not run again, so a table can be made in parts and resumed.
-"""
+"""Train adaptation methods x compressors x seeds: `python -m inti_jax.ablate --data_dir data --out DIR`."""
 
 import argparse
-import dataclasses
-import json
-import logging
-import statistics
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
 
-from inti_jax import cli, drawing
+from inti_jax import cli
 from inti_jax.errors import UsageError, run_command
-from inti_jax.paths import local_path
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-log = logging.getLogger("inti_jax")
-
-# The rows and columns of the table, as arguments of configs/ablation.py.
-METHODS = {
-    "full": "method=full",
-    "linear+temporal": "method=linear,temporal=attention",
-    "st_adapter": "method=st_adapter",
-    "zero_i2v": "method=zero_i2v",
-    "aim": "method=aim",
-    "lora": "method=lora",
-}
-COMPRESSIONS = {
-    "none": "compression=none",
-    "drop": "compression=drop",
-    "mean": "compression=mean",
-    "static": "compression=static",
-    "inti(point)": "compression=inti,scales=point",
-    "inti(local)": "compression=inti,scales=local",
-    "inti(global)": "compression=inti,scales=global",
-    "inti": "compression=inti",
-    "tome": "compression=tome",
-}
-_CONFIGS = Path(__file__).parent.parent / "configs"
-_BEGIN, _END = "<!-- ablation: written by inti_jax.ablate -->", "<!-- ablation: end -->"
-
-
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """One method with one compressor. `top1` has a share for each seed that ran."""
-
-    method: str
-    compression: str
-    gmacs: float  # per view, at inference
-    trained: int  # parameters
-    top1: dict[int, float]
-
-    @property
-    def mean(self) -> float:
-        return statistics.mean(self.top1.values())
+from inti_jax.host.paths import local_path
+from inti_jax.training import ablation
+from inti_jax.training.ablation import COMPRESSIONS, METHODS
 
 
 def main() -> None:
@@ -95,172 +44,10 @@ def main() -> None:
         raise UsageError(f"--steps is {arguments.steps}: it should be at least 1")
     cli.setup_logging()
 
-    backbone = prepare(arguments.data_dir, arguments.out)
-    # Seeds in the outer loop: a table that is stopped early has all its cells.
-    wanted = [(m, c, seed) for seed in seeds for c in compressions for m in methods]
-    for number, (method, compression, seed) in enumerate(wanted, start=1):
-        log.info("run %d of %d: %s, %s, seed %d", number, len(wanted), method, compression, seed)
-        overrides = {"model.pretrained": backbone, "data.data_dir": arguments.data_dir}
-        spec = f"{METHODS[method]},{COMPRESSIONS[compression]},seed={seed},steps={arguments.steps}"
-        _train("ablation", spec, arguments.out / _run_name(method, compression, seed), overrides)
-    cells = collect(arguments.out)
-    write(cells, arguments.out, arguments.results)
-    print(table(cells))
-
-
-def prepare(data_dir: Path, out: Path) -> Path:
-    """Both datasets, and the image model to start from, where they are not there yet; gives its file."""
-    from inti_jax.data import dataset
-    from inti_jax.data.builders import motion_digits, still_digits
-    from inti_jax.pretrained import export, file
-
-    for builder in (motion_digits.MotionDigits, still_digits.StillDigits):
-        if dataset.find_dataset(builder.name, data_dir) is None:
-            log.info("preparing %s in %s", builder.name, data_dir)
-            builder(data_dir=data_dir).build()
-    backbone = out / "stills.safetensors"
-    if not backbone.exists():
-        _train("still_digits", "", out / "stills", {"data.data_dir": data_dir})
-        arrays, description, _ = export.read_run(out / "stills")
-        file.write(backbone, arrays, description)
-    return backbone
-
-
-def _train(name: str, spec: str, workdir: Path, overrides: dict[str, Path]) -> None:
-    from inti_jax import evaluations, train
-    from inti_jax.run import RunRecord, is_run
-
-    settings = cli.load_config(
-        f"{_CONFIGS / name}.py:{spec}", [f"--config.{key}={value}" for key, value in overrides.items()]
-    )
-    if is_run(workdir):
-        earlier = RunRecord.read(workdir)
-        if evaluations.was_evaluated(workdir, settings.train.steps, evaluations.Setting.of_run(earlier)):
-            # A table has no place for a run of another config that is there under this one's name.
-            RunRecord(settings, earlier.dataset, earlier.backbone).check_continues(earlier, workdir)
-            log.info("%s is there already", workdir)
-            return
-    train.train(settings, workdir)
-
-
-def collect(out: Path) -> list[Cell]:
-    """Collect the cells of all finished runs in `out`, in the order of the table.
-
-    A run counts by its own evaluation of its last step, see `evaluations.Setting.of_run`.
-    """
-    from inti_jax import evaluations, freezing, report, state
-    from inti_jax.run import RunRecord, config_path
-    from inti_jax.writers import read_metrics
-
-    cells = []
-    kinds = set()
-    for method in METHODS:
-        for compression in COMPRESSIONS:
-            top1, record = {}, None
-            for path in sorted(out.glob(f"{_run_name(method, compression, '*')}/{config_path(Path()).name}")):
-                found = RunRecord.read(path.parent)
-                if path.parent.name != _run_name(method, compression, found.config.train.seed):
-                    continue  # a copy, which counts once
-                step = report.final_step(path.parent, read_metrics(path.parent))
-                own = evaluations.by_step(evaluations.read(path.parent), evaluations.Setting.of_run(found))
-                if step not in own:
-                    log.warning(
-                        "%s was not evaluated at its last step, %d: it is left out", path.parent, step
-                    )
-                    continue
-                record = found
-                top1[record.config.train.seed] = own[step].top1
-                kinds.add((step, record.dataset.sha256))
-            if record is not None:
-                model = state.abstract_model(record)
-                shapes = state.parameter_shapes(model)
-                trained = sum(shapes[path].size for path in freezing.trained(record.config.model, shapes))
-                gmacs = model.macs(record.config.data.num_frames, folded=True) / 1e9
-                cells.append(Cell(method, compression, gmacs, trained, dict(sorted(top1.items()))))
-    if len(kinds) > 1:
-        said = "; ".join(f"{step} steps on dataset {sha256[:8]}" for step, sha256 in sorted(kinds))
-        log.warning("the table compares runs that were trained differently: %s", said)
-    return cells
-
-
-def table(cells: Sequence[Cell]) -> str:
-    """Markdown: a row for each cell, top-1 in per cent as the mean over seeds and their range."""
-    lines = [
-        "| method | compression | GMACs per view | trained parameters | seeds | top-1 | lowest to highest |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for cell in cells:
-        low, high = (f"{100 * edge(cell.top1.values()):.1f}" for edge in (min, max))
-        spread = f"{low} to {high}" if len(cell.top1) > 1 else ""
-        lines.append(
-            f"| {cell.method} | {cell.compression} | {cell.gmacs:.4f} | {cell.trained:,} | {len(cell.top1)} "
-            f"| {100 * cell.mean:.1f} | {spread} |"
-        )
-    return "\n".join(lines)
-
-
-def write(cells: Sequence[Cell], out: Path, results: Path | None) -> None:
-    """Write ablation.json, ablation.md and pareto.png to `out`, and the latter two into `results` as well.
-
-    Raises UsageError where `results` has no ablation section to replace.
-    """
-    picture = drawing.png(lambda pyplot: _pareto(pyplot, cells), "the plot of top-1 against GMACs")
-    (out / "ablation.json").write_text(json.dumps([dataclasses.asdict(c) for c in cells], indent=2) + "\n")
-    (out / "ablation.md").write_text(table(cells) + "\n")
-    _write_picture(out / "pareto.png", picture)
-    if results is not None:
-        text = results.read_text()
-        before, begin, rest = text.partition(_BEGIN)
-        _, end, after = rest.partition(_END)
-        if not begin or not end:
-            raise UsageError(f"--results {results}: it has no lines {_BEGIN} and {_END} to write between")
-        _write_picture(results.parent / "ablation.png", picture)
-        section = table(cells)
-        if picture is not None:
-            section += "\n\n![top-1 against GMACs per view](ablation.png)"
-        results.write_text(f"{before}{begin}\n\n{section}\n\n{end}{after}")
-
-
-def _write_picture(path: Path, picture: bytes | None) -> None:
-    """Write the PNG file, or delete that of an earlier table where it could not be drawn."""
-    if picture is None:
-        path.unlink(missing_ok=True)
-    else:
-        path.write_bytes(picture)
-
-
-def _pareto(pyplot: Any, cells: Sequence[Cell]) -> "Figure":
-    """Plot top-1 against GMACs per view: a colour for each compressor, a marker for each method."""
-    markers = dict(zip(METHODS, "osD^vP", strict=True))
-    # The cycle's eighth colour is the grey of the markers' legend.
-    colours = {name: "black" if i == 7 else f"C{i}" for i, name in enumerate(COMPRESSIONS)}
-    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
-    for cell in cells:
-        values = [100 * value for value in cell.top1.values()]
-        spread = [[100 * cell.mean - min(values)], [max(values) - 100 * cell.mean]]
-        axes.errorbar(
-            cell.gmacs,
-            100 * cell.mean,
-            yerr=spread,
-            color=colours[cell.compression],
-            marker=markers[cell.method],
-            capsize=3,
-        )
-    names = {}
-    for name in dict.fromkeys(cell.method for cell in cells):
-        names[axes.plot([], [], color="grey", marker=markers[name], linestyle="")[0]] = name
-    for name in dict.fromkeys(cell.compression for cell in cells):
-        names[axes.plot([], [], color=colours[name], marker="s", linestyle="")[0]] = name
-    axes.axhline(50, color="grey", linewidth=0.8, linestyle="--")
-    axes.set_xlabel("GMACs per view")
-    axes.set_ylabel("top-1 (%); dashed: the ceiling without order")
-    drawing.legend(axes, names, fontsize=8, bbox_to_anchor=(1, 1), loc="upper left")
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure
-
-
-def _run_name(method: str, compression: str, seed: int | str) -> str:
-    return f"{method}-{compression}-{seed}"
+    ablation.train_all(arguments.data_dir, arguments.out, methods, compressions, seeds, arguments.steps)
+    cells = ablation.collect(arguments.out)
+    ablation.write(cells, arguments.out, arguments.results)
+    print(ablation.table(cells))
 
 
 def _chosen(option: str, text: str, valid: Iterable[str]) -> list[str]:

@@ -6,7 +6,7 @@ import json
 
 from inti_jax import cli, config
 from inti_jax.errors import UsageError, run_command
-from inti_jax.paths import local_path
+from inti_jax.host.paths import local_path
 
 
 def main() -> None:
@@ -39,21 +39,21 @@ def main() -> None:
             raise UsageError(f"{overrides[0]}: it overrides a key of --config, which is not given")
         data, batch = config.Data(stride=16), config.Train().global_batch
     else:
-        settings = cli.load_config(arguments.config, overrides)
+        settings = config.load_config(arguments.config, overrides)
         data, batch = settings.data, settings.train.global_batch
     data = dataclasses.replace(data, name=arguments.name, data_dir=str(arguments.data_dir))
     cli.setup_logging()
 
     # Imported late: --help and a wrong argument should not wait for JAX.
-    from inti_jax.data import bench
+    from inti_jax.data import throughput
     from inti_jax.data.dataset import open_dataset
 
     dataset = open_dataset(data.name, data.data_dir, "train")
-    found = bench.measure(dataset, data, batch=batch, clips=arguments.clips)
+    found = throughput.measure(dataset, data, batch=batch, clips=arguments.clips)
     if arguments.json:
-        print(json.dumps(bench.to_json(found), indent=2))
+        print(json.dumps(throughput.to_json(found), indent=2))
     else:
-        print(bench.describe(found))
+        print(throughput.describe(found))
 
 
 if __name__ == "__main__":

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from inti_jax import cli
 from inti_jax.errors import UsageError, UserError, run_command
-from inti_jax.paths import local_path
+from inti_jax.host.paths import local_path
 
 if TYPE_CHECKING:
-    from inti_jax.checkpoint import Step
     from inti_jax.pretrained.file import Description
     from inti_jax.pretrained.lazy import LazyArray
+    from inti_jax.runs.checkpoint import Step
 
 # Of a stage's norm. Two float32 implementations of CLIP differ by a hundredth of it, and a wrong
 # activation, epsilon or layout by far more.
@@ -111,7 +111,7 @@ def main() -> None:
 def _convert(arguments: argparse.Namespace) -> None:
     # Imported late, here and below: --help and a wrong argument should not wait for JAX.
     from inti_jax.pretrained import converted
-    from inti_jax.run import is_run
+    from inti_jax.pretrained.sources import is_run
 
     start = time.monotonic()
     if arguments.out.suffix != ".safetensors" or arguments.out.is_dir():
@@ -138,7 +138,8 @@ def _convert(arguments: argparse.Namespace) -> None:
 
 
 def _convert_run(arguments: argparse.Namespace, start: float) -> None:
-    from inti_jax.pretrained import export, file
+    from inti_jax.pretrained import file
+    from inti_jax.runs import export
 
     if arguments.activation or arguments.head_size or arguments.vocab:
         raise UsageError(f"{arguments.source} is a run: it takes --out alone, since the run says the rest")
@@ -150,8 +151,8 @@ def _convert_run(arguments: argparse.Namespace, start: float) -> None:
 
 
 def _give_back(source: Path, out: Path, naming: str, step: "Step") -> None:
-    from inti_jax.pretrained import export
     from inti_jax.pretrained.file import ClipFile
+    from inti_jax.runs import export
 
     start = time.monotonic()
     if naming == "trained":
@@ -171,8 +172,8 @@ def _give_back(source: Path, out: Path, naming: str, step: "Step") -> None:
 
 def _give_trained(source: Path, out: Path, step: "Step", start: float) -> None:
 
-    from inti_jax import sharding, trained
-    from inti_jax.pretrained import trained_file
+    from inti_jax.distributed import sharding
+    from inti_jax.runs import trained, trained_file
 
     if out.suffix != ".safetensors":
         raise UsageError(f"--out {out}: the file's name should end in .safetensors")

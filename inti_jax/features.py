@@ -14,12 +14,13 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float, Int64
 
-from inti_jax import cli, inputs
+from inti_jax import cli
 from inti_jax.errors import UsageError, UserError, naming, run_command
-from inti_jax.paths import local_path
+from inti_jax.evaluation import inputs
+from inti_jax.host.paths import local_path
 
 if TYPE_CHECKING:
-    from inti_jax.checkpoint import Step
+    from inti_jax.runs.checkpoint import Step
 
 log = logging.getLogger("inti_jax")
 
@@ -92,7 +93,7 @@ def write(
     into memory.
     """
     # Imported late: --help and a wrong argument should not wait for JAX.
-    from inti_jax import inference
+    from inti_jax.evaluation import inference
     from inti_jax.models.video import VideoModel
 
     output = VideoModel.frame_features if frames else VideoModel.features

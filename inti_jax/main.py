@@ -4,7 +4,7 @@ import argparse
 
 from inti_jax import cli
 from inti_jax.errors import UsageError, run_command
-from inti_jax.paths import local_path
+from inti_jax.host.paths import local_path
 
 
 def main() -> None:
@@ -36,17 +36,20 @@ def main() -> None:
     # Imported late: --help and a mistake in the config should not wait for them.
     import jax
 
-    from inti_jax import backend, distributed, evaluate, profiling, train
+    from inti_jax.distributed import backend, joining
+    from inti_jax.evaluation import evaluate
+    from inti_jax.runs import profiling
+    from inti_jax.training import loop
 
     profile = profiling.Steps.parse(arguments.profile) if arguments.profile is not None else None
     if profile is not None and arguments.mode != "train":
         raise UsageError("--profile traces training steps: it does not go with --mode eval")
     flags = (arguments.coordinator_address, arguments.process_count, arguments.process_id)
-    with distributed.joined(*flags, config.hosts):
+    with joining.joined(*flags, config.hosts):
         backend.start()
         cli.setup_logging(jax.process_index())
         if arguments.mode == "train":
-            train.train(config, arguments.workdir, profile)
+            loop.train(config, arguments.workdir, profile)
         else:
             evaluate.evaluate_run(config, arguments.workdir, arguments.step)
 

@@ -12,12 +12,13 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from inti_jax import cli, inputs
+from inti_jax import cli
 from inti_jax.errors import UsageError, UserError, naming, run_command
-from inti_jax.paths import local_path
+from inti_jax.evaluation import inputs
+from inti_jax.host.paths import local_path
 
 if TYPE_CHECKING:
-    from inti_jax.checkpoint import Step
+    from inti_jax.runs.checkpoint import Step
 
 log = logging.getLogger("inti_jax")
 
@@ -100,7 +101,7 @@ def predict_files(
     # Imported late: --help and a wrong argument should not wait for JAX.
     import numpy as np
 
-    from inti_jax import evaluate, inference
+    from inti_jax.evaluation import evaluate, inference
 
     model = inference.FileModel(checkpoint, evaluate.probabilities, pretrained=pretrained, step=step)
     labels = model.record.dataset.labels

@@ -10,6 +10,8 @@ ruff check .
 ruff format --check .
 echo "mypy"
 mypy
+echo "import-linter"
+lint-imports --no-cache --no-logo
 echo "pytest"
 # On eight simulated devices, see tests/conftest.py.
 pytest --numprocesses auto --maxprocesses 4 --dist worksteal "$@"

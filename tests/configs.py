@@ -4,8 +4,8 @@ import dataclasses
 from typing import Any
 
 from inti_jax import config
-from inti_jax.models.backbone import Backbone
-from inti_jax.run import Dataset, RunRecord
+from inti_jax.config.backbones import Backbone
+from inti_jax.runs.record import Dataset, RunRecord
 
 
 def tiny(data_dir: Any = "data", **changes: Any) -> config.Config:

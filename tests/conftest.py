@@ -44,9 +44,9 @@ def motion_data(tmp_path_factory):
 @pytest.fixture(scope="session")
 def trained_run(motion_data, tmp_path_factory):
     """A finished run of a few steps, evaluated on two clips a video."""
-    from inti_jax import train
+    from inti_jax.training import loop
     from tests.configs import INTI, tiny
 
     workdir = tmp_path_factory.mktemp("runs") / "inti"
-    train.train(tiny(motion_data, **INTI, eval__clips=2), workdir)
+    loop.train(tiny(motion_data, **INTI, eval__clips=2), workdir)
     return workdir

@@ -6,8 +6,9 @@ import shutil
 import numpy as np
 import pytest
 
-from inti_jax import checkup, limits
-from inti_jax.run import checkpoint_dir
+from inti_jax.doctor import checkup
+from inti_jax.host import limits
+from inti_jax.runs.layout import checkpoint_dir
 from tests.configs import INTI, tiny
 from tests.main_test import call
 from tests.pretrained.weights import write_tiny

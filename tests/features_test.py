@@ -7,7 +7,8 @@ import pytest
 
 import inti_jax
 from inti_jax import features
-from inti_jax.data import decode, pipeline
+from inti_jax.data import pipeline
+from inti_jax.data.codec import decode
 from inti_jax.data.dataset import open_dataset
 from inti_jax.errors import UsageError, UserError
 

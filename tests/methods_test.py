@@ -7,11 +7,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from inti_jax import checkpoint, config, initial, optim, sharding, state, train
-from inti_jax.checkpoint import Checkpoints
+from inti_jax import config
 from inti_jax.config import Mesh
-from inti_jax.evaluate import make_forward
-from inti_jax.models.backbone import BACKBONES
+from inti_jax.config.backbones import BACKBONES
+from inti_jax.distributed import sharding
+from inti_jax.evaluation.evaluate import make_forward
+from inti_jax.models import parameters
+from inti_jax.runs import checkpoint, initial, state
+from inti_jax.runs.checkpoint import Checkpoints
+from inti_jax.training import optim, train_step
 from tests.configs import record, tiny
 from tests.pretrained.weights import write_tiny
 
@@ -62,7 +66,7 @@ def start(settings):
     transform, schedule = optim.make_optimizer(settings.train, 4)
     target = state.abstract_state(run, transform, mesh)
     graphdef = nnx.graphdef(state.abstract_model(run))
-    step = train.compile_step(settings, graphdef, transform, schedule, target, mesh)
+    step = train_step.compile_step(settings, graphdef, transform, schedule, target, mesh)
     return step, initial.initial_state(run, transform, target), target, graphdef, mesh
 
 
@@ -143,12 +147,12 @@ def test_dropout_changes_training_by_the_step_and_evaluation_not_at_all(weights,
         for path, leaf in params.items()
     }
     video = make_batch(mesh, 4)["video"]
-    logits = jax.jit(lambda key: state.merge(graphdef, params)(video, key))
+    logits = jax.jit(lambda key: parameters.merge(graphdef, params)(video, key))
     first_step, again, second_step = (logits(jax.random.key(seed)) for seed in (1, 1, 2))
     np.testing.assert_array_equal(first_step, again)
     assert np.abs(first_step - second_step).max() > 1e-4
-    assert state.merge(graphdef, params).random
-    plain = jax.jit(lambda: state.merge(graphdef, params)(video))()
+    assert parameters.merge(graphdef, params).random
+    plain = jax.jit(lambda: parameters.merge(graphdef, params)(video))()
     assert np.abs(plain - first_step).max() > 1e-4
 
 

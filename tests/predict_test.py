@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from inti_jax import inference, predict
-from inti_jax.data import decode
+from inti_jax import predict
+from inti_jax.data.codec import decode
 from inti_jax.data.dataset import FileDataset, open_dataset
 from inti_jax.errors import UserError
+from inti_jax.evaluation import inference
 from tests.data import clips
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int, Int32
 
 from inti_jax import config
-from inti_jax.data import mirror
+from inti_jax.data.augmentation import mirror
 
 # Draws of a class that are shuffled with one generator: else a class of one video would take one for each.
 _BLOCK = 256

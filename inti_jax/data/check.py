@@ -13,8 +13,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
-from inti_jax import limits, paths
-from inti_jax.data import decode, manifest, parallel
+from inti_jax.data import manifest, parallel
+from inti_jax.data.codec import decode
+from inti_jax.host import limits, paths
 
 
 class _Record(NamedTuple):

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int32, Int64, UInt8
 
-from inti_jax import limits, paths
-from inti_jax.data import decode, manifest
+from inti_jax.data import manifest
 from inti_jax.data.builders import frames, registry
 from inti_jax.data.builders.frames import USUAL_RATE, Frames
+from inti_jax.data.codec import decode
 from inti_jax.errors import UserError
+from inti_jax.host import limits, paths
 
 _VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
 

@@ -14,9 +14,12 @@ import numpy as np
 from jaxtyping import Bool, Int, Int32, Int64, UInt8
 
 from inti_jax import config
-from inti_jax.data import augment, balance, decode, loading, mirror, sampling
+from inti_jax.data import balance, sampling
+from inti_jax.data.augmentation import augment, mirror
+from inti_jax.data.codec import decode
 from inti_jax.data.dataset import Example, LabelledSource, Source
-from inti_jax.data.workers import Workers
+from inti_jax.data.loading import batches
+from inti_jax.data.loading.workers import Workers
 
 log = logging.getLogger("inti_jax")
 
@@ -117,7 +120,7 @@ class TrainBatches(Iterator[TrainBatch]):
     dies is replaced; asking for a batch raises LoadingError where that does not help.
     """
 
-    def __init__(self, loaded_from: Callable[[int], loading.Batches]):
+    def __init__(self, loaded_from: Callable[[int], batches.Batches]):
         """`loaded_from` gives the batches from a step on."""
         self._loaded_from = loaded_from
         self._batches = loaded_from(0)
@@ -170,7 +173,7 @@ def train_batches(
     mirrored = mirror.mirrored_labels(dataset.labels) if cfg.flip else ()
     load = functools.partial(_load_train, dataset, cfg, seed, mirrored)
     return TrainBatches(
-        lambda step: loading.Batches(order, load, cfg, _shape(cfg), first=step, workers=workers)
+        lambda step: batches.Batches(order, load, cfg, _shape(cfg), first=step, workers=workers)
     )
 
 
@@ -181,7 +184,7 @@ def eval_batches(
     *,
     rows: Sequence[int] | None = None,
     workers: Workers | None = None,
-) -> loading.Batches:
+) -> batches.Batches:
     """Load the evaluation batches of one host, an EvalBatch each, as many on each: `rows`, by default all.
 
     Over all rows every video comes exactly once. By `workers` if they are given, as in training. To be
@@ -190,7 +193,7 @@ def eval_batches(
     order = EvalOrder(len(dataset), global_batch=eval_cfg.batch, rows=rows)
     load = functools.partial(_load_eval, dataset, cfg, eval_cfg)
     views = eval_cfg.clips * eval_cfg.crops
-    return loading.Batches(order, load, cfg, (views, *_shape(cfg)), workers=workers)
+    return batches.Batches(order, load, cfg, (views, *_shape(cfg)), workers=workers)
 
 
 def view_indices(total: int, cfg: config.Data, eval_cfg: config.Eval) -> Int64[np.ndarray, " n"]:

@@ -12,11 +12,11 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from inti_jax import sharding
 from inti_jax.config import TEMPORAL_OF, Model
+from inti_jax.config.backbones import BackboneSize
+from inti_jax.distributed import sharding
 from inti_jax.models import tome
 from inti_jax.models.adapters import Adapter, LinearAdapter, LowRank, TemporalConv, shift_heads
-from inti_jax.models.backbone import BackboneSize
 from inti_jax.models.dropout import Key, Rate, drop_path, fold_in
 from inti_jax.models.kept import keep
 from inti_jax.models.vit import Block, attend

@@ -8,7 +8,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from inti_jax.models.backbone import BackboneSize, Numerics
+from inti_jax.config.backbones import BackboneSize, Numerics
 from inti_jax.models.text import TextSize, TextTower
 from inti_jax.models.vit import ImageTower
 

@@ -13,12 +13,11 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 
-from inti_jax import freezing
 from inti_jax.config import Model
-from inti_jax.models import kept, tome
+from inti_jax.config.backbones import BACKBONES, Backbone
+from inti_jax.models import freezing, kept, tome
 from inti_jax.models.adaptation import BlockAdapters, has_temporal_embedding
 from inti_jax.models.adapters import TemporalEmbedding
-from inti_jax.models.backbone import BACKBONES, Backbone
 from inti_jax.models.compressors import Compressor, build_compressor
 from inti_jax.models.dropout import Key, dropout, fold_in
 from inti_jax.models.heads import LinearHead, TextHead

@@ -19,7 +19,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from inti_jax.models.backbone import OPENAI, BackboneSize, Numerics
+from inti_jax.config.backbones import OPENAI, BackboneSize, Numerics
 from inti_jax.models.kept import keep
 
 _PROJECTION_INIT = nnx.initializers.lecun_normal()

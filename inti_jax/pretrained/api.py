@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from inti_jax import backend
-from inti_jax.data import in_memory
+from inti_jax.distributed import backend
 from inti_jax.errors import UserError
+from inti_jax.models import in_memory
 from inti_jax.models.tokenizer import Tokenizer
 from inti_jax.pretrained.converted import open_converted
 from inti_jax.pretrained.file import ClipFile, build

@@ -5,8 +5,8 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
+from inti_jax.config.backbones import CLIP_MEAN, CLIP_STD, BackboneSize, Numerics
 from inti_jax.errors import UsageError, UserError
-from inti_jax.models.backbone import CLIP_MEAN, CLIP_STD, BackboneSize, Numerics
 from inti_jax.models.clip import Architecture
 from inti_jax.models.text import TextSize
 from inti_jax.models.tokenizer import Vocabulary, find_vocabulary, read_vocabulary

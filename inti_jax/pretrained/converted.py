@@ -18,15 +18,15 @@ from pathlib import Path
 
 import jax
 
-from inti_jax import coordination, liveness
+from inti_jax.distributed import coordination, liveness
 from inti_jax.errors import UserError
+from inti_jax.host.paths import local_path
 from inti_jax.models.tokenizer import VOCABULARY_FILES
-from inti_jax.paths import local_path
 from inti_jax.pretrained import architecture, clip, file, kinds, sources
 from inti_jax.pretrained.architecture import Activation
 from inti_jax.pretrained.file import ClipFile, Description
 from inti_jax.pretrained.lazy import LazyArray
-from inti_jax.run import is_run
+from inti_jax.pretrained.sources import is_run
 
 log = logging.getLogger("inti_jax")
 

@@ -20,9 +20,9 @@ import numpy as np
 import safetensors
 from flax import nnx
 
-from inti_jax import state
+from inti_jax.config.backbones import BackboneSize, Numerics
 from inti_jax.errors import UserError
-from inti_jax.models.backbone import BackboneSize, Numerics
+from inti_jax.models import parameters
 from inti_jax.models.clip import CLIP, Architecture
 from inti_jax.models.rngs import make_rngs
 from inti_jax.models.text import TextSize
@@ -53,7 +53,7 @@ class Description:
 
 def parameter_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     """The parameters of a CLIP of this architecture: what a file of it holds."""
-    params = state.flatten(nnx.state(_abstract(architecture), nnx.Param))
+    params = parameters.flatten(nnx.state(_abstract(architecture), nnx.Param))
     return {path: leaf.shape for path, leaf in params.items()}
 
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import nn
 
-from inti_jax.models.backbone import Numerics
+from inti_jax.config.backbones import Numerics
 from inti_jax.models.clip import Architecture
 from inti_jax.pretrained.clip import HUGGINGFACE, Matched
 from inti_jax.pretrained.sources import Checkpoint

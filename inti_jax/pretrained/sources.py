@@ -73,6 +73,11 @@ class Checkpoint:
         return _settings(self.directory / "preprocessor_config.json")
 
 
+def is_run(path: Path) -> bool:
+    """Tell whether `path` is the directory of a training run, whose weights are in its checkpoints."""
+    return (path / "config.json").is_file() and (path / "checkpoints").is_dir()
+
+
 def read(path: Path) -> Checkpoint:
     """Read the checkpoint at `path`, a file or a directory. Raises UserError."""
     if not path.exists():

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from inti_jax import backend
+from inti_jax.distributed import backend
 from inti_jax.errors import UserError
 from inti_jax.pretrained import clip, sources
 from inti_jax.pretrained.file import ClipFile, build, content_hash

@@ -14,8 +14,10 @@ import time
 from pathlib import Path
 from unittest import mock
 
-from inti_jax import checkpoint, cli, train
-from inti_jax.writers import read_metrics
+from inti_jax import config
+from inti_jax.runs import checkpoint
+from inti_jax.runs.writers import read_metrics
+from inti_jax.training import loop
 from tests.benchmarks.loop_overhead import Same, one_batch
 
 EVERY = 50
@@ -26,7 +28,7 @@ def main() -> None:
     parser.add_argument("--data_dir", required=True, help="where motion_digits is prepared")
     parser.add_argument("--pairs", type=int, default=8)
     arguments = parser.parse_args()
-    settings = cli.load_config(
+    settings = config.load_config(
         "configs/quickstart.py:compression=inti",
         [
             f"--config.data.data_dir={arguments.data_dir}",
@@ -53,11 +55,11 @@ def main() -> None:
 
     with (
         tempfile.TemporaryDirectory() as directory,
-        mock.patch.object(train, "DevicePrefetch", lambda *_, **__: Same(batch)),
+        mock.patch.object(loop, "DevicePrefetch", lambda *_, **__: Same(batch)),
         mock.patch.object(checkpoint.Checkpoints, "save", every_other),
         mock.patch.object(checkpoint.Checkpoints, "_finish", timed_finish),
     ):
-        train.train(settings, Path(directory))
+        loop.train(settings, Path(directory))
         records = [record for record in read_metrics(Path(directory)) if record["split"] == "train"]
     seconds = {record["step"]: EVERY * record["step_seconds"] for record in records}
     # The interval that ends at step 50 k has in it the save of step 50 (k - 1).

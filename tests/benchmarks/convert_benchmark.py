@@ -16,12 +16,13 @@ from pathlib import Path
 
 import numpy as np
 
-from inti_jax.models.backbone import BACKBONES, Numerics
+from inti_jax.config.backbones import BACKBONES, Numerics
 from inti_jax.models.clip import Architecture
 from inti_jax.models.text import TextSize
-from inti_jax.pretrained import export, file
+from inti_jax.pretrained import file
 from inti_jax.pretrained.file import Description
 from inti_jax.pretrained.lazy import LazyArray
+from inti_jax.runs import export
 
 _SECONDS, _MEMORY = 30.0, 2.5
 

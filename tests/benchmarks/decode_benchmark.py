@@ -26,7 +26,9 @@ import av
 import numpy as np
 
 from inti_jax import config
-from inti_jax.data import augment, decode, pipeline, sampling
+from inti_jax.data import pipeline, sampling
+from inti_jax.data.augmentation import augment
+from inti_jax.data.codec import decode
 from inti_jax.data.dataset import Example
 
 VIDEOS = Path(__file__).parents[3] / "shared" / "videos"

@@ -17,11 +17,15 @@ from unittest import mock
 import jax
 from flax import nnx
 
-from inti_jax import cli, config, initial, optim, run, sharding, state, train
+from inti_jax import config
+from inti_jax.config.backbones import Backbone
 from inti_jax.data import pipeline
 from inti_jax.data.dataset import open_dataset
-from inti_jax.models.backbone import Backbone
-from inti_jax.writers import read_metrics
+from inti_jax.distributed import sharding
+from inti_jax.runs import initial, state
+from inti_jax.runs.record import Dataset, RunRecord
+from inti_jax.runs.writers import read_metrics
+from inti_jax.training import loop, optim, train_step
 
 _INTERVAL = 10
 
@@ -33,7 +37,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     steps = arguments.steps
-    settings = cli.load_config(
+    settings = config.load_config(
         "configs/quickstart.py:compression=inti",
         [
             f"--config.data.data_dir={arguments.data_dir}",
@@ -54,15 +58,15 @@ def main() -> None:
     print(f"median ratio {statistics.median(ratios):.3f}")
 
 
-def _steps_alone(settings: config.Config, steps: int) -> tuple[float, train.Batch]:
+def _steps_alone(settings: config.Config, steps: int) -> tuple[float, loop.Batch]:
     mesh = sharding.make_mesh(settings.mesh)
     dataset = open_dataset(settings.data.name, settings.data.data_dir, "train")
     transform, schedule = optim.make_optimizer(settings.train, settings.train.steps)
-    record = run.RunRecord(settings, run.Dataset.of(dataset), Backbone())
+    record = RunRecord(settings, Dataset.of(dataset), Backbone())
     graphdef = nnx.graphdef(state.abstract_model(record))
     target = state.abstract_state(record, transform, mesh)
     train_state = initial.initial_state(record, transform, target)
-    step_fn = train.compile_step(settings, graphdef, transform, schedule, target, mesh)
+    step_fn = train_step.compile_step(settings, graphdef, transform, schedule, target, mesh)
     batch = one_batch(settings)
     seconds = []
     for _ in range((_INTERVAL + steps) // _INTERVAL):
@@ -74,7 +78,7 @@ def _steps_alone(settings: config.Config, steps: int) -> tuple[float, train.Batc
     return statistics.median(seconds[1:]) / _INTERVAL, batch  # the first compiles
 
 
-def one_batch(settings: config.Config) -> train.Batch:
+def one_batch(settings: config.Config) -> loop.Batch:
     """The first batch of `settings`, on the devices."""
     dataset = open_dataset(settings.data.name, settings.data.data_dir, "train")
     with contextlib.closing(
@@ -85,13 +89,13 @@ def one_batch(settings: config.Config) -> train.Batch:
         return sharding.place_batch(next(batches), sharding.make_mesh(settings.mesh))
 
 
-def _loop(settings: config.Config, batch: train.Batch) -> float:
+def _loop(settings: config.Config, batch: loop.Batch) -> float:
     """Seconds a step of a run that sees `batch` again and again, from its own records."""
     with (
         tempfile.TemporaryDirectory() as directory,
-        mock.patch.object(train, "DevicePrefetch", lambda *_, **__: Same(batch)),
+        mock.patch.object(loop, "DevicePrefetch", lambda *_, **__: Same(batch)),
     ):
-        train.train(settings, Path(directory))
+        loop.train(settings, Path(directory))
         records = [record for record in read_metrics(Path(directory)) if record["split"] == "train"]
     return statistics.median(record["step_seconds"] for record in records if record["step"] > _INTERVAL)
 
@@ -99,10 +103,10 @@ def _loop(settings: config.Config, batch: train.Batch) -> float:
 class Same:
     """An input that gives one batch for ever."""
 
-    def __init__(self, batch: train.Batch):
+    def __init__(self, batch: loop.Batch):
         self._batch = batch
 
-    def __next__(self) -> train.Batch:
+    def __next__(self) -> loop.Batch:
         return self._batch
 
     def close(self) -> None:

@@ -10,8 +10,8 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from inti_jax import memory
 from inti_jax.data import pipeline
+from inti_jax.host import memory
 from tests.benchmarks import decode_benchmark
 
 _BATCH = 20

@@ -17,8 +17,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from inti_jax import optim, sharding, state, train
 from inti_jax.config import Mesh
+from inti_jax.distributed import sharding
+from inti_jax.runs import state
+from inti_jax.training import optim, train_step
 from tests.configs import record, tiny
 
 
@@ -37,7 +39,7 @@ def peak_bytes(method: str, batch: int, **changes: object) -> dict[str, int]:
     transform, schedule = optim.make_optimizer(settings.train, 10)
     target = state.abstract_state(run, transform, mesh)
     graphdef = nnx.graphdef(state.abstract_model(run))
-    step = train.compile_step(settings, graphdef, transform, schedule, target, mesh)
+    step = train_step.compile_step(settings, graphdef, transform, schedule, target, mesh)
     rows = {
         "video": ((batch, 8, 224, 224, 3), jnp.uint8),
         "label": ((batch,), jnp.int32),

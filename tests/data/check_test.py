@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from inti_jax import prepare
-from inti_jax.data import check, decode, manifest
+from inti_jax.data import check, manifest
 from inti_jax.data.builders import folder, video
+from inti_jax.data.codec import decode
 from inti_jax.errors import UserError, run_command
+from inti_jax.prepare import __main__
 from tests.data import clips
 
 
@@ -45,7 +46,7 @@ def _run(*args) -> tuple[int, list[str], list[str]]:
     ):
         patched.setattr(sys, "argv", ["prepare", *map(str, args)])
         try:
-            run_command(prepare.main)
+            run_command(__main__.main)
         except SystemExit as exit_:
             status = int(exit_.code or 0)
     return status, out.getvalue().splitlines(), err.getvalue().splitlines()

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from inti_jax import prepare
 from inti_jax.data import check, dataset, manifest
 from inti_jax.data.builders import folder, locate, video
 from inti_jax.data.builders.annotations import Absent
 from inti_jax.data.builders.names import printable
 from inti_jax.errors import UserError, run_command
+from inti_jax.prepare import __main__
 from tests.data import clips
 
 VIDEOS = [clips.encode(clips.moving_square(4 + number, 32, 32)) for number in range(8)]
@@ -34,7 +34,7 @@ def _prepare(*args: object) -> int:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(sys, "argv", ["prepare", *map(str, args)])
         try:
-            run_command(prepare.main)
+            run_command(__main__.main)
         except SystemExit as exit_:
             return exit_.code
     return 0

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from inti_jax import prepare
 from inti_jax.data import manifest
 from inti_jax.data.manifest import Manifest, Split, Video
 from inti_jax.errors import run_command
+from inti_jax.prepare import __main__
 
 
 def _video(name: str, label: str, frames: int = 50, fps: float = 25.0, sha256: str = "") -> Video:
@@ -34,7 +34,7 @@ def _run(capsys, *args: object) -> tuple[int, str, str]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(sys, "argv", ["prepare", *map(str, args)])
         try:
-            run_command(prepare.main)
+            run_command(__main__.main)
             status = 0
         except SystemExit as exit_:
             status = exit_.code

@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from inti_jax import prepare
-from inti_jax.data import dataset, decode, manifest
+from inti_jax.data import dataset, manifest
 from inti_jax.data.builders import folder, video
+from inti_jax.data.codec import decode
 from inti_jax.errors import UserError, run_command
+from inti_jax.prepare import __main__
 from tests.data import clips
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +45,7 @@ def _prepare(monkeypatch, *args) -> int:
     """Runs the command as a user would; its exit status."""
     monkeypatch.setattr(sys, "argv", ["prepare", *map(str, args)])
     try:
-        run_command(prepare.main)
+        run_command(__main__.main)
     except SystemExit as exit_:
         return exit_.code
     return 0
@@ -404,7 +405,7 @@ def test_wrong_usage(args, reason, tmp_path, monkeypatch, capsys):
 def test_tensorflow_is_never_imported(source, tmp_path):
     script = """
 import sys
-from inti_jax import prepare
+from inti_jax.prepare import __main__ as prepare
 from inti_jax.data import dataset, pipeline
 
 prepare.main()

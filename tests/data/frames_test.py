@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from inti_jax import prepare
-from inti_jax.data import dataset, decode, manifest
+from inti_jax.data import dataset, manifest
 from inti_jax.data.builders import folder, frames, locate
 from inti_jax.data.builders.frames import Frames, find_series
-from inti_jax.data.encode import encode
+from inti_jax.data.codec import decode
+from inti_jax.data.codec.encode import encode
 from inti_jax.errors import run_command
+from inti_jax.prepare import __main__
 from tests.data import clips
 
 
@@ -29,7 +30,7 @@ def _write(folder_: Path, images: np.ndarray, name: str = "img_{:05d}.png", firs
 def _prepare(monkeypatch, *args) -> int:
     monkeypatch.setattr(sys, "argv", ["prepare", *map(str, args)])
     try:
-        run_command(prepare.main)
+        run_command(__main__.main)
     except SystemExit as exit_:
         return exit_.code
     return 0

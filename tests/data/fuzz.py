@@ -19,9 +19,11 @@ from typing import Any
 import av
 import numpy as np
 
-from inti_jax import config, memory
-from inti_jax.data import decode, pipeline
+from inti_jax import config
+from inti_jax.data import pipeline
+from inti_jax.data.codec import decode
 from inti_jax.data.dataset import Example
+from inti_jax.host import memory
 from tests.data import clips
 
 _FRAMES = 40

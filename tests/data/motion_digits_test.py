@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from inti_jax.data import decode, manifest, sampling
+from inti_jax.data import manifest, sampling
 from inti_jax.data.builders import digits, motion_digits
+from inti_jax.data.codec import decode
 from inti_jax.data.dataset import open_dataset
 
 

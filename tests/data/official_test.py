@@ -15,10 +15,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from inti_jax import config, prepare, train
-from inti_jax.data import dataset, manifest, mirror
+from inti_jax import config
+from inti_jax.data import dataset, manifest
+from inti_jax.data.augmentation import mirror
 from inti_jax.data.builders import annotations, lists, locate, registry, tree
 from inti_jax.errors import UserError, run_command
+from inti_jax.prepare import __main__
+from inti_jax.training import announce
 from tests.data import clips
 
 LABELS = Path(__file__).parents[3] / "shared" / "labels"
@@ -149,7 +152,7 @@ def _prepare(monkeypatch, *args) -> int:
     """Runs the command as a user would; its exit status."""
     monkeypatch.setattr(sys, "argv", ["prepare", *map(str, args)])
     try:
-        run_command(prepare.main)
+        run_command(__main__.main)
     except SystemExit as exit_:
         return exit_.code
     return 0
@@ -566,7 +569,7 @@ def test_a_run_that_samples_unlike_its_dataset_is_warned(
     assert _prepare(monkeypatch, name, "--source", tmp_path / "source", "--data_dir", tmp_path) == 0
     opened = dataset.open_dataset(name, tmp_path, "train")
     with caplog.at_level(logging.WARNING):
-        train._warn_of_sampling(config.Config(data=config.Data(name=name, sampling=sampling)), opened)
+        announce._warn_of_sampling(config.Config(data=config.Data(name=name, sampling=sampling)), opened)
     assert [record.getMessage() for record in caplog.records] == warned * [
         "`data.sampling` is dense, but the labels of ssv2 are of whole videos: set `data.sampling=uniform`"
     ]

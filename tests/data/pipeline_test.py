@@ -16,10 +16,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inti_jax import config, memory
-from inti_jax.data import decode, loading, pipeline, workers
+from inti_jax import config
+from inti_jax.data import pipeline
+from inti_jax.data.codec import decode
 from inti_jax.data.dataset import Example, FileDataset, open_dataset
+from inti_jax.data.loading import batches, workers
+from inti_jax.data.loading.workers import LoadingError
 from inti_jax.errors import UserError
+from inti_jax.host import memory
 from tests.data import clips
 
 BAD = 3  # the index of the video that does not decode
@@ -199,9 +203,9 @@ def test_batches_can_be_set_to_another_step_at_any_time(videos):
 )
 def test_workers_are_chosen_by_cores_and_backend(monkeypatch, backend, cores, batch, workers):
     monkeypatch.setattr("jax.default_backend", lambda: backend)
-    monkeypatch.setattr("inti_jax.limits.cores", lambda: cores)
-    assert loading.worker_count(CFG, batch) == workers
-    assert loading.worker_count(dataclasses.replace(CFG, workers=3), batch) == 3
+    monkeypatch.setattr("inti_jax.host.limits.cores", lambda: cores)
+    assert batches.worker_count(CFG, batch) == workers
+    assert batches.worker_count(dataclasses.replace(CFG, workers=3), batch) == 3
 
 
 def test_a_worker_that_is_killed_is_replaced(videos, caplog, monkeypatch):
@@ -268,7 +272,7 @@ def test_workers_that_keep_dying_end_the_run_with_the_reason(monkeypatch):
     cfg = dataclasses.replace(CFG, workers=2, threads=1)
     with (
         pipeline.train_batches(Decoded(_deadly), cfg, seed=5, global_batch=7, num_steps=5) as batches,
-        pytest.raises(loading.LoadingError, match=r"killed by SIGSEGV.* indices .*2") as caught,
+        pytest.raises(LoadingError, match=r"killed by SIGSEGV.* indices .*2") as caught,
     ):
         list(batches)
     assert "\n" not in str(caught.value)

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from inti_jax import prepare
-from inti_jax.data import decode, manifest, reencode
+from inti_jax.data import manifest
 from inti_jax.data.builders import folder, journal, video
+from inti_jax.data.codec import decode, reencode
 from inti_jax.errors import UserError, run_command
+from inti_jax.prepare import __main__
 from tests.data import clips
 
 ROOT = Path(__file__).parents[2]
@@ -52,7 +53,7 @@ def _prepare(arguments: list[str]) -> int:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(sys, "argv", ["prepare", *arguments])
         try:
-            run_command(prepare.main)
+            run_command(__main__.main)
         except SystemExit as exit_:
             return exit_.code
     return 0

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from inti_jax import state
 from inti_jax.config import Compression, Lora, Model, ZeroI2V
+from inti_jax.models import parameters
 from inti_jax.models.fold import fold
 from inti_jax.models.video import VideoModel
 
@@ -31,7 +31,7 @@ def build(config: Model, *, folded: bool = False) -> VideoModel:
 def random_params(model: VideoModel) -> dict[str, jax.Array]:
     """As after training: what starts at zero no longer is."""
     rng = np.random.default_rng(0)
-    shapes = state.parameter_shapes(model)
+    shapes = parameters.parameter_shapes(model)
     scale = {path: 0.1 if len(shape.shape) < 2 else shape.shape[0] ** -0.5 for path, shape in shapes.items()}
     return {
         path: jax.numpy.asarray(scale[path] * rng.standard_normal(shape.shape, np.float32))
@@ -41,7 +41,7 @@ def random_params(model: VideoModel) -> dict[str, jax.Array]:
 
 def apply(model: VideoModel, params: dict[str, jax.Array], video: jax.Array) -> jax.Array:
     graphdef = nnx.graphdef(model)
-    return jax.jit(lambda params: state.merge(graphdef, params)(video))(params)
+    return jax.jit(lambda params: parameters.merge(graphdef, params)(video))(params)
 
 
 @pytest.mark.parametrize("config", FOLDING.values(), ids=FOLDING)
@@ -50,7 +50,7 @@ def test_a_folded_model_is_the_same_function_at_no_added_cost(config):
     params = random_params(model)
     after = fold(config, params)
     assert {path: leaf.shape for path, leaf in after.items()} == {
-        path: shape.shape for path, shape in state.parameter_shapes(folded).items()
+        path: shape.shape for path, shape in parameters.parameter_shapes(folded).items()
     }
     video = jax.random.randint(jax.random.key(0), (2, 4, 32, 32, 3), 0, 256).astype(np.uint8)
     outputs = [apply(m, p, video) for m, p in ((model, params), (folded, after))]

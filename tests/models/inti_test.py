@@ -9,7 +9,7 @@ from flax import nnx
 from inti_jax.config import SCALES, Compression
 from inti_jax.models.compressors import build_compressor
 from inti_jax.models.inti import InTI
-from tests.compiled import call, initialize
+from tests.cost.compiled import call, initialize
 
 GRID = (3, 4)
 TOKENS = 13

@@ -12,11 +12,11 @@ import torch
 from flax import nnx
 
 from inti_jax.config import Aim, Compression, Lora, Model, StAdapter, ZeroI2V
-from inti_jax.freezing import trains
+from inti_jax.config.backbones import BACKBONES, Backbone, BackboneSize
 from inti_jax.models import tome
-from inti_jax.models.backbone import BACKBONES, Backbone, BackboneSize
+from inti_jax.models.freezing import trains
+from inti_jax.models.parameters import merge, parameter_shapes
 from inti_jax.models.video import VideoModel
-from inti_jax.state import merge, parameter_shapes
 from tests.models import torch_references as references
 
 BATCH, FRAMES = 2, 4

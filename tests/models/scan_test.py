@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from inti_jax import freezing, state
-from inti_jax.models.backbone import BACKBONES
+from inti_jax.config.backbones import BACKBONES
+from inti_jax.models import freezing, parameters
+from inti_jax.runs import state
 from tests.configs import record, tiny
 
 METHODS = ("full", "linear", "aim", "st_adapter", "zero_i2v", "lora")
@@ -30,7 +31,7 @@ def make(method, kind="none", **changes):
             **changes,
         )
         found.append(nnx.graphdef(state.abstract_model(record(settings))))
-        shapes = state.parameter_shapes(state.abstract_model(record(settings)))
+        shapes = parameters.parameter_shapes(state.abstract_model(record(settings)))
     rng = np.random.default_rng(0)
     params = {
         path: jnp.asarray(
@@ -66,7 +67,7 @@ def test_logits_and_gradients_are_those_of_the_blocks_unrolled(monkeypatch, case
     key = jax.random.key(3) if any("drop" in name for name in case) else None
 
     def loss(trainable, graphdef):
-        logits = state.merge(graphdef, params | trainable)(jnp.asarray(VIDEO), key)
+        logits = parameters.merge(graphdef, params | trainable)(jnp.asarray(VIDEO), key)
         return (jax.nn.log_softmax(logits)[:, 0] ** 2).sum(), logits
 
     results, loops = [], []

@@ -6,10 +6,10 @@ import pytest
 import torch
 from flax import nnx
 
-from inti_jax.models.backbone import BackboneSize
+from inti_jax.config.backbones import BackboneSize
+from inti_jax.models.parameters import flatten
 from inti_jax.models.vit import ImageTower
-from inti_jax.state import flatten
-from tests.compiled import call
+from tests.cost.compiled import call
 from tests.models import torch_references as references
 
 WIDTH, HEADS, BLOCKS, FRAMES = 64, 4, 2, 4

@@ -5,9 +5,9 @@ import pytest
 from flax import nnx
 
 from inti_jax.config import Compression, Model
-from inti_jax.models.backbone import Backbone
+from inti_jax.config.backbones import Backbone
 from inti_jax.models.video import VideoModel, normalize
-from tests.compiled import call, initialize
+from tests.cost.compiled import call, initialize
 
 
 def build(kind="none", after=(), backbone="tiny", dtype=jnp.float32, **changes) -> VideoModel:

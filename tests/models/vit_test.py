@@ -6,7 +6,7 @@ import pytest
 import torch
 from flax import nnx
 
-from inti_jax.models.backbone import BackboneSize
+from inti_jax.config.backbones import BackboneSize
 from inti_jax.models.vit import ImageTower, quick_gelu
 
 SIZE = BackboneSize(width=128, layers=3, heads=2, patch=8, resolution=32)

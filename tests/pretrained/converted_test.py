@@ -10,11 +10,12 @@ import pytest
 import torch
 
 import inti_jax
-from inti_jax import config, initial
+from inti_jax import config
 from inti_jax.errors import UserError
 from inti_jax.pretrained import converted
 from inti_jax.pretrained.converted import open_converted
 from inti_jax.pretrained.file import ClipFile
+from inti_jax.runs import initial
 from tests.pretrained import checkpoints
 from tests.pretrained.command import run
 from tests.processes import environment, free_address
@@ -138,9 +139,10 @@ def test_convert_and_verify_do_not_take_one_for_the_other(source, tmp_path, caps
 PROCESS = """
 import sys
 from pathlib import Path
-from inti_jax import config, distributed
+from inti_jax import config
+from inti_jax.distributed import joining
 flags = sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-with distributed.joined(*flags, config.Hosts()):
+with joining.joined(*flags, config.Hosts()):
     from inti_jax.pretrained import converted
     made, write = [], converted._write
     converted._write = lambda *a, **k: made.append(1) or write(*a, **k)

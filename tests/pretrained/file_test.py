@@ -8,9 +8,9 @@ import safetensors
 import safetensors.numpy
 from flax import nnx
 
-from inti_jax import state
+from inti_jax.config.backbones import BackboneSize, Numerics
 from inti_jax.errors import UserError
-from inti_jax.models.backbone import BackboneSize, Numerics
+from inti_jax.models import parameters
 from inti_jax.models.clip import CLIP, Architecture
 from inti_jax.models.text import TextSize
 from inti_jax.models.tokenizer import Vocabulary
@@ -18,7 +18,7 @@ from inti_jax.pretrained import sources
 from inti_jax.pretrained.converted import open_converted
 from inti_jax.pretrained.file import ClipFile, Description, build, content_hash, write
 from inti_jax.pretrained.lazy import LazyArray, held
-from tests.compiled import call, initialize
+from tests.cost.compiled import call, initialize
 
 DESCRIPTION = Description(
     Architecture(
@@ -36,7 +36,7 @@ DESCRIPTION = Description(
 @pytest.fixture(scope="module")
 def arrays():
     model = initialize(lambda: CLIP(DESCRIPTION.architecture, rngs=nnx.Rngs(0)))
-    params = state.flatten(nnx.state(model, nnx.Param))
+    params = parameters.flatten(nnx.state(model, nnx.Param))
     return {name: held(np.asarray(value)) for name, value in params.items()}
 
 

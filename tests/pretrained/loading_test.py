@@ -9,15 +9,17 @@ import pytest
 from flax import nnx
 from jax.sharding import SingleDeviceSharding
 
-from inti_jax import config, sharding, state
+from inti_jax import config
+from inti_jax.config.backbones import BACKBONES
+from inti_jax.distributed import sharding
 from inti_jax.errors import UserError
-from inti_jax.models.backbone import BACKBONES
+from inti_jax.models import parameters
 from inti_jax.models.video import VideoModel
 from inti_jax.pretrained.api import load_clip
 from inti_jax.pretrained.file import ClipFile
 from inti_jax.pretrained.loading import load
 from inti_jax.pretrained.posemb import resample
-from tests.compiled import call, initialize
+from tests.cost.compiled import call, initialize
 from tests.pretrained.weights import write_tiny
 
 TINY = BACKBONES["tiny"]
@@ -36,7 +38,7 @@ def _one_device(shapes):
 
 def test_coverage_names_every_parameter(tmp_path, model):
     path = write_tiny(tmp_path / "f.safetensors", embed=16)
-    shapes = state.parameter_shapes(model)
+    shapes = parameters.parameter_shapes(model)
     params, coverage = load(path, shapes, _one_device(shapes), grid=GRID)
     assert set(coverage.loaded) == params.keys() == {name for name in shapes if name.startswith("tower.")}
     assert set(coverage.new) == {name for name in shapes if not name.startswith("tower.")}
@@ -49,7 +51,7 @@ def test_coverage_names_every_parameter(tmp_path, model):
 def test_each_device_gets_only_its_shard(tmp_path, model, monkeypatch):
     path = write_tiny(tmp_path / "f.safetensors")
     mesh = sharding.make_mesh(config.Mesh(data=1, fsdp=4, tensor=1), jax.devices()[:4])
-    shapes = state.parameter_shapes(model)
+    shapes = parameters.parameter_shapes(model)
     shardings = sharding.parameter_shardings(shapes, mesh)
     read = []
     whole = ClipFile.read
@@ -73,7 +75,7 @@ def test_frozen_part_in_bfloat16(tmp_path, model):
     path = write_tiny(tmp_path / "f.safetensors")
     shapes = {
         name: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16)
-        for name, leaf in state.parameter_shapes(model).items()
+        for name, leaf in parameters.parameter_shapes(model).items()
     }
     params, _ = load(path, shapes, _one_device(shapes), grid=GRID)
     for name, value in params.items():
@@ -84,7 +86,7 @@ def test_frozen_part_in_bfloat16(tmp_path, model):
 def test_positions_for_another_resolution(tmp_path, model):
     small = dataclasses.replace(TINY, resolution=16)
     path = write_tiny(tmp_path / "f.safetensors", image=small)
-    shapes = state.parameter_shapes(model)
+    shapes = parameters.parameter_shapes(model)
     params, coverage = load(path, shapes, _one_device(shapes), grid=GRID)
     assert coverage.resampled == "2x2 to 4x4"
     original = ClipFile(path).read("tower.positional_embedding")
@@ -94,14 +96,14 @@ def test_positions_for_another_resolution(tmp_path, model):
 @pytest.mark.parametrize("change", [{"width": 48, "heads": 3}, {"layers": 5}, {"patch": 4}])
 def test_another_backbone_is_refused(tmp_path, model, change):
     path = write_tiny(tmp_path / "f.safetensors", image=dataclasses.replace(TINY, **change))
-    shapes = state.parameter_shapes(model)
+    shapes = parameters.parameter_shapes(model)
     with pytest.raises(UserError, match="another backbone"):
         load(path, shapes, _one_device(shapes), grid=GRID)
 
 
 def test_fewer_layers_than_the_model(tmp_path, model):
     path = write_tiny(tmp_path / "f.safetensors", image=dataclasses.replace(TINY, layers=3))
-    shapes = state.parameter_shapes(model)
+    shapes = parameters.parameter_shapes(model)
     with pytest.raises(UserError, match=r"another backbone.*tower\.blocks\.3"):
         load(path, shapes, _one_device(shapes), grid=GRID)
 
@@ -109,10 +111,10 @@ def test_fewer_layers_than_the_model(tmp_path, model):
 def test_equal_frames_give_the_image_feature(tmp_path):
     path = write_tiny(tmp_path / "f.safetensors")
     model = initialize(lambda: VideoModel(config.Model(), 5, rngs=nnx.Rngs(0)))
-    graphdef, params = nnx.graphdef(model), state.flatten(nnx.state(model, nnx.Param))
+    graphdef, params = nnx.graphdef(model), parameters.flatten(nnx.state(model, nnx.Param))
     shapes = {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in params.items()}
     loaded, _ = load(path, shapes, _one_device(shapes), grid=GRID)
-    model = state.merge(graphdef, {**params, **loaded})
+    model = parameters.merge(graphdef, {**params, **loaded})
 
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
     video = jnp.asarray(np.repeat(images[:, None], 4, axis=1))

@@ -11,7 +11,7 @@ from inti_jax.errors import UserError
 from inti_jax.models.heads import TextHead
 from inti_jax.pretrained import text_head
 from inti_jax.pretrained.api import load_clip
-from tests.compiled import call, initialize
+from tests.cost.compiled import call, initialize
 from tests.pretrained import checkpoints
 from tests.pretrained.command import run
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from inti_jax.models.backbone import BACKBONES, CLIP_MEAN, CLIP_STD, BackboneSize, Numerics
+from inti_jax.config.backbones import BACKBONES, CLIP_MEAN, CLIP_STD, BackboneSize, Numerics
 from inti_jax.models.clip import Architecture
 from inti_jax.pretrained.file import Description, parameter_shapes, write
 from inti_jax.pretrained.lazy import held

@@ -5,12 +5,12 @@ from fractions import Fraction
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from inti_jax.data import decode
 from inti_jax.data.builders import frames
 from inti_jax.data.builders.annotations import Absent
 from inti_jax.data.builders.frames import Frames, Series
 from inti_jax.data.builders.names import printable
 from inti_jax.data.builders.walk import read_directory
+from inti_jax.data.codec import decode
 
 VIDEO_SUFFIXES = frozenset(
     (".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv", ".3gp", ".ts")

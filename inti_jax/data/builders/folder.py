@@ -14,8 +14,8 @@ from inti_jax.data.builders.locate import Located
 from inti_jax.data.builders.splits import assign
 from inti_jax.data.builders.table import scan_table
 from inti_jax.data.builders.video import Clip, VideoBuilder
+from inti_jax.data.codec.decode import DecodeError
 from inti_jax.data.dataset import read_file
-from inti_jax.data.decode import DecodeError
 from inti_jax.data.manifest import Rejected
 from inti_jax.errors import UsageError, UserError
 

@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 
 from inti_jax.data.builders.names import printable
 from inti_jax.data.builders.walk import read_directory
-from inti_jax.data.decode import DecodeError
+from inti_jax.data.codec.decode import DecodeError
 
 # Frames a second where neither the user nor the images say.
 USUAL_RATE = Fraction(25)
@@ -90,7 +90,7 @@ def read(source: Frames) -> bytes:
     """
     import av
 
-    from inti_jax.data.encode import encode
+    from inti_jax.data.codec.encode import encode
 
     try:
         series = find_series(read_directory(source.folder).files)

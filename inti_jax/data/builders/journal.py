@@ -21,10 +21,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from inti_jax import locks
 from inti_jax.data import parallel
 from inti_jax.data.manifest import Rejected, Video, file_sha256
 from inti_jax.errors import UserError
+from inti_jax.host import locks
 
 _WRITING = ".writing"
 

@@ -21,7 +21,7 @@ from jaxtyping import UInt8
 
 from inti_jax.data.builders.digits import SIZE, draw, glyphs
 from inti_jax.data.builders.video import Clip, VideoBuilder
-from inti_jax.data.encode import encode
+from inti_jax.data.codec.encode import encode
 
 FRAMES = 19
 FPS = 12

@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 
 from inti_jax.data.builders.digits import SIZE, digits, draw, glyphs
 from inti_jax.data.builders.video import Clip, VideoBuilder
-from inti_jax.data.encode import encode
+from inti_jax.data.codec.encode import encode
 
 QUARTERS = ("top left", "top right", "bottom left", "bottom right")
 LABELS = tuple(f"{digit} at the {quarter}" for digit in range(10) for quarter in QUARTERS)

@@ -15,11 +15,12 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
-from inti_jax import limits, paths
-from inti_jax.data import decode, manifest, parallel, reencode
+from inti_jax.data import manifest, parallel
 from inti_jax.data.builders.frames import Frames
 from inti_jax.data.builders.journal import Journal, Part
+from inti_jax.data.codec import decode, reencode
 from inti_jax.errors import UsageError, UserError
+from inti_jax.host import limits, paths
 
 # Smallest size of a shard of many, in bytes of the source.
 _SHARD_BYTES = 64 * 2**20

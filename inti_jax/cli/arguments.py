@@ -1,0 +1,73 @@
+"""What the commands share: reading --config with its overrides, and logging to stderr."""
+
+import argparse
+import logging
+
+from inti_jax import config
+from inti_jax.config import Config
+
+
+def add_config_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE[:key=value,...]",
+        help="a file with get_config(), and arguments to it; --config.a.b=value overrides one key, where a "
+        "value is a number, true or false, a name, or several with commas",
+    )
+
+
+def add_process_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of `distributed.joined`, for commands that run on several hosts."""
+    group = parser.add_argument_group(
+        "several processes", "found by themselves on Cloud TPU, SLURM and Open MPI; elsewhere give all three"
+    )
+    group.add_argument("--coordinator_address", metavar="HOST:PORT", help="where process 0 listens")
+    group.add_argument("--process_count", type=int, metavar="N", help="how many processes there are")
+    group.add_argument("--process_id", type=int, metavar="I", help="which of them this is, from 0")
+
+
+def parse_with_config(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Config]:
+    """The arguments, and the config they name. Raises UsageError or ConfigError."""
+    arguments, overrides = parse_with_overrides(parser)
+    return arguments, config.load_config(arguments.config, overrides)
+
+
+def parse_with_overrides(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, list[str]]:
+    """The arguments, and those of the form --config.a.b=value."""
+    arguments, rest = parser.parse_known_args()
+    overrides = [item for item in rest if item.startswith("--config.")]
+    unknown = [item for item in rest if item not in overrides]
+    if unknown:
+        parser.error(f"unknown argument: {unknown[0]}")
+    return arguments, overrides
+
+
+def add_step_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--step",
+        type=_step,
+        metavar="N|best",
+        help="which checkpoint of a run: that of step N, or the best by top-1 of those that were evaluated "
+        "(default: the newest)",
+    )
+
+
+def _step(text: str) -> int | str:
+    if text == "best" or text.isdecimal():
+        return text if text == "best" else int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is neither a step nor `best`")
+
+
+def setup_logging(process_index: int = 0) -> None:
+    """The project's own messages to stderr, one line each; other libraries' from warnings up.
+
+    Of several processes the first says everything, the others warnings alone, with their number.
+    """
+    handler = logging.StreamHandler()
+    prefix = f"process {process_index}: " if process_index else ""
+    handler.setFormatter(logging.Formatter(f"%(asctime)s {prefix}%(message)s", "%H:%M:%S"))
+    logger = logging.getLogger("inti_jax")
+    logger.handlers = [handler]
+    logger.setLevel(logging.WARNING if process_index else logging.INFO)
+    logger.propagate = False

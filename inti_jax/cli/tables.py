@@ -1,0 +1,14 @@
+"""Tables as plain text."""
+
+
+def text_table(headers: list[str], cells: list[list[str]]) -> str:
+    """The cells in columns, the first to the left and the others, which are figures, to the right."""
+    widths = [max(map(len, column)) for column in zip(headers, *cells, strict=True)]
+    lines = [headers, ["-" * width for width in widths], *cells]
+    return "\n".join(
+        "  ".join(
+            text.ljust(width) if column == 0 else text.rjust(width)
+            for column, (text, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    )

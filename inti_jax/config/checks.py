@@ -1,0 +1,206 @@
+"""What the types of a configuration cannot say: values that exclude each other, key by key.
+
+Each check yields a line that names the keys, their values and what would be valid.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+
+from inti_jax.config import schema as config
+from inti_jax.config.backbones import BACKBONES
+
+
+def problems(settings: config.Config) -> Iterator[str]:
+    """One line for each thing that is wrong with `settings`."""
+    yield from _weights(settings.model)
+    yield from _compression(settings.model, settings.data.num_frames)
+    yield from _adaptation(settings.model, settings.data.num_frames)
+    yield from _freezing(settings.model)
+    yield from _data(settings)
+    yield from _training(settings.train)
+    yield from _mesh(settings)
+
+
+def _weights(model: config.Model) -> Iterator[str]:
+    if not model.pretrained:
+        yield '`model.pretrained` is empty: name a file that `convert` wrote, or say "random"'
+    if model.pretrained == "random":
+        if model.adaptation != "full":
+            yield (
+                f'`model.adaptation` is "{model.adaptation}" and `model.pretrained` is "random": '
+                "a backbone that does not train needs converted weights"
+            )
+        if model.head.init == "text":
+            yield (
+                '`model.head.init` is "text" and `model.pretrained` is "random": '
+                "class names need a text tower"
+            )
+    templates = model.head.templates
+    if not templates or any(template.count("{}") != 1 for template in templates):
+        yield f"`model.head.templates` is {templates}: each should have one {{}} for the class name"
+
+
+def _compression(model: config.Model, frames: int) -> Iterator[str]:
+    compression, layers = model.compression, BACKBONES[model.backbone].layers
+    after = compression.after
+    if compression.kind == "none" and after:
+        yield f'`model.compression.after` is {after} but `kind` is "none": set one of the two'
+    if compression.kind not in ("none", "tome") and not after:
+        yield f"`model.compression.after` is empty but `kind` is {compression.kind!r}: name the blocks"
+    if list(after) != sorted(set(after)) or any(block > layers for block in after):
+        yield (
+            f"`model.compression.after` is {after}: it should be increasing block numbers "
+            f"from 1 to {layers}, the depth of {model.backbone}"
+        )
+    if compression.kind == "tome":
+        yield from _merging(model, layers)
+    if frames % 2 ** len(compression.halves_after):
+        yield (
+            f"`data.num_frames` is {frames}: it should be divisible by {2 ** len(after)}, "
+            f"since `model.compression.after` = {after} halves the frames {len(after)} times"
+        )
+    scales = compression.scales
+    if not scales or len(set(scales)) != len(scales):
+        yield f"`model.compression.scales` is {scales}: name one or more of {config.SCALES}, each once"
+
+
+def _merging(model: config.Model, layers: int) -> Iterator[str]:
+    compression = model.compression
+    merging = len(compression.after) or layers
+    if isinstance(compression.r, tuple) and len(compression.r) != merging:
+        yield (
+            f"`model.compression.r` has {len(compression.r)} numbers: it should have one for each of the "
+            f"{merging} blocks that merge, or be one number"
+        )
+    temporal = model.temporal if model.temporal != "none" else config.TEMPORAL_OF.get(model.adaptation)
+    if compression.matching == "frame" and temporal:
+        yield (
+            '`model.compression.matching` is "frame", after which equal places are not equal positions, but '
+            f'temporal {temporal} relates them: set it to "clip" or "auto"'
+        )
+
+
+def _adaptation(model: config.Model, frames: int) -> Iterator[str]:
+    heads = BACKBONES[model.backbone].heads
+    own = config.TEMPORAL_OF.get(model.adaptation)
+    if model.temporal != "none" and frames == 1:
+        yield f'`model.temporal` is "{model.temporal}" and `data.num_frames` is 1: it relates frames'
+    if model.temporal == own:
+        yield (
+            f'`model.temporal` is "{model.temporal}", which `model.adaptation` = "{model.adaptation}" has '
+            "already: set one of the two"
+        )
+    shifts = model.zero_i2v.shifts
+    if any(offset == 0 for offset, _ in shifts) or len({offset for offset, _ in shifts}) != len(shifts):
+        yield f"`model.zero_i2v.shifts` is {shifts}: offsets should differ from each other and from 0"
+    if "shift" in (model.temporal, own) and sum(count for _, count in shifts) > heads:
+        yield (
+            f"`model.zero_i2v.shifts` is {shifts}: it moves {sum(count for _, count in shifts)} heads, and "
+            f"{model.backbone} has {heads}"
+        )
+    for key, chosen in (("lora.targets", model.lora.targets), ("st_adapter.before", model.st_adapter.before)):
+        if not chosen or len(set(chosen)) != len(chosen):
+            yield f"`model.{key}` is {chosen}: name one or more, each once"
+    if model.drop_path and model.adaptation not in ("full", "aim"):
+        yield (
+            f'`model.drop_path` is {model.drop_path} and `model.adaptation` is "{model.adaptation}": '
+            'it should be 0, since only "full" and "aim" train branches that can be dropped'
+        )
+
+
+def _freezing(model: config.Model) -> Iterator[str]:
+    layers = BACKBONES[model.backbone].layers
+    for key, blocks in (("freeze_blocks", model.freeze_blocks), ("unfreeze_last", model.unfreeze_last)):
+        if blocks > layers:
+            yield f"`model.{key}` is {blocks}: it should be at most {layers}, the depth of {model.backbone}"
+    if model.freeze_blocks and model.adaptation != "full":
+        yield (
+            f'`model.freeze_blocks` is {model.freeze_blocks} and `model.adaptation` is "{model.adaptation}", '
+            'which trains no block: it goes with "full"; `model.unfreeze_last` trains the last ones'
+        )
+    if model.unfreeze_last and model.adaptation == "full":
+        yield (
+            f'`model.unfreeze_last` is {model.unfreeze_last} and `model.adaptation` is "full", which trains '
+            f"all: set `model.freeze_blocks` to {max(layers - model.unfreeze_last, 0)}"
+        )
+    if model.pretrained == "random" and (model.freeze or model.freeze_blocks):
+        key = "freeze" if model.freeze else "freeze_blocks"
+        yield (
+            f'`model.{key}` is {getattr(model, key)} and `model.pretrained` is "random": '
+            "what does not train needs converted weights"
+        )
+
+
+def _data(settings: config.Config) -> Iterator[str]:
+    data, backbone = settings.data, BACKBONES[settings.model.backbone]
+    if settings.train.global_batch % data.repeats:
+        yield (
+            f"`data.repeats` is {data.repeats}: it should divide `train.global_batch`, which counts clips "
+            f"and is {settings.train.global_batch}"
+        )
+    if data.balance and settings.train.class_weights == "inverse":
+        yield (
+            '`data.balance` is True and `train.class_weights` is "inverse": classes that come equally often '
+            "need no weights, set one of the two"
+        )
+    if not data.name:
+        yield "`data.name` is empty: name a prepared dataset"
+    if not data.data_dir:
+        yield "`data.data_dir` is empty: it is where `prepare` wrote the dataset"
+    if data.resolution % backbone.patch:
+        yield (
+            f"`data.resolution` is {data.resolution}: it should be a multiple of {backbone.patch}, the patch "
+            f"of {settings.model.backbone}"
+        )
+    ranges = {
+        "crop_scale": data.crop_scale,
+        "crop_ratio": data.crop_ratio,
+        "erase.scale": data.erase.scale,
+        "erase.ratio": data.erase.ratio,
+    }
+    for key, (low, high) in ranges.items():
+        if not 0 < low <= high:
+            yield f"`data.{key}` is {(low, high)}: it should be (low, high) with 0 < low <= high"
+
+
+def _training(train: config.Train) -> Iterator[str]:
+    if (train.steps > 0) == (train.epochs > 0):
+        yield (
+            f"`train.steps` is {train.steps} and `train.epochs` is {train.epochs}: set exactly one of the two"
+        )
+    if train.early_stop.patience and not train.eval_every_steps:
+        yield (
+            f"`train.early_stop.patience` is {train.early_stop.patience} and `train.eval_every_steps` is 0: "
+            "say how often to evaluate, or set patience to 0"
+        )
+    if train.global_batch % train.accumulate:
+        yield (
+            f"`train.accumulate` is {train.accumulate}: it should divide `train.global_batch`, "
+            f"which is {train.global_batch}"
+        )
+    if (train.mix.mixup or train.mix.cutmix) and train.global_batch // train.accumulate % 2:
+        yield (
+            f"`train.global_batch` is {train.global_batch} in {train.accumulate} parts, and `train.mix` "
+            "mixes pairs: each part should have an even number of videos"
+        )
+
+
+def _mesh(settings: config.Config) -> Iterator[str]:
+    axes = dataclasses.asdict(settings.mesh)
+    if any(size < 1 and size != -1 for size in axes.values()) or list(axes.values()).count(-1) > 1:
+        yield f"`mesh` is {axes}: sizes are positive, and at most one is -1 (what the others leave)"
+    # How many devices -1 stands for is known when the mesh is made, which checks the rest.
+    data, fsdp, tensor = (max(axes[axis], 1) for axis in ("data", "fsdp", "tensor"))
+    heads = BACKBONES[settings.model.backbone].heads
+    if heads % tensor:  # else it divides the width and the MLP's channels, too
+        yield (f"`mesh.tensor` is {tensor}: it should divide the {heads} heads of {settings.model.backbone}")
+    part = settings.train.global_batch // settings.train.accumulate
+    for count, keys in (
+        (part, "`train.global_batch` over `train.accumulate`"),
+        (settings.eval.batch, "`eval.batch`"),
+    ):
+        if count % (data * fsdp):
+            yield (
+                f"{keys} is {count}: it should be a multiple of {data * fsdp}, over which `mesh` = {axes} "
+                "splits the videos"
+            )

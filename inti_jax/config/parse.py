@@ -1,0 +1,183 @@
+"""Read the values of a configuration from files, arguments and overrides, check and freeze them."""
+
+import dataclasses
+import difflib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+import pydantic
+
+from inti_jax.config import checks, literals
+from inti_jax.config.schema import Config
+from inti_jax.errors import UsageError, UserError
+from inti_jax.host.paths import local_path
+
+# Bytes of a file's name that are not UTF-8: Python keeps them as lone surrogates, JSON takes their stand-ins.
+_STAND_INS = {0xDC00 + byte: 0x10DC00 + byte for byte in range(0x80, 0x100)}
+_STOOD_FOR = {stand_in: surrogate for surrogate, stand_in in _STAND_INS.items()}
+
+
+class ConfigError(UserError):
+    """A configuration that cannot run: names the key, its value and what would be valid."""
+
+    exit_code = 2
+
+
+def defaults() -> ml_collections.ConfigDict:
+    """Make a ConfigDict of every key with its default.
+
+    A key that does not exist is found when the config is parsed.
+    """
+    return ml_collections.ConfigDict(_settable(Config()))
+
+
+def _settable(section: Any) -> dict[str, Any]:
+    """Give the values of `section`, in a ConfigDict free to change type where several types are valid."""
+    values = {}
+    for field in dataclasses.fields(section):
+        value = getattr(section, field.name)
+        if dataclasses.is_dataclass(value):
+            value = _settable(value)
+        elif len(literals.kinds(field.type)) > 1:  # a ConfigDict else keeps to the type of the default
+            value = ml_collections.FieldReference(value, field_type=object)
+        values[field.name] = value
+    return values
+
+
+def parse_arg(arg: str, **defaults: Any) -> dict[str, Any]:
+    """Read the arguments of a config file, `FILE:key=value,key=value`: `defaults`, with what `arg` gives.
+
+    A value has the type of its default: `true` or `false`, a number, a tuple such as `(3,6)`, or a text.
+    Raises ConfigError for a key that `defaults` does not name, or a value of another type.
+    """
+    values = dict(defaults)
+    for item in literals.items(arg):
+        key, equals, text = item.partition("=")
+        if key not in defaults or not equals:
+            near = difflib.get_close_matches(key, defaults, n=1)
+            hint = (
+                f"did you mean `{near[0]}`?"
+                if near
+                else f"write key=value, with key one of {', '.join(defaults)}"
+            )
+            raise ConfigError(f"config argument `{item}`: {hint}")
+        kind = type(defaults[key])
+        value = literals.read(text, kind)
+        if kind is float and type(value) is int:
+            value = float(value)
+        if defaults[key] is not None and type(value) is not kind:
+            raise ConfigError(f"config argument `{item}`: {text!r} is not of type {kind.__name__}")
+        values[key] = value
+    return values
+
+
+def type_of(key: str) -> Any:
+    """Give the type, as annotated, of the value that the dotted `key` names.
+
+    Raises ConfigError where it names no single value of the configuration.
+    """
+    section: Any = Config
+    parts = key.split(".")
+    for depth, part in enumerate(parts):
+        fields = {field.name: field.type for field in dataclasses.fields(section)}
+        if part not in fields:
+            raise ConfigError(_unknown_key(".".join(parts[: depth + 1]), list(fields)))
+        section = fields[part]
+        if dataclasses.is_dataclass(section) != (depth < len(parts) - 1):
+            raise ConfigError(
+                f"config: `{key}` is not a single value; give a whole key, such as `train.steps`"
+            )
+    return section
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The contents of a config.json. Raises ConfigError where it is absent or not JSON."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist: is {path.parent} the directory of a run?") from None
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON: {error}") from None
+
+
+def from_dict(values: dict[str, Any]) -> Config:
+    """Checks `values`, nested as the dataclasses are, and freezes them. Raises ConfigError."""
+    try:
+        # By way of JSON, where strict types still let a list be a tuple and a dict a dataclass.
+        text = json.dumps(values, ensure_ascii=False, default=repr).translate(_STAND_INS)
+        config = pydantic.TypeAdapter(Config).validate_json(text)
+    except pydantic.ValidationError as error:
+        raise ConfigError(_first_problem(error)) from None
+    except (
+        TypeError,
+        ValueError,
+        RecursionError,
+    ) as error:  # a dict in itself, or with other keys
+        raise ConfigError(
+            f"config: a value is no number, text, truth value, tuple or section: {error}"
+        ) from None
+    config = _with_local_paths(config)
+    for problem in checks.problems(config):
+        raise ConfigError(f"config: {problem}")
+    return config
+
+
+def _with_local_paths(config: Config) -> Config:
+    """Expand `~` in the keys that are paths. Raises ConfigError for what is no path on this machine."""
+
+    def local(key: str, text: str) -> str:
+        text = text.translate(_STOOD_FOR)
+        if not text:  # not given
+            return text
+        try:
+            path = local_path(text)
+        except UsageError as error:
+            raise ConfigError(f"config: `{key}`: {error}") from None
+        # As it was written, where that will do: `./random` is a file, `random` is not.
+        return str(path) if text.startswith("~") else text
+
+    model, data = config.model, config.data
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(
+            model,
+            pretrained=local("model.pretrained", model.pretrained),
+            start_from=local("model.start_from", model.start_from),
+        ),
+        data=dataclasses.replace(data, data_dir=local("data.data_dir", data.data_dir)),
+    )
+
+
+def _first_problem(error: pydantic.ValidationError) -> str:
+    found = error.errors()
+    key = _key_of(found[0])
+    # A value of one of several types has a problem with each of them, the nearest in a part of the value.
+    same = [problem for problem in found if f"{_key_of(problem)}.".startswith(f"{key}.")]
+    deeper = [problem for problem in same if _key_of(problem) != key]
+    problem = deeper[0] if deeper else found[0]
+    key = _key_of(problem)
+    if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return _unknown_key(key, _keys_beside(key))
+    reasons = dict.fromkeys(re.sub(r"^Input should be ", "", other["msg"]) for other in (deeper[:1] or same))
+    return f"config: `{key}` is {problem['input']!r}: it should be {' or '.join(reasons)}"
+
+
+def _key_of(problem: Any) -> str:
+    # Of a value that may have either of two types, the path names the type as well, which is no identifier.
+    return ".".join(str(part) for part in problem["loc"] if isinstance(part, int) or part.isidentifier())
+
+
+def _unknown_key(key: str, valid: list[str]) -> str:
+    near = difflib.get_close_matches(key.rpartition(".")[2], valid, n=1)
+    hint = f"did you mean `{near[0]}`?" if near else f"valid keys: {', '.join(valid)}"
+    return f"config: unknown key `{key}`; {hint}"
+
+
+def _keys_beside(key: str) -> list[str]:
+    section: Any = Config
+    for part in key.split(".")[:-1]:
+        section = {field.name: field.type for field in dataclasses.fields(section)}[part]
+    return [field.name for field in dataclasses.fields(section)]

@@ -1,0 +1,129 @@
+"""The memory that training needs for activations: what the forward pass keeps for the backward pass.
+
+Found by tracing, not by a formula: the backward pass of each part of the model is made for abstract values,
+and what it refers to is counted. So it depends on what trains (nothing is kept below the first trained
+parameter, and the input of a frozen matrix is not kept for its gradient), on `model.remat` and on the dtypes.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.extend import core
+
+from inti_jax.config import Model
+from inti_jax.models import freezing, parameters
+from inti_jax.models.video import BlockCost, VideoModel, compress
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """Bytes kept for one view. A block's are with its additions and with the compressor behind it."""
+
+    embedding: int
+    blocks: tuple[int, ...]
+    head: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """A part of the model as a function of (model, data), where data are its input and what comes with it."""
+
+    run: Callable[[VideoModel, Any], jax.Array]
+    data: tuple[Any, ...]  # shapes; the first is what a gradient may be taken of
+    parameters: tuple[str, ...]  # the prefixes of its parameters' paths
+    kind: Any  # parts with the same kind and data keep the same
+
+
+def saved(model: VideoModel, settings: Model, frames: int) -> Saved:
+    """What a training step keeps of one view of `frames` frames; `model` may be abstract.
+
+    That is what JAX's backward pass refers to, each array once, without what is made of parameters alone. XLA
+    needs room to work in besides, and is free to keep more or to compute more again.
+    """
+    graphdef, params = nnx.graphdef(model), parameters.parameter_shapes(model)
+    trained = freezing.trained(settings, params)
+    found: list[int] = []
+    known: dict[Any, int] = {}
+    reached = False  # whether anything before the part trains, so that the gradient has to go on to it
+    for part in _parts(model, frames):
+        own = {path for path in trained if path.startswith(part.parameters)}
+        # The same parameters of another block: all numbers are those of blocks and of compressors.
+        names = tuple(sorted(re.sub(r"\.\d+\.", ".", path) for path in own))
+        alike = (part.kind, str(part.data), reached, names)
+        if alike not in known:
+            known[alike] = _kept(graphdef, part, params, own, reached) if own or reached else 0
+        found.append(known[alike])
+        reached = reached or bool(own)
+    return Saved(found[0], tuple(found[1:-1]), found[-1])
+
+
+def _parts(model: VideoModel, frames: int) -> Iterator[_Part]:
+    """Embedding, blocks and head, in this order."""
+    side, width = model.size.resolution, model.size.width
+    key = jax.eval_shape(lambda: jax.random.key(0)) if model.random else None
+
+    video = jax.ShapeDtypeStruct((1, frames, side, side, 3), jnp.uint8)
+    names = ("tower.patch_embed", "tower.class_embedding", "tower.positional_embedding", "tower.ln_pre")
+    yield _Part(lambda model, data: model.embed(data[0]), (video,), (*names, "temporal."), "embedding")
+
+    sizes = None
+    for cost in model.block_costs(frames):
+        x = jax.ShapeDtypeStruct((cost.frames, cost.tokens, width), model.dtype)
+        yield _block(model, cost, (x, sizes, key))
+        if cost.tokens_out < cost.tokens or sizes is not None:
+            sizes = jax.ShapeDtypeStruct((cost.frames, cost.tokens_out), jnp.float32)
+
+    left = model.stages(frames)[-1].frames
+    x = jax.ShapeDtypeStruct((left, cost.tokens_out, width), model.dtype)
+    yield _Part(
+        lambda model, data: model.head(model.pool(data[0], 1)), (x,), ("tower.ln_post", "head."), "head"
+    )
+
+
+def _block(model: VideoModel, cost: BlockCost, data: tuple[Any, ...]) -> _Part:
+    index = cost.index - 1
+    behind = model.after.index(cost.index) if cost.index in model.after else None
+
+    def run(model: VideoModel, data: Any) -> jax.Array:
+        x, sizes, key = data
+        y, _ = model.block(index, x, sizes, cost.frames, key)
+        return y if behind is None else compress(model.compressors[behind], y, cost.frames)
+
+    names = [f"tower.blocks.{index}.", f"adapters.{index}."]
+    names += [] if behind is None else [f"compressors.{behind}."]
+    kind = (cost.tokens_out, behind is None, model.drop_rates[index] > 0)
+    return _Part(run, data, tuple(names), kind)
+
+
+def _kept(
+    graphdef: nnx.GraphDef[VideoModel],
+    part: _Part,
+    params: dict[str, jax.ShapeDtypeStruct],
+    own: set[str],
+    reached: bool,
+) -> int:
+    """The bytes kept for the gradient with respect to the parameters `own`, and if `reached` to the input."""
+    varied = {path: params[path] for path in own}
+    fixed = {path: shape for path, shape in params.items() if path not in own}
+
+    def residuals(data: Any, varied: Any, fixed: Any) -> list[jax.Array]:
+        def run(varied: Any, x: Any) -> jax.Array:
+            return part.run(parameters.merge(graphdef, {**varied, **fixed}), (x, *data[1:]))
+
+        if reached:
+            return jax.tree.leaves(jax.vjp(run, varied, data[0])[1])
+        return jax.tree.leaves(jax.vjp(lambda varied: run(varied, data[0]), varied)[1])
+
+    jaxpr = jax.make_jaxpr(residuals)(part.data, varied, fixed).jaxpr
+    depends = set(jaxpr.invars[: len(jax.tree.leaves(part.data))])
+    for equation in jaxpr.eqns:
+        if any(isinstance(value, core.Var) and value in depends for value in equation.invars):
+            depends.update(equation.outvars)
+    kept = {value for value in jaxpr.outvars if isinstance(value, core.Var) and value in depends}
+    shapes: list[Any] = [value.aval for value in kept]
+    return sum(shape.size * shape.dtype.itemsize for shape in shapes)

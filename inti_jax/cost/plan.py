@@ -1,0 +1,339 @@
+"""Tabulate what a config costs: blocks, parameters, memory, and the schedules that fit a budget.
+
+The model is built of shapes alone: neither dataset nor weights nor an accelerator are needed.
+"""
+
+import dataclasses
+import logging
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from inti_jax import config
+from inti_jax.config import Config
+from inti_jax.cost import topology
+from inti_jax.errors import UsageError
+
+if TYPE_CHECKING:
+    from inti_jax.config.backbones import Backbone
+    from inti_jax.cost.budget import Halvings, Merging
+    from inti_jax.runs.record import RunRecord
+
+log = logging.getLogger("inti_jax")
+
+
+# Of the datasets that are rendered.
+_EMBEDDED_CLASSES = {"motion_digits": 10, "still_digits": 40}
+
+
+# The width of the space that images share with texts, in OpenAI's models.
+_EMBED = {"clip_vit_b32": 512, "clip_vit_b16": 512, "clip_vit_l14": 768, "clip_vit_l14_336": 768}
+
+
+_LISTED = 10  # schedules for each number of halvings
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Embedding or head."""
+
+    gmacs: float  # of one view
+    added_params: int
+    activation_mib: float  # of one view in training; see activations.py
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """One block with what the method adds to it, and the compressor behind it. Frames and tokens enter."""
+
+    index: int  # from 1
+    frames: int
+    tokens: int  # of each frame
+    gmacs: float  # of one view at inference
+    gmacs_training: float
+    added_params: int
+    activation_mib: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a config costs. 1 MAC is one multiply-accumulate; inference is with all folded that can be."""
+
+    backbone: str
+    adaptation: str
+    freezing: str  # what of it trains otherwise, in words, or ""
+    temporal: str
+    compression: str
+    after: tuple[int, ...]
+    frames: int
+    resolution: int
+    dtype: str
+    classes: int
+    gmacs_per_view: float
+    gmacs_per_view_training: float  # the forward pass as trained
+    gmacs_per_view_uncompressed: float
+    share: float  # of the two above, at inference
+    views: int  # of each video, in evaluation
+    gmacs_per_video: float
+    params_total: int
+    params_trainable: int
+    trained_file_mib: float  # what `convert --to trained` writes: the trained parameters in float32
+    activation_mib: float  # of one view in training
+    embedding: Part
+    blocks: list[Block]
+    head: Part
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """The schedules of a compressor whose share is at most `share`, the best use of it first."""
+
+    share: float
+    compression: str
+    schedules: "list[Halvings] | list[Merging]"
+
+
+def make_plan(
+    settings: Config, classes: int | None = None, budget: float | None = None
+) -> tuple[Plan, Budget | None]:
+    """The plan of a config, and with `budget`, a share above 0 and up to 1, the schedules that fit it.
+
+    `classes` counts where the dataset is not prepared. Raises UsageError where their number is not known.
+    """
+    # Imported late: --help and a mistake in the config should not wait for JAX.
+    from inti_jax.cost import activations
+    from inti_jax.models import freezing
+    from inti_jax.models.parameters import parameter_shapes
+    from inti_jax.models.video import UNCOMPRESSED
+    from inti_jax.runs import state
+
+    count = _classes(settings.data, classes)
+    model = state.abstract_model(record_of(settings, count))
+    frames, views = settings.data.num_frames, settings.eval.clips * settings.eval.crops
+    method, compression = settings.model.adaptation, settings.model.compression
+
+    sizes = {path: math.prod(shape.shape) for path, shape in parameter_shapes(model).items()}
+
+    def parameters(*prefixes: str) -> int:
+        return sum(size for path, size in sizes.items() if path.startswith(prefixes))
+
+    trainable = sum(sizes[path] for path in freezing.trained(settings.model, sizes))
+    inference, training = (model.block_costs(frames, folded=folded) for folded in (True, False))
+    saved = activations.saved(model, settings.model, frames)
+    blocks = []
+    for cost, as_trained, kept in zip(inference, training, saved.blocks, strict=True):
+        added = parameters(f"adapters.{cost.index - 1}.")
+        if cost.index in model.after:
+            added += parameters(f"compressors.{model.after.index(cost.index)}.")
+        blocks.append(
+            Block(
+                index=cost.index,
+                frames=cost.frames,
+                tokens=cost.tokens,
+                gmacs=cost.macs / 1e9,
+                gmacs_training=as_trained.macs / 1e9,
+                added_params=added,
+                activation_mib=kept / 2**20,
+            )
+        )
+
+    per_view = model.macs(frames, folded=True)
+    uncompressed = model.macs(frames, folded=True, schedule=UNCOMPRESSED)
+    plan = Plan(
+        backbone=settings.model.backbone,
+        adaptation=method,
+        freezing=freezing.summary(settings.model),
+        temporal=settings.model.temporal,
+        compression=compression.kind,
+        after=compression.after,
+        frames=frames,
+        resolution=settings.data.resolution,
+        dtype=settings.train.dtype,
+        classes=count,
+        gmacs_per_view=per_view / 1e9,
+        gmacs_per_view_training=model.macs(frames) / 1e9,
+        gmacs_per_view_uncompressed=uncompressed / 1e9,
+        share=per_view / uncompressed,
+        views=views,
+        gmacs_per_video=views * per_view / 1e9,
+        params_total=sum(sizes.values()),
+        params_trainable=trainable,
+        trained_file_mib=4 * trainable / 2**20,
+        activation_mib=(saved.embedding + sum(saved.blocks) + saved.head) / 2**20,
+        embedding=Part(
+            frames * model.tower.embed_macs() / 1e9, parameters("temporal."), saved.embedding / 2**20
+        ),
+        blocks=blocks,
+        head=Part(model.head.macs() / 1e9, parameters("head."), saved.head / 2**20),
+    )
+    return plan, None if budget is None else _fitting(model, compression, frames, budget)
+
+
+def _fitting(model: Any, compression: config.Compression, frames: int, share: float) -> Budget:
+    from flax import nnx
+
+    from inti_jax.cost import budget
+    from inti_jax.models.compressors import build_compressor
+    from inti_jax.models.rngs import make_rngs
+
+    if compression.kind == "tome":
+        blocks = compression.after or range(1, len(model.adapters) + 1)
+        return Budget(share, "tome", budget.mergings(model, blocks, frames, share, _LISTED))
+    # Without compression, what InTI could do.
+    chosen = compression if compression.kind != "none" else dataclasses.replace(compression, kind="inti")
+    compressor = nnx.eval_shape(
+        lambda: build_compressor(
+            chosen, model.size.width, model.tower.grid, dtype=model.dtype, rngs=make_rngs(0)
+        )
+    )
+    return Budget(share, chosen.kind, budget.halvings(model, compressor, frames, share, _LISTED))
+
+
+def record_of(settings: Config, classes: int) -> "RunRecord":
+    """As of a run of this config; the classes have no names."""
+    from inti_jax.runs.record import Dataset, RunRecord
+
+    dataset = Dataset(settings.data.name, "", "", tuple(map(str, range(classes))))
+    return RunRecord(settings, dataset, _backbone(settings.model))
+
+
+def _classes(data: config.Data, given: int | None) -> int:
+    """The number of classes: the prepared dataset's, the one given, or the dataset's official one."""
+    from inti_jax.data import manifest
+    from inti_jax.data.builders import registry
+    from inti_jax.data.dataset import find_dataset
+
+    directory = find_dataset(data.name, data.data_dir)
+    if directory is not None:
+        found = len(manifest.read(directory).labels)
+        if given not in (None, found):
+            log.warning("%s has %d classes: --classes %d is not used", directory, found, given)
+        return found
+    official = {name: entry.classes for name, entry in registry.OFFICIAL.items()}
+    known = given or (official | _EMBEDDED_CLASSES).get(data.name)
+    if known is None:
+        raise UsageError(
+            f"dataset `{data.name}` is not in {data.data_dir}, and how many classes it has is not known: "
+            "give --classes K"
+        )
+    return known
+
+
+def _backbone(model: config.Model) -> "Backbone":
+    """What `model.pretrained` says, or where it is not there yet, what OpenAI published."""
+    from inti_jax.config.backbones import Backbone
+
+    if model.pretrained != "random" and Path(model.pretrained).exists():
+        from inti_jax.runs import initial
+
+        return initial.find_backbone(model)
+    if model.head.init == "text" and model.backbone not in _EMBED:
+        raise UsageError(
+            f'config: `model.head.init` is "text" and {model.pretrained} is not there: without it, the width '
+            f"of the space that {model.backbone} shares with texts is not known"
+        )
+    return Backbone(embed=_EMBED[model.backbone] if model.head.init == "text" else None)
+
+
+def render(plan: Plan) -> str:
+    from inti_jax.cli.tables import text_table
+
+    def row(name: str, frames: str, tokens: str, *figures: float, parameters: int, mib: float) -> list[str]:
+        return [name, frames, tokens, *(f"{x:.4g}" for x in figures), f"{parameters:,}", f"{mib:.1f}"]
+
+    def part(name: str, part: Part) -> list[str]:
+        return row(
+            name, "", "", part.gmacs, part.gmacs, parameters=part.added_params, mib=part.activation_mib
+        )
+
+    headers = ["", "frames", "tokens", "GMACs", "as trained", "added parameters", "activations MiB"]
+    cells = [part("embedding", plan.embedding)]
+    for block in plan.blocks:
+        behind = f", {plan.compression}" if block.index in plan.after else ""
+        cells.append(
+            row(
+                f"block {block.index}{behind}",
+                str(block.frames),
+                str(block.tokens),
+                block.gmacs,
+                block.gmacs_training,
+                parameters=block.added_params,
+                mib=block.activation_mib,
+            )
+        )
+    cells.append(part("head", plan.head))
+    added = plan.embedding.added_params + sum(block.added_params for block in plan.blocks)
+    cells.append(
+        row(
+            "one view",
+            "",
+            "",
+            plan.gmacs_per_view,
+            plan.gmacs_per_view_training,
+            parameters=added + plan.head.added_params,
+            mib=plan.activation_mib,
+        )
+    )
+    method = plan.adaptation + (f" ({plan.freezing})" if plan.freezing else "")
+    method += "" if plan.temporal == "none" else f" with temporal {plan.temporal}"
+    lines = [
+        f"{plan.backbone}, {method}, compression {plan.compression}: {plan.frames} frames of "
+        f"{plan.resolution} x {plan.resolution}, {plan.classes} classes",
+        "",
+        text_table(headers, cells),
+        "",
+        f"cost         {100 * plan.share:.2f} % of the {plan.gmacs_per_view_uncompressed:.5g} GMACs a view "
+        "without compression",
+        f"a video      {plan.gmacs_per_video:.5g} GMACs in {plan.views} view{'s' * (plan.views > 1)}",
+        f"parameters   {plan.params_trainable:,} of {plan.params_total:,} train: "
+        f"{plan.trained_file_mib:.1f} MiB in a file of them alone",
+        "",
+        "GMACs are of one view at inference, where what folds into the backbone is folded; `as trained`,",
+        f"of the forward pass in training. Activations are what its backward pass keeps, in {plan.dtype}.",
+    ]
+    return "\n".join(lines)
+
+
+def render_budget(budget: Budget) -> str:
+    from inti_jax.cli.tables import text_table
+    from inti_jax.cost.budget import Halvings
+
+    title = f"{budget.compression} with at most {100 * budget.share:g} % of the cost without compression"
+    if not budget.schedules:
+        return f"{title}: none"
+    cells = []
+    for found in budget.schedules:
+        where = f"after={found.after}" if isinstance(found, Halvings) else f"r={found.r}"
+        cells.append([where, f"{100 * found.share:.2f} %", f"{found.gmacs_per_view:.4g}"])
+    return f"{title}\n\n" + text_table(["model.compression", "share", "GMACs/view"], cells)
+
+
+def render_compiled(compiled: "topology.Compiled") -> str:
+    from inti_jax.cli.tables import text_table
+
+    mesh = ", ".join(f"{axis} {size}" for axis, size in compiled.mesh.items())
+    hbm = "" if compiled.hbm_gib is None else f" of {compiled.hbm_gib:g} GiB HBM"
+    peak = "more" if compiled.peak_hbm_gib is None else f"{compiled.peak_hbm_gib:.2f}"
+    lines = [
+        f"training step for {compiled.topology}: {compiled.devices} devices (mesh: {mesh}), compiled in "
+        f"{compiled.seconds:.0f} s",
+        "",
+        f"memory       {peak}{hbm} a device: {'fits' if compiled.fits else 'does NOT fit'}; parameters and "
+        f"optimizer state are {compiled.state_gib:.2f} GiB of it",
+    ]
+    if not compiled.fits:
+        return "\n".join([*lines, *(f"remedy       {remedy}" for remedy in compiled.remedies)])
+    lines += [
+        f"a step       {compiled.flops_per_device:.4g} FLOPs (2 for a MAC, forward and backward), "
+        f"{compiled.bytes_per_device:.4g} bytes: {compiled.arithmetic_intensity:.0f} FLOPs a byte",
+    ]
+    if compiled.roofline is not None:
+        bound = compiled.roofline
+        lines.append(
+            f"at least     {1000 * bound.compute:.1f} ms by compute, {1000 * bound.hbm:.1f} by memory, "
+            f"{1000 * bound.interconnect:.1f} by interconnect: {bound.binds} binds"
+        )
+    if compiled.collectives:
+        cells = [[one.kind, str(one.count), f"{one.bytes / 1e6:.2f}"] for one in compiled.collectives]
+        lines += ["", text_table(["collective", "count", "MB"], cells)]
+    return "\n".join(lines)

@@ -1,0 +1,215 @@
+"""Several processes as one run: how they find each other, agree before they start, and end together.
+
+Cloud TPU, SLURM and Open MPI say in the environment how many processes there are, and JAX finds the rest;
+elsewhere three flags do (`cli.add_process_arguments`). One process on one machine starts nothing.
+"""
+
+import atexit
+import contextlib
+import dataclasses
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from jax._src import cloud_tpu_init, clusters  # JAX's own answers to where it runs
+
+from inti_jax import config
+from inti_jax.distributed import backend, coordination, liveness
+from inti_jax.distributed.relay import Relay
+from inti_jax.errors import Stopped, UsageError, UserError
+
+# Seconds for all processes to appear.
+INITIALIZATION_TIMEOUT = 300
+# Seconds after which JAX ends a process for another's silence. liveness.py does that sooner, and says whose.
+HEARTBEAT_TIMEOUT = 600
+# Seconds that JAX waits, once all are done, for all to have said so.
+SHUTDOWN_TIMEOUT = 60
+# Seconds that a process which failed may take to end.
+_EXIT_TIMEOUT = 20
+
+_BY_FLAGS = "give --coordinator_address, --process_count and --process_id"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cluster:
+    """Where process 0 listens, and which process this is. `devices` are those of its machine, if not all."""
+
+    coordinator_address: str
+    process_count: int
+    process_id: int
+    devices: Any = None
+
+
+@contextlib.contextmanager
+def joined(
+    coordinator_address: str | None, process_count: int | None, process_id: int | None, limits: config.Hosts
+) -> Iterator[None]:
+    """Within it this process is one of several, where flags or the environment say so.
+
+    To be entered before any device is touched. An error that ends it ends the other processes too, and so
+    does a process that is lost or stands still: see liveness.py. Raises UsageError for flags that do not make
+    sense, UserError where the processes do not find each other.
+    """
+    cluster = _cluster(coordinator_address, process_count, process_id)
+    if cluster is None or cluster.process_count == 1:
+        yield
+        return
+    watch = liveness.start(*_initialize(cluster), limits)
+    try:
+        yield
+    except (Stopped, SystemExit):  # all processes do that at the same point
+        _leave(watch)
+        raise
+    except Exception as error:
+        if _another_may_be_lost(error):
+            time.sleep(limits.silent_seconds + 5)  # the watch ends this process if that is so
+        _end_soon(error.exit_code if isinstance(error, UserError) else 1)
+        watch.fail(_one_line(error))
+        raise
+    except KeyboardInterrupt:
+        _end_soon(130)
+        watch.fail("it was interrupted")
+        raise
+    _leave(watch)
+
+
+def _leave(watch: liveness.Watch) -> None:
+    """Waits for the others to be done, too: process 0 is what they talk through."""
+    watch.leave()
+    coordination.client().wait_at_barrier("inti_jax/done", int(1000 * watch.limits.slow_seconds))
+    watch.stop()
+
+
+def _another_may_be_lost(error: BaseException | None) -> bool:
+    """Whether JAX's runtime is behind `error`: what a collective raises when another process is gone."""
+    while error is not None:
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text[:200]}"
+
+
+def _end_soon(code: int) -> None:
+    """Ends this process without JAX's farewell, which waits for processes that are ending themselves."""
+
+    def end() -> None:
+        with contextlib.suppress(OSError):  # whoever reads may have gone
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+    atexit.register(end)  # runs before JAX's, which is registered already
+    # And where threads that nobody stopped keep the interpreter from coming so far:
+    timer = threading.Timer(_EXIT_TIMEOUT, end)
+    timer.daemon = True
+    timer.start()
+
+
+def _cluster(
+    coordinator_address: str | None, process_count: int | None, process_id: int | None
+) -> _Cluster | None:
+    given = (coordinator_address, process_count, process_id)
+    if any(flag is not None for flag in given):
+        return _check_flags(*given)
+    if not _environment_has_others():
+        return None
+    try:
+        found = clusters.ClusterEnv.auto_detect_unset_distributed_params(
+            os.environ.get("JAX_COORDINATOR_ADDRESS"), None, None, None, None, INITIALIZATION_TIMEOUT
+        )
+    except (RuntimeError, ValueError, KeyError, OSError) as error:
+        raise UserError(
+            f"where the other processes are cannot be found: {_one_line(error)}; {_BY_FLAGS}"
+        ) from error
+    address, count, index, devices = found
+    if address is None or count is None or index is None:
+        raise UserError(f"where the other processes are cannot be found; {_BY_FLAGS}")
+    return _Cluster(address, count, index, devices)
+
+
+def _initialize(cluster: _Cluster) -> tuple[Any, threading.Event]:
+    """Joins the others; the service's client, and what is set when the connection to it breaks."""
+    # Set whatever the platform: simulated hosts compute on CPUs.
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # preemption.py does that: JAX's own would swallow a SIGTERM that comes before the first step.
+    jax.config.update("jax_enable_preemption_service", False)
+    address, closed = cluster.coordinator_address, threading.Event()
+    if cluster.process_id != 0:
+        host, _, port = address.rpartition(":")
+        relay = Relay(host.strip("[]"), int(port), INITIALIZATION_TIMEOUT)
+        address, closed = relay.address, relay.lost
+    try:
+        jax.distributed.initialize(
+            address,
+            cluster.process_count,
+            cluster.process_id,
+            local_device_ids=cluster.devices,
+            cluster_detection_method="deactivate",
+            initialization_timeout=INITIALIZATION_TIMEOUT,
+            heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
+            shutdown_timeout_seconds=SHUTDOWN_TIMEOUT,
+        )
+    except (RuntimeError, ValueError) as error:
+        _end_soon(UserError.exit_code)
+        raise UserError(
+            f"the {cluster.process_count} processes did not find each other at {cluster.coordinator_address} "
+            f"in {INITIALIZATION_TIMEOUT} s: {_one_line(error)}"
+        ) from error
+    return coordination.client(), closed
+
+
+def _check_flags(
+    coordinator_address: str | None, process_count: int | None, process_id: int | None
+) -> _Cluster:
+    if coordinator_address is None or process_count is None or process_id is None:
+        raise UsageError(
+            "--coordinator_address, --process_count and --process_id: give all three, or none of them"
+        )
+    host, _, port = coordinator_address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise UsageError(
+            f"--coordinator_address {coordinator_address}: it should be HOST:PORT, where process 0 can listen"
+        )
+    if process_count < 1 or not 0 <= process_id < process_count:
+        raise UsageError(
+            f"--process_id {process_id} of --process_count {process_count}: "
+            "ids go from 0 to the count less one"
+        )
+    return _Cluster(coordinator_address, process_count, process_id)
+
+
+def _environment_has_others() -> bool:
+    """Whether a launcher, or the machine itself, says that this is one of several processes."""
+    # All of these are there under srun alone.
+    slurm = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS")
+    if all(name in os.environ for name in slurm) and int(os.environ["SLURM_NTASKS"]) > 1:
+        return True
+    if int(os.environ.get("OMPI_COMM_WORLD_SIZE", "1")) > 1:
+        if "OMPI_MCA_orte_hnp_uri" not in os.environ:
+            raise UsageError(
+                f"this Open MPI does not say where process 0 is: {_BY_FLAGS} "
+                '(--process_count "$OMPI_COMM_WORLD_SIZE" --process_id "$OMPI_COMM_WORLD_RANK")'
+            )
+        return True
+    return _on_tpu_pod()
+
+
+def _on_tpu_pod() -> bool:
+    if not cloud_tpu_init.running_in_cloud_tpu_vm or "tpu" not in (backend.platforms() or "tpu"):
+        return False
+    if int(os.environ.get("MEGASCALE_NUM_SLICES", "1")) > 1:
+        return True
+    hosts = os.environ.get("TPU_PROCESS_ADDRESSES", os.environ.get("TPU_WORKER_HOSTNAMES"))
+    if hosts is not None:
+        return "," in hosts
+    # On a plain TPU machine JAX asks the metadata server, unless it was told that there is none.
+    return "TPU_SKIP_MDS_QUERY" not in os.environ

@@ -1,0 +1,88 @@
+"""A trained run as a function from videos to logits: `inti_jax.load(DIR)`."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Float
+
+from inti_jax.config import Config
+from inti_jax.data.augmentation import augment
+from inti_jax.distributed import sharding
+from inti_jax.errors import UserError
+from inti_jax.host.paths import local_path
+from inti_jax.models import in_memory, parameters
+from inti_jax.models.parameters import Params
+from inti_jax.models.video import VideoModel
+from inti_jax.runs import checkpoint, trained
+
+
+class VideoClassifier:
+    """A trained model on one device. `labels[k]` names logit k."""
+
+    def __init__(
+        self, graphdef: nnx.GraphDef[VideoModel], params: Params, config: Config, labels: tuple[str, ...]
+    ):
+        self.config = config
+        self.labels = labels
+        self._params = params
+        self._logits = jax.jit(lambda params, video: parameters.merge(graphdef, params)(video))
+        self._features = jax.jit(lambda params, video: parameters.merge(graphdef, params).features(video))
+
+    def __call__(self, video: Any) -> Float[np.ndarray, "*B K"]:
+        """Compute the logits of one clip, uint8 `[T, H, W, 3]`, or of several, `[B, T, H, W, 3]`.
+
+        Arrays may be NumPy's, JAX's or torch's, on any device. A list of frames (arrays, or Pillow's
+        pictures) is a clip, a list of clips is several. Frames are RGB of any size; of grey ones, with one
+        channel, the others are copies, and the opacity of RGBA is left out, both as in decoding. T is any
+        number of frames the compressors can halve; frames are resized and cropped to the centre as in
+        evaluation. No clips, B = 0, have no logits. Files are for `inti_jax.predict`, which takes their
+        frames as the evaluation does. Raises UserError for another shape or type.
+        """
+        return self._apply(self._logits, video)
+
+    def features(self, video: Any) -> Float[np.ndarray, "*B D"]:
+        """Compute what the classifier's last layer sees: the mean of the frames' normalised class tokens.
+
+        Takes what a call takes, and raises what it raises.
+        """
+        return self._apply(self._features, video)
+
+    def _apply(self, function: Any, video: Any) -> Float[np.ndarray, "..."]:
+        clips, several = in_memory.clips(video)
+        halvings = 2 ** len(self.config.model.compression.halves_after)
+        for clip in clips:
+            frames, height, width, _ = clip.shape
+            if frames == 0 or frames % halvings:
+                raise UserError(f"this model takes a multiple of {halvings} frames, not {frames}")
+            if frames != len(clips[0]):
+                raise UserError(f"videos of one call have as many frames: {len(clips[0])} and {frames}")
+            if height == 0 or width == 0:
+                raise UserError(f"frames of {height} x {width} pixels show nothing")
+        size = self.config.data.resolution
+        if not clips:
+            one = jax.ShapeDtypeStruct((1, halvings, size, size, 3), np.uint8)
+            result = jax.eval_shape(function, self._params, one)
+            return np.zeros((0, *result.shape[1:]), result.dtype)
+        cropped = np.stack([augment.test_views(clip, resolution=size, crops=1)[0] for clip in clips])
+        result = np.asarray(function(self._params, cropped))
+        return result if several else result[0]
+
+
+def load(
+    path: str | Path, *, pretrained: str | Path | None = None, step: checkpoint.Step = None
+) -> VideoClassifier:
+    """Load the classifier that a run trained, from its directory or a file that `convert --to trained` wrote.
+
+    Of a run it is the newest checkpoint, that of `step`, or with "best" the best of those that were
+    evaluated. A file goes on the CLIP `pretrained`, converted or to be, by default the one that the run
+    named. What can be folded into the backbone is. Raises UserError where `path` holds no finished
+    checkpoint, or the two do not belong together.
+    """
+    mesh = sharding.one_device_mesh()
+    weights = None if pretrained is None else local_path(pretrained)
+    found = trained.load(local_path(path), mesh, pretrained=weights, step=step)
+    graphdef, params = found.for_inference()
+    return VideoClassifier(graphdef, params, found.record.config, found.record.dataset.labels)

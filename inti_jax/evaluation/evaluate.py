@@ -1,0 +1,236 @@
+"""Evaluation: every video once, several views each, the softmax averaged over a video's views."""
+
+import contextlib
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int, UInt8
+
+from inti_jax import config
+from inti_jax.config import Config
+from inti_jax.data import pipeline, views
+from inti_jax.data.dataset import Source, open_dataset
+from inti_jax.data.loading.workers import Workers
+from inti_jax.distributed import agreement, liveness, sharding
+from inti_jax.errors import UsageError, UserError
+from inti_jax.evaluation import metrics
+from inti_jax.models import parameters
+from inti_jax.models.parameters import Params
+from inti_jax.models.video import VideoModel
+from inti_jax.runs import checkpoint, initial, layout, trained
+from inti_jax.runs.evaluations import Setting
+from inti_jax.runs.record import Dataset, RunRecord
+from inti_jax.runs.writers import MetricsWriter, Progress
+
+log = logging.getLogger("inti_jax")
+
+Forward = Callable[[Params, Any], Any]
+Output = Callable[[VideoModel, Array], Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """The probabilities of every video that decoded, in the order of the dataset."""
+
+    index: Int[np.ndarray, " M"]  # which video of the dataset
+    labels: Int[np.ndarray, " M"]
+    views: Float[np.ndarray, "M V K"]
+    missing: Int[np.ndarray, " L"]  # the videos that did not decode
+
+    @property
+    def probabilities(self) -> Float[np.ndarray, "M K"]:
+        return self.views.mean(axis=1)
+
+
+def probabilities(model: VideoModel, video: UInt8[Array, "B T H W 3"]) -> Float[Array, "B K"]:
+    """Compute the softmax of the model's logits, what evaluation averages over a video's views."""
+    return jax.nn.softmax(model(video))
+
+
+def make_forward(
+    graphdef: nnx.GraphDef[VideoModel], mesh: jax.sharding.Mesh, output: Output = probabilities
+) -> Forward:
+    """Make a jitted `(params, batch) -> batch with `values` [b, V, ...] for `video``, on every host.
+
+    The values are those of `output`. Views are taken one after another, so that memory does not grow with
+    their number.
+    """
+
+    def values(params: Params, video: UInt8[Array, "B V T H W 3"]) -> Float[Array, "B V ..."]:
+        model = parameters.merge(graphdef, params)
+        one_view = jax.lax.map(lambda view: output(model, view), jnp.moveaxis(video, 1, 0))
+        return jnp.moveaxis(one_view, 0, 1)
+
+    def forward(params: Params, batch: dict[str, Array]) -> dict[str, Array]:
+        return {
+            "values": values(params, batch["video"]),
+            **{key: batch[key] for key in ("index", "label", "mask", "missing")},
+        }
+
+    # Replicated: then each host can fetch, and account for, the videos of all.
+    return jax.jit(forward, out_shardings=sharding.replicated(mesh))
+
+
+def forward_batches(
+    forward: Forward,
+    params: Params,
+    source: Source,
+    data: config.Data,
+    settings: config.Eval,
+    mesh: jax.sharding.Mesh,
+    after_batch: Callable[[], None] = lambda: None,
+    workers: Workers | None = None,
+) -> Generator[dict[str, np.ndarray], None, None]:
+    """Run every video of `source` through the model, over all hosts, and yield the rows batch by batch.
+
+    `after_batch` is called as often on each, and may raise to end it. Videos are loaded by `workers` if they
+    are given, else by processes or threads of its own.
+    """
+    sharding.check_batch(settings.batch, "eval.batch", mesh)
+    rows = sharding.host_rows(mesh, settings.batch)
+    pending = None
+    liveness.note("evaluation: batch 1", slow=True)
+    with pipeline.eval_batches(source, data, settings, rows=rows, workers=workers) as batches:
+        for number, batch in enumerate(batches, start=2):
+            result = forward(params, sharding.place_batch(batch, mesh))
+            # Fetched one batch late, so that the host loads videos while the devices compute.
+            if pending is not None:
+                yield jax.device_get(pending)
+            pending = result
+            liveness.note(f"evaluation: batch {number}", slow=number == 2)  # compiling may still go on
+            after_batch()
+    if pending is not None:
+        yield jax.device_get(pending)
+
+
+def predict(
+    forward: Forward,
+    params: Params,
+    source: Source,
+    data: config.Data,
+    settings: config.Eval,
+    mesh: jax.sharding.Mesh,
+    after_batch: Callable[[], None] = lambda: None,
+    workers: Workers | None = None,
+) -> Predictions:
+    """Run every video of `source` through the model, as `forward_batches`, and gather the probabilities."""
+    results = []
+    with contextlib.closing(Progress("evaluate", -(-len(source) // settings.batch))) as progress:
+        for rows in forward_batches(forward, params, source, data, settings, mesh, after_batch, workers):
+            results.append(rows)
+            progress.advance()
+    return _in_order({key: np.concatenate([result[key] for result in results]) for key in results[0]})
+
+
+def _in_order(rows: dict[str, np.ndarray]) -> Predictions:
+    mask = rows["mask"]
+    order = np.argsort(rows["index"][mask])
+    views = rows["values"][mask][order]
+    index = rows["index"][mask][order]
+    if not np.isfinite(views).all():
+        bad = index[~np.isfinite(views).all(axis=(1, 2))]
+        raise UserError(f"the model gives probabilities that are not finite, first for video {bad[0]}")
+    return Predictions(index, rows["label"][mask][order], views, np.sort(rows["index"][rows["missing"]]))
+
+
+def evaluate(
+    forward: Forward,
+    params: Params,
+    dataset: Source,
+    data: config.Data,
+    settings: config.Eval,
+    mesh: jax.sharding.Mesh,
+    after_batch: Callable[[], None] = lambda: None,
+    workers: Workers | None = None,
+) -> dict[str, float | int]:
+    """Compute accuracies over all of `dataset`; see `predict` for the rest.
+
+    Videos that cannot be decoded count as `missing` and in no accuracy. `*_one_view` is the middle clip's
+    middle crop alone.
+    """
+    started = time.perf_counter()
+    found = predict(forward, params, dataset, data, settings, mesh, after_batch, workers)
+    if not len(found.index):
+        raise UserError(f"none of the {len(dataset)} videos of the evaluation could be decoded")
+    rank = metrics.ranks(found.probabilities, found.labels)
+    middle = (settings.clips // 2) * settings.crops + settings.crops // 2
+    one_view = metrics.ranks(found.views[:, middle], found.labels)
+    return {
+        "top1": metrics.topk_accuracy(rank, 1),
+        "top5": metrics.topk_accuracy(rank, 5),
+        "mean_class": metrics.mean_class_accuracy(rank, found.labels),
+        "top1_one_view": metrics.topk_accuracy(one_view, 1),
+        "top5_one_view": metrics.topk_accuracy(one_view, 5),
+        "views": settings.clips * settings.crops,
+        "clips": settings.clips,
+        "evaluated": len(found.index),
+        "missing": len(found.missing),
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def evaluate_run(settings: Config, workdir: Path, step: checkpoint.Step = None) -> None:
+    """Evaluates a checkpoint of `workdir` under `settings`, and adds the record to its metrics.
+
+    It is the newest one, or that of `step`.
+
+    Where there is no checkpoint, that is what the run would start from, as step 0: zero-shot classification
+    by the pretrained weights, or what another run trained (`model.start_from`).
+    """
+    with layout.lock(workdir):
+        _evaluate_run(settings, workdir, step)
+
+
+def _evaluate_run(settings: Config, workdir: Path, step: checkpoint.Step) -> None:
+    mesh = sharding.make_mesh(settings.mesh)
+    agreement.check_workdir(workdir)
+    at = checkpoint.find(workdir, step)
+    if at is None and not (settings.model.head.init == "text" or settings.model.start_from):
+        raise UsageError(f"{workdir} holds no finished checkpoint: is it the directory of a run?")
+    dataset = open_dataset(settings.data.name, settings.data.data_dir, "val")
+    views.check(dataset, settings.data, settings.eval)
+    sha256 = dataset.manifest["sha256"]
+    setting = own = Setting.of(settings.eval, sha256)
+    if at is None:
+        record = RunRecord(settings, Dataset.of(dataset), initial.find_backbone(settings.model))
+        agreement.check(record.flat(), sha256, mode="eval", step=0)
+        found = trained.start(record, mesh)
+        if jax.process_index() == 0:
+            record.write(workdir)
+    else:
+        earlier = RunRecord.read(workdir)
+        record = RunRecord(settings, earlier.dataset, earlier.backbone)
+        record.check_continues(earlier, workdir)
+        own = Setting.of_run(earlier)
+        if dataset.labels != record.dataset.labels:
+            raise UserError(
+                f"the labels of {settings.data.name} in {settings.data.data_dir} are not those that "
+                f"{workdir} was trained with: prepare the dataset again with --labels in the run's order"
+            )
+        agreement.check(record.flat(), sha256, mode="eval", step=at)
+        liveness.note("reading the checkpoint", slow=True)
+        found = trained.load_run(record, workdir, mesh, at)
+    graphdef, params = found.for_inference()
+    figures = evaluate(make_forward(graphdef, mesh), params, dataset, settings.data, settings.eval, mesh)
+    with contextlib.closing(MetricsWriter(workdir)) as writer:
+        writer.write(at or 0, "val", figures | {"dataset": sha256}, variant=setting.differences(own))
+    log.info("step %d: %s", at or 0, summary(figures))
+
+
+def summary(figures: dict[str, float | int]) -> str:
+    """One line for people."""
+    text = (
+        f"top-1 {figures['top1']:.3f}, top-5 {figures['top5']:.3f}, mean class {figures['mean_class']:.3f} "
+        f"over {figures['evaluated']} videos"
+    )
+    if figures["views"] > 1:
+        text += f", {figures['views']} views each (one view: top-1 {figures['top1_one_view']:.3f})"
+    return text + (f"; {figures['missing']} missing" if figures["missing"] else "")

@@ -1,0 +1,123 @@
+"""A trained model on video files, by the sampling, decoding and views of its evaluation."""
+
+import contextlib
+import dataclasses
+import functools
+import logging
+import time
+from collections.abc import Generator, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Int64
+
+from inti_jax import config
+from inti_jax.config.backbones import BACKBONES
+from inti_jax.data import pipeline, sampling
+from inti_jax.data.codec.decode import DecodeError, VideoInfo
+from inti_jax.data.dataset import FileDataset
+from inti_jax.distributed import sharding
+from inti_jax.errors import UserError
+from inti_jax.evaluation import evaluate
+from inti_jax.evaluation.evaluate import Output
+from inti_jax.runs import checkpoint, trained
+from inti_jax.runs.record import RunRecord
+from inti_jax.runs.writers import Progress
+
+log = logging.getLogger("inti_jax")
+
+_SAY_SECONDS = 60  # where no terminal shows a bar
+_UNUSABLE = "its frames cannot be used"
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a model gave for one video, or why it gave nothing."""
+
+    path: Path
+    info: VideoInfo | None
+    values: Float[np.ndarray, "V ..."] | None  # by view: clip by clip, and crop by crop in each
+    error: str = ""
+
+
+class FileModel:
+    """A trained model on one device, as a function of video files."""
+
+    def __init__(
+        self,
+        path: Path,
+        output: Output,
+        *,
+        pretrained: Path | None = None,
+        step: checkpoint.Step = None,
+        clips: int | None = None,
+    ):
+        """Load a run's checkpoint, see `trained.load`; `output` computes values of the model and one view.
+
+        With `clips`, that many are taken of a video instead of the run's own number.
+        """
+        self._mesh = sharding.one_device_mesh()
+        found = trained.load(path, self._mesh, pretrained=pretrained, step=step)
+        graphdef, self._params = found.for_inference()
+        self._forward = evaluate.make_forward(graphdef, self._mesh, output)
+        self.record: RunRecord = found.record
+        # In threads, not processes: what was found of a file is kept in this one.
+        self.data: config.Data = dataclasses.replace(found.record.config.data, workers=0)
+        self.settings: config.Eval = found.record.config.eval
+        if clips is not None:
+            self.settings = dataclasses.replace(self.settings, clips=clips)
+
+    def __call__(self, paths: Sequence[Path], *, progress: str = "") -> Generator[Outcome, None, None]:
+        """Yield an outcome for each path, in order, in memory that does not grow with their number.
+
+        They come in batches of the run's `eval.batch`. With `progress`, that is the name of a bar. Raises
+        UserError where the model gives values that are not finite.
+        """
+        settings = dataclasses.replace(self.settings, batch=min(self.settings.batch, len(paths)))
+        source = FileDataset(
+            paths, functools.partial(pipeline.view_indices, cfg=self.data, eval_cfg=settings)
+        )
+        batches = evaluate.forward_batches(
+            self._forward, self._params, source, self.data, settings, self._mesh
+        )
+        missing, said = 0, time.monotonic()
+        with contextlib.closing(batches), contextlib.ExitStack() as stack:
+            bar = None
+            if progress:
+                bar = stack.enter_context(contextlib.closing(Progress(progress, len(paths))))
+            for rows in batches:
+                for index, mask, values in zip(rows["index"], rows["mask"], rows["values"], strict=True):
+                    if index < 0:  # it fills the last batch
+                        continue
+                    found = source.found.pop(int(index))
+                    yield self._outcome(paths[index], found, values if mask else None)
+                    missing += not mask
+                    if bar is not None:
+                        bar.advance()
+                if bar is not None and time.monotonic() - said > _SAY_SECONDS:
+                    bar.show(f"{missing} missing")
+                    said = time.monotonic()
+
+    @property
+    def width(self) -> int:
+        """Numbers of a feature, D."""
+        return BACKBONES[self.record.config.model.backbone].width
+
+    def frames_of_views(self, info: VideoInfo) -> Int64[np.ndarray, "clips T"]:
+        """Give the frame numbers of each clip that is taken of a video."""
+        return pipeline.view_indices(info.frames, self.data, self.settings).reshape(self.settings.clips, -1)
+
+    def _outcome(self, path: Path, found: VideoInfo | DecodeError, values: np.ndarray | None) -> Outcome:
+        if isinstance(found, DecodeError) or values is None:
+            return Outcome(path, None, None, str(found) if isinstance(found, DecodeError) else _UNUSABLE)
+        if not np.isfinite(values).all():
+            raise UserError(f"{path}: the model gives values that are not finite")
+        needed = sampling.span(self.data.num_frames, self.data.sampling, self.data.stride)
+        if found.frames < needed:
+            log.warning(
+                "%s has %d of the %d frames that a clip spans: some are repeated or closer together",
+                path,
+                found.frames,
+                needed,
+            )
+        return Outcome(path, found, values)

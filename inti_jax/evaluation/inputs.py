@@ -1,0 +1,135 @@
+"""The videos that a command is asked for: files, folders of them, frame folders, and lists."""
+
+import argparse
+import os
+import sys
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from inti_jax import cli
+from inti_jax.errors import UsageError, UserError
+from inti_jax.host.paths import local_path
+
+_LISTS = (".txt", ".csv", ".tsv", ".lst")
+
+
+class Videos(NamedTuple):
+    """Files and folders of frames, in the order in which they were asked for; what was left out, and why."""
+
+    paths: list[Path]
+    left_out: list[tuple[Path, str]]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that say which videos, and by which trained model."""
+    parser.add_argument(
+        "videos",
+        nargs="*",
+        type=local_path,
+        metavar="VIDEO",
+        help="video files, folders of them (links are followed), or folders of a video's numbered frames",
+    )
+    parser.add_argument(
+        "--list",
+        type=local_path,
+        metavar="FILE",
+        help="a text file with one more VIDEO on each line, relative to the current directory; - is stdin",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        type=local_path,
+        metavar="RUN",
+        help="the run's directory, or a file that `convert --to trained` wrote",
+    )
+    parser.add_argument(
+        "--pretrained",
+        type=local_path,
+        metavar="F",
+        help="the converted CLIP that such a file goes on (default: where the run found it)",
+    )
+    cli.add_step_argument(parser)
+
+
+def check_output(path: Path, suffix: str) -> None:
+    """Raise UsageError where `path` cannot be a new file of that kind."""
+    if path.suffix.lower() != suffix:
+        raise UsageError(f"--out {path}: it will be a {suffix[1:]} file, so let its name end in {suffix}")
+    if path.is_dir():
+        raise UsageError(f"--out {path}: it is a directory")
+    if not path.parent.is_dir():
+        raise UsageError(f"--out {path}: there is no directory {path.parent}")
+
+
+def collect(arguments: argparse.Namespace) -> Videos:
+    """Find the videos that the arguments of `add_arguments` name.
+
+    A file that is named is a video whatever it is called, and whether it is there is seen when it is read.
+    Raises UsageError where nothing is named, a list cannot be one, or a list is given in place of a video;
+    UserError where a folder holds no video.
+    """
+    named = [*arguments.videos, *(_read_list(arguments.list) if arguments.list is not None else [])]
+    if not named:
+        raise UsageError("no videos: name files or folders, or a list of them with --list FILE")
+    videos = Videos([], [])
+    for path in named:
+        if path.is_dir():
+            _add_folder(path, videos)
+        elif path.suffix.lower() in _LISTS and path.is_file():
+            raise UsageError(f"{path} is no video: give a list of videos as --list {path}")
+        else:
+            videos.paths.append(path)
+    return videos
+
+
+def _add_folder(folder: Path, videos: Videos) -> None:
+    """Add the videos below a folder, told as `prepare folder` tells them: by name, else by opening them."""
+    # Late: --help need not wait for the decoder.
+    from inti_jax.data.builders.files import frames_among, is_video_name, source_of
+    from inti_jax.data.builders.frames import is_image
+    from inti_jax.data.builders.walk import walk
+
+    found: list[tuple[Path, set[str]]] = []  # with the frames' names where it is a folder of frames
+    stems: set[str] = set()
+    skipped = []
+    for path, files, _, left_out in walk(folder):
+        skipped += left_out
+        stems.update(PurePosixPath(name).stem for name in files if is_video_name(name))
+        if series := frames_among(files):
+            found.append((path, {PurePosixPath(name).stem for name in series.names}))
+        others = (path / name for name in files if not is_image(name))
+        found += [(file, set()) for file in others if isinstance(source_of(file), Path)]
+    # Images that are called like videos show what is in these.
+    paths = [path for path, frames in found if frames.isdisjoint(stems)]
+    # What is read by another path, or is not called like a video, is nothing that was asked for.
+    missing = [
+        (place.path, place.reason)
+        for place in skipped
+        if not place.again and (place.folder or not place.path.suffix or is_video_name(place.path.name))
+    ]
+    if not paths:
+        why = f"; {missing[0][0]}: {missing[0][1]}" if missing else ""
+        raise UserError(f"{folder} holds no videos, and no folders of numbered frames{why}")
+    videos.paths.extend(paths)
+    videos.left_out.extend(missing)
+
+
+def _read_list(path: Path) -> list[Path]:
+    try:
+        content = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"--list {path}: it cannot be read: {error.strerror}") from None
+    if b"\0" in content:
+        raise UsageError(f"--list {path}: it is no text file with the path of a video on each line")
+    # Names need not be UTF-8; editors may put a mark at the start, or a carriage return at a line's end.
+    lines = [line.removesuffix(b"\r") for line in content.removeprefix(b"\xef\xbb\xbf").split(b"\n")]
+    paths = []
+    for number, line in enumerate(lines, start=1):
+        if line:
+            try:
+                paths.append(local_path(os.fsdecode(line)))
+            except UsageError as error:
+                raise UsageError(f"--list {path} line {number}: {error}") from None
+    if not paths:
+        raise UsageError(f"--list {path}: it is empty")
+    return paths

@@ -1,0 +1,92 @@
+"""Which parameters train: by the adaptation method, and by what a user freezes or unfreezes."""
+
+import difflib
+import fnmatch
+import re
+from collections.abc import Iterable, Sequence
+
+from inti_jax.config import ConfigError, Model
+from inti_jax.config.backbones import BACKBONES
+
+# The first match counts; each parameter has to match.
+Rules = Sequence[tuple[str, bool]]
+
+_FROZEN_TOWER: Rules = ((r"tower\..*", False), (r"(adapters|temporal|compressors|head)\..*", True))
+_TRAINS: dict[str, Rules] = {
+    "full": ((r".*", True),),
+    "linear": _FROZEN_TOWER,
+    "aim": ((r"tower\.ln_post\..*", True), *_FROZEN_TOWER),
+    "st_adapter": _FROZEN_TOWER,
+    "zero_i2v": ((r"tower\.ln_post\..*", True), *_FROZEN_TOWER),
+    "lora": _FROZEN_TOWER,
+}
+_BELOW_BLOCKS = r"tower\.(patch_embed\..*|class_embedding|positional_embedding|ln_pre\..*)"
+
+
+def trained(model: Model, paths: Iterable[str]) -> frozenset[str]:
+    """Select those of the model's parameters, all of whose `paths` are given, that train.
+
+    Raises ConfigError where a pattern of `model.freeze` names none of them, or they name them all, and
+    ValueError where no rule covers a path.
+    """
+    paths = tuple(paths)
+    candidates = {path for path in paths if _by_rules(model, path)}
+    for pattern in model.freeze:
+        if not any(_matches(path, pattern) for path in candidates):
+            raise ConfigError(f"config: `model.freeze` has {pattern!r}, {_why_none(pattern, paths)}")
+    found = frozenset(path for path in candidates if not _is_frozen(model, path))
+    if candidates and not found:
+        raise ConfigError(f"config: `model.freeze` is {model.freeze}, which leaves nothing that trains")
+    return found
+
+
+def trains(model: Model, path: str) -> bool:
+    """Tell whether the parameter at `path` trains; `trained` also checks the patterns."""
+    return _by_rules(model, path) and not _is_frozen(model, path)
+
+
+def summary(model: Model) -> str:
+    """Say in a few words what differs from the method's own choice; empty where nothing does."""
+    said = []
+    if model.freeze_blocks:
+        said.append(f"first {model.freeze_blocks} blocks frozen")
+    if model.unfreeze_last:
+        said.append(f"last {model.unfreeze_last} blocks trained")
+    if model.freeze:
+        said.append(f"frozen: {', '.join(model.freeze)}")
+    return "; ".join(said)
+
+
+def _by_rules(model: Model, path: str) -> bool:
+    rules = _TRAINS[model.adaptation]
+    if model.unfreeze_last:
+        layers = BACKBONES[model.backbone].layers
+        blocks = "|".join(map(str, range(layers - model.unfreeze_last, layers)))
+        rules = ((rf"tower\.(blocks\.({blocks})|ln_post)\..*", True), *rules)
+    if model.freeze_blocks:
+        blocks = "|".join(map(str, range(model.freeze_blocks)))
+        rules = ((_BELOW_BLOCKS, False), (rf"tower\.blocks\.({blocks})\..*", False), *rules)
+    matches = (value for rule, value in rules if re.fullmatch(rule, path))
+    found = next(matches, None)
+    if found is None:
+        raise ValueError(f"no rule says whether {path} trains under {model.adaptation}")
+    return found
+
+
+def _is_frozen(model: Model, path: str) -> bool:
+    return any(_matches(path, pattern) for pattern in model.freeze)
+
+
+def _matches(path: str, pattern: str) -> bool:
+    """A pattern is of a parameter's whole path, or of a module above it."""
+    return fnmatch.fnmatchcase(path, pattern) or fnmatch.fnmatchcase(path, f"{pattern}.*")
+
+
+def _why_none(pattern: str, paths: Sequence[str]) -> str:
+    if any(_matches(path, pattern) for path in paths):
+        return "and nothing of it trains: leave it out"
+    modules = {".".join(path.split(".")[:depth]) for path in paths for depth in range(1, 7)}
+    near = difflib.get_close_matches(pattern, modules, n=1)
+    return "which names no parameter of the model: " + (
+        f"did you mean `{near[0]}`?" if near else "write a path such as `tower.blocks.0` or `tower.*.bias`"
+    )

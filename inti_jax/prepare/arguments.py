@@ -1,0 +1,227 @@
+"""The arguments of `python -m inti_jax.prepare`, and which of them go together."""
+
+import argparse
+import difflib
+import os
+from fractions import Fraction
+from pathlib import Path
+
+from inti_jax.data import dataset, manifest
+from inti_jax.data.builders import names, registry
+from inti_jax.data.builders.frames import USUAL_RATE
+from inti_jax.data.codec.decode import MOST_DOUBTFUL
+from inti_jax.host.paths import local_path
+
+_EPILOG = f"""\
+datasets:
+{registry.describe()}
+
+A published dataset's --source is where its annotations and videos are, as docs/data.md shows. With
+--train_list and --val_list it, or `folder`, is read from lists of paths and label numbers instead.
+A folder of numbered images (img_00001.jpg, ...) is a video, wherever a video may be: it is encoded, with
+--fps frames a second. What is left out is in the dataset's manifest.json, each with its reason.
+
+examples:
+  python -m inti_jax.prepare motion_digits --data_dir data
+  python -m inti_jax.prepare folder --source my_videos --data_dir data --name my_dataset
+  python -m inti_jax.prepare folder --source my_videos.csv --labels labels.txt --data_dir data
+  python -m inti_jax.prepare ucf101 --source ucf --fold 2 --name ucf101_fold2 --data_dir data
+  python -m inti_jax.prepare ssv2 --source videos --train_list train.txt --val_list val.txt \\
+    --labels labels.txt --data_dir data
+  python -m inti_jax.prepare kinetics400 --source k400 --data_dir data --short_side 256
+  python -m inti_jax.prepare folder --source jester --data_dir data --name jester --fps 12
+  python -m inti_jax.prepare --check data/kinetics400/1.0.0
+  python -m inti_jax.prepare --describe data/my_dataset/1.0.0
+"""
+_MOST_FPS = 1000
+_LARGEST_DENOMINATOR = 65_535  # what MP4 can express, with room to spare
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line; wrong usage ends the program with a line and status 2."""
+    parser = argparse.ArgumentParser(
+        prog="python -m inti_jax.prepare",
+        description="Checks videos, each by decoding it whole, and writes them as a dataset.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("dataset", metavar="NAME", nargs="?", help=", ".join(registry.NAMES))
+    parser.add_argument("--data_dir", type=local_path, help="where datasets are kept")
+    parser.add_argument("--source", type=local_path, help="directory of videos, or CSV file (folder)")
+    parser.add_argument("--name", help="the dataset's name in data_dir (default: NAME)")
+    parser.add_argument(
+        "--labels", type=local_path, help="file of labels, one a line, that fixes their order (folder, lists)"
+    )
+    parser.add_argument(
+        "--train_list", type=local_path, help="list with a path and a label's number in each line"
+    )
+    parser.add_argument(
+        "--val_list", type=local_path, help="... for `val`; numbers count the lines of --labels from 0"
+    )
+    parser.add_argument("--fold", type=int, help="which of the official splits (ucf101, hmdb51; default 1)")
+    parser.add_argument(
+        "--val_share",
+        type=float,
+        help="share of each class that becomes `val` where the source has no splits (folder; default 0.2)",
+    )
+    parser.add_argument(
+        "--fps",
+        type=_rate,
+        metavar="N",
+        help="frames a second of frame folders, such as 12 or 30000/1001 (default 25)",
+    )
+    _add_general_options(parser)
+    args = parser.parse_args()
+    _check_general_options(parser, args)
+    if args.check is not None or args.describe is not None:
+        return args
+    if args.dataset not in registry.NAMES:
+        near = difflib.get_close_matches(args.dataset, registry.NAMES, n=1)
+        hint = f"did you mean `{near[0]}`?" if near else f"it is one of {', '.join(registry.NAMES)}"
+        parser.error(f"unknown dataset `{args.dataset}`; {hint}")
+    if args.dataset in registry.EMBEDDED:
+        for option in (
+            "source",
+            "name",
+            "labels",
+            "train_list",
+            "val_list",
+            "fold",
+            "val_share",
+            "fps",
+            "short_side",
+            "strict",
+        ):
+            if getattr(args, option) not in (None, False):
+                parser.error(f"--{option} is not for {args.dataset}, which is rendered")
+    else:
+        _check_files_options(parser, args)
+    return args
+
+
+def _dataset(text: str) -> Path:
+    """Read a prepared dataset's directory: that of a version, or data_dir/NAME for the newest."""
+    path = local_path(text)
+    if (path / manifest.FILE_NAME).exists():
+        return path
+    return dataset.find_dataset(path.name, path.parent) or path
+
+
+def _png(text: str) -> Path:
+    path = local_path(text)
+    if path.suffix.lower() != ".png":
+        raise argparse.ArgumentTypeError(f"{text} should end in .png")
+    return path
+
+
+def _rate(text: str) -> Fraction:
+    try:
+        rate = Fraction(text).limit_denominator(_LARGEST_DENOMINATOR)
+    except (ValueError, ZeroDivisionError):
+        rate = Fraction(0)
+    if not 0 < rate <= _MOST_FPS:
+        raise argparse.ArgumentTypeError(f"{text} is no rate: it should be above 0, and at most {_MOST_FPS}")
+    return rate
+
+
+def _check_files_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Complete the options of a dataset that is made from files; wrong ones end the program."""
+    folder, lists = args.dataset == "folder", args.train_list is not None or args.val_list is not None
+    if args.source is None:
+        what = "a directory of class folders or a CSV file" if folder else "a directory, see docs/data.md"
+        parser.error(f"{args.dataset} needs --source, {what}")
+    if lists and args.labels is None:
+        parser.error(
+            "--train_list and --val_list need --labels, a file with the label of each number in a line"
+        )
+    if args.labels is not None and not folder and not lists:
+        parser.error("--labels is for folder and for lists only: other annotations say the order of labels")
+    if args.val_share is not None and (lists or not folder):
+        parser.error("--val_share is for folder only, without lists")
+    folds = 1 if folder or lists else registry.OFFICIAL[args.dataset].folds
+    if args.fold is not None and not (folds > 1 and 1 <= args.fold <= folds):
+        parser.error(
+            f"--fold {args.fold}: {f'it is 1 to {folds}' if folds > 1 else 'there are no folds here'}"
+        )
+    args.fold = args.fold or 1
+    args.rate = args.fps or USUAL_RATE
+    args.name = args.dataset if args.name is None else args.name
+    args.val_share = 0.2 if args.val_share is None else args.val_share
+    if args.name in registry.EMBEDDED:
+        parser.error(f"--name {args.name} is taken by the dataset of that name")
+    if not 0 <= args.val_share < 1:
+        parser.error(f"--val_share {args.val_share} is not a share: it should be at least 0 and below 1")
+
+
+def _add_general_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that are the same for every dataset of files, and those of checking and describing."""
+    how = parser.add_argument_group("how it is prepared")
+    how.add_argument(
+        "--short_side",
+        type=int,
+        metavar="N",
+        help="encode every video anew, as H.264 that is quick to decode, with N pixels along its "
+        "shorter side where there are more",
+    )
+    how.add_argument(
+        "--strict",
+        action="store_true",
+        help="reject every video with a doubtful frame, damaged or missing, not only those of which more "
+        f"than {MOST_DOUBTFUL:.0%} are doubtful",
+    )
+    how.add_argument("--workers", type=int, metavar="N", help="threads (default: one for each core)")
+    how.add_argument("--beam_runner", metavar="NAME", help="run on this Apache Beam runner instead")
+    how.add_argument("--beam_options", metavar="K=V,...", help="its options, such as region=europe-west4")
+    check = parser.add_argument_group("checking a prepared dataset, without NAME")
+    check.add_argument(
+        "--check",
+        type=_dataset,
+        metavar="DIR",
+        help="compare all that DIR holds with its manifest: data/NAME/1.0.0",
+    )
+    check.add_argument("--decode", action="store_true", help="and decode every video")
+    describe = parser.add_argument_group("describing prepared datasets, without NAME")
+    describe.add_argument(
+        "--describe",
+        type=_dataset,
+        nargs="+",
+        metavar="DIR",
+        help="print and draw class counts, durations, sizes, and which videos are in several splits or "
+        "datasets, by the hashes of their bytes",
+    )
+    describe.add_argument(
+        "--out", type=_png, metavar="FILE.png", help="the picture (default: DIR/describe.png)"
+    )
+    describe.add_argument("--json", action="store_true", help="print JSON, and draw only where --out says")
+
+
+def _check_general_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End the program where options are wrong by themselves or do not go together."""
+    if args.workers is not None and args.workers < 1:
+        parser.error(f"--workers {args.workers}: it should be at least 1")
+    for alone, others in (("check", ("decode", "workers")), ("describe", ("out", "json"))):
+        if getattr(args, alone) is not None:
+            given = {name for name, value in vars(args).items() if value not in (None, False)}
+            if wrong := sorted(given - {alone, *others}):
+                parser.error(f"--{alone} takes --{others[0]} and --{others[1]} only, not {wrong[0]}")
+            return
+    for option, alone in (("decode", "check"), ("out", "describe"), ("json", "describe")):
+        if getattr(args, option):
+            hint = ": preparing decodes every video anyway" if option == "decode" else ""
+            parser.error(f"--{option} is for --{alone} only{hint}")
+    if args.dataset is None or args.data_dir is None:
+        parser.error("NAME and --data_dir are needed: which dataset to prepare, and where datasets are kept")
+    if args.data_dir != Path(os.fsencode(args.data_dir).decode(errors="replace")):
+        parser.error(
+            f"--data_dir {names.printable(str(args.data_dir))} is not UTF-8, so ArrayRecord cannot open it: "
+            "choose another (--source may have any name)"
+        )
+    if args.short_side is not None and (args.short_side < 16 or args.short_side % 2):
+        parser.error(f"--short_side {args.short_side}: it should be an even number of at least 16 pixels")
+    if args.beam_runner is None and args.beam_options is not None:
+        parser.error("--beam_options needs --beam_runner")
+    if args.beam_runner is not None and args.workers is not None:
+        parser.error(
+            "--workers is not for Apache Beam: how many there are is the runner's, see --beam_options"
+        )

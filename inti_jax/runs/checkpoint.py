@@ -1,0 +1,339 @@
+"""Checkpoints of a training run. The one file that knows Orbax.
+
+Each holds three parts: `params` (all parameters by path), `optimizer` (its state and the step count)
+and `data` (the input pipeline's position). Writing is asynchronous. A checkpoint is written under another
+name and gets its own, the step's number, once it is whole and has the checksums of its files beside them:
+neither Orbax nor what it writes with would notice a flipped bit in an array.
+"""
+
+import contextlib
+import errno
+import logging
+import math
+import os
+import re
+import shutil
+import sys
+import textwrap
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import orbax.checkpoint.experimental.v1 as ocp
+import tensorstore
+from jax.experimental import multihost_utils
+
+from inti_jax import config
+from inti_jax.distributed import agreement, liveness
+from inti_jax.errors import Stopped, UserError
+from inti_jax.host import paths
+from inti_jax.models.parameters import Params
+from inti_jax.runs import checksums, evaluations, layout
+from inti_jax.runs.record import RunRecord
+from inti_jax.runs.state import TrainState
+
+log = logging.getLogger("inti_jax")
+# Orbax logs a traceback for each of its threads that fails, which `_failure` says in a line.
+logging.getLogger("absl").addFilter(lambda record: "_SignalingThread" not in record.getMessage())
+
+# Those of the arrays of each part of a checkpoint.
+Shapes = dict[str, list[tuple[int, ...]]]
+
+# Which checkpoint: of a step, the best of those that were evaluated, or the newest.
+Step = int | Literal["best"] | None
+
+# What is being written or deleted, and what was set aside; Orbax adds to the former's name while it writes.
+_UNFINISHED = re.compile(r"\d+\.(partial|old)\b.*")
+_SET_ASIDE = re.compile(r"(\d+)\.damaged")
+
+
+def find(workdir: Path, step: Step = None) -> int | None:
+    """The step of the checkpoint to use of `workdir`, the same on all hosts; None where there is none at all.
+
+    Of the newest and the best, one that is damaged is passed over with a warning. Raises UserError where no
+    checkpoint is whole, or that of `step` is not. Changes nothing.
+    """
+    if jax.process_count() == 1:
+        return _find(workdir, step)
+    # The first host's answer: it alone reads everything.
+    found, failed = None, None
+    if jax.process_index() == 0:
+        try:
+            found = _find(workdir, step)
+        except UserError as error:
+            failed = error
+    code = -2 if failed else -1 if found is None else found
+    code = int(multihost_utils.broadcast_one_to_all(np.int32(code)))
+    if code == -2:
+        raise failed or UserError("process 0 finds no checkpoint that can be used, and says why")
+    return None if code == -1 else code
+
+
+def restore(workdir: Path, step: int, target: TrainState) -> tuple[TrainState, dict[str, Any]]:
+    """The checkpoint of `step`, straight to the shardings of `target` (a state or its shapes)."""
+    parts = _load(
+        workdir,
+        step,
+        {
+            "params": _abstract({**target.trainable, **target.frozen}),
+            "optimizer": _abstract({"step": target.step, "state": target.opt_state}),
+            "data": {"next_step": 0, "bad": 0},
+        },
+    )
+    params = parts["params"]
+    state = TrainState(
+        step=parts["optimizer"]["step"],
+        trainable={path: params[path] for path in target.trainable},
+        frozen={path: params[path] for path in target.frozen},
+        opt_state=parts["optimizer"]["state"],
+    )
+    return state, parts["data"]
+
+
+def restore_params(workdir: Path, step: int, target: dict[str, jax.ShapeDtypeStruct]) -> Params:
+    """The parameters alone, to the shardings of `target`."""
+    return _load(workdir, step, {"params": target})["params"]
+
+
+class Checkpoints:
+    """Saves the checkpoints of one run, one at a time, and keeps the newest and the best of them."""
+
+    def __init__(self, workdir: Path, settings: config.Checkpoint, *, start: int | None):
+        """The run goes on from the checkpoint of `start`: later ones are damaged, and are set aside."""
+        self._workdir, self._settings = workdir, settings
+        self._directory = layout.checkpoint_dir(workdir).absolute()
+        self._first = jax.process_index() == 0
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints", initializer=_give_way)
+        self._pending: Future[None] | None = None
+        self._stack = contextlib.ExitStack()
+        self._stack.enter_context(_without_late_reports())
+        self._plain: Path | None = None  # of the directory, for Orbax
+        # By all hosts: network file systems may show late what another one made.
+        self._directory.mkdir(parents=True, exist_ok=True)
+        if self._first:
+            for path in list(self._directory.iterdir()):
+                if _UNFINISHED.fullmatch(path.name):
+                    shutil.rmtree(path, ignore_errors=True)
+            for step in steps(workdir):
+                if step > (start or 0):
+                    aside = self._directory / f"{step}.damaged"
+                    shutil.rmtree(aside, ignore_errors=True)
+                    (self._directory / str(step)).rename(aside)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.wait()
+        except UserError as failed:
+            if error is None or isinstance(error, Stopped):
+                raise
+            log.warning("%s", failed)  # and `error`, which was first, goes on
+        finally:
+            self._thread.shutdown()
+            self._stack.close()
+
+    def save(self, step: int, state: TrainState, data: dict[str, Any]) -> None:
+        """Starts saving; returns when the arrays are copied, while the files are still being written.
+
+        Waits for the one before to be whole. Raises UserError, here or in what is called next, where one
+        cannot be written.
+        """
+        self.wait()
+        parts = {
+            "params": {**state.trainable, **state.frozen},
+            "optimizer": {"step": state.step, "state": state.opt_state},
+            "data": data,
+        }
+        try:
+            if self._plain is None:
+                self._plain = self._stack.enter_context(paths.plain(self._directory, agreement.gather))
+            path = self._plain / f"{step}.partial"
+            # In the thread whose priority Orbax's own inherit; it returns when the arrays are copied.
+            writing = self._thread.submit(_start_writing, path, parts).result()
+        except Exception as error:  # Orbax raises many kinds
+            raise self._failure(step, error) from error
+        shapes = {name: [np.shape(leaf) for leaf in jax.tree.leaves(part)] for name, part in parts.items()}
+        self._pending = self._thread.submit(self._finish, step, writing, path, shapes)
+
+    def check(self) -> None:
+        """Raises UserError if the last save has failed by now."""
+        if self._pending is not None and self._pending.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Until what was saved is whole."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def _finish(self, step: int, writing: Any, path: Path, shapes: Shapes) -> None:
+        """Wait for `writing` at `path`, and see that arrays of these `shapes` are there."""
+        try:
+            writing.result()  # on all hosts, once all have written their part
+            if self._first:
+                _check_restorable(path, shapes)
+                partial = self._directory / f"{step}.partial"
+                checksums.write(partial)
+                partial.rename(self._directory / str(step))
+        except Exception as error:
+            failure = self._failure(step, error)
+            liveness.tell_failed(str(failure))  # the others may wait for it where `check` is not called again
+            raise failure from error
+        if self._first:
+            self._delete_others()
+
+    def _failure(self, step: int, error: Exception) -> UserError:
+        path = self._directory / str(step)
+        return UserError(f"{path} cannot be written ({_reason(error)}); the checkpoints before it stay")
+
+    def _delete_others(self) -> None:
+        found = steps(self._workdir)
+        newest, older = found[-self._settings.keep :], found[: -self._settings.keep]
+        best = _best(self._workdir)[: self._settings.keep_best] if older else []
+        for step in older:
+            if step not in best:
+                # Renamed first, so that no half of it is taken for a checkpoint.
+                (self._directory / str(step)).rename(self._directory / f"{step}.old")
+                shutil.rmtree(self._directory / f"{step}.old", ignore_errors=True)
+        for path in list(self._directory.iterdir()):
+            aside = _SET_ASIDE.fullmatch(path.name)
+            if aside and int(aside[1]) <= newest[-1]:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def steps(workdir: Path) -> list[int]:
+    """The steps of the finished checkpoints, in order."""
+    directory = layout.checkpoint_dir(workdir)
+    names = (path.name for path in directory.iterdir()) if directory.is_dir() else ()
+    return sorted(int(name) for name in names if re.fullmatch(r"0|[1-9]\d*", name))
+
+
+def _best(workdir: Path) -> list[int]:
+    """The steps of the finished checkpoints that were evaluated as the run evaluates, the best one first."""
+    own = evaluations.Setting.of_run(RunRecord.read(workdir))
+    top1 = {step: each.top1 for step, each in evaluations.by_step(evaluations.read(workdir), own).items()}
+    evaluated = [step for step in steps(workdir) if step in top1]
+    return sorted(evaluated, key=lambda step: (top1[step], step), reverse=True)
+
+
+def _find(workdir: Path, step: Step) -> int | None:
+    saved = steps(workdir)
+    if not saved and step is None:
+        return None
+    if isinstance(step, int):
+        if step not in saved:
+            known = ", ".join(map(str, saved)) or "none"
+            raise UserError(f"{workdir} has no checkpoint of step {step}; there are: {known}")
+        candidates = [step]
+    elif step == "best":
+        candidates = _best(workdir)
+        if not candidates:
+            raise UserError(f"{workdir} has no checkpoint that was evaluated, so none is the best")
+    else:
+        candidates = saved[::-1]
+    faults: dict[int, str] = {}
+    for candidate in candidates:
+        fault = checksums.fault(layout.checkpoint_dir(workdir) / str(candidate))
+        if fault is None:
+            for passed, why in faults.items():
+                log.warning(
+                    "the checkpoint of step %d is damaged (%s): using that of step %d", passed, why, candidate
+                )
+            return candidate
+        faults[candidate] = fault
+    said = "; ".join(f"step {candidate}: {fault}" for candidate, fault in faults.items())
+    remedy = "delete it to start again" if step is None else "choose another step"
+    raise UserError(f"{layout.checkpoint_dir(workdir)} has no checkpoint that is whole ({said}): {remedy}")
+
+
+def _load(workdir: Path, step: int, parts: dict[str, Any]) -> dict[str, Any]:
+    directory = layout.checkpoint_dir(workdir).absolute()
+    try:
+        with paths.plain(directory) as path:
+            return ocp.load_checkpointables(path / str(step), parts)
+    except Exception as error:  # Orbax raises many kinds; none is of use to who runs this.
+        raise UserError(f"{directory / str(step)} cannot be restored ({_reason(error)})") from error
+
+
+def _check_restorable(checkpoint: Path, shapes: Shapes) -> None:
+    """Raise ValueError where Orbax would not restore arrays of these `shapes`, by part, from `checkpoint`.
+
+    Reads what Orbax says of the arrays and which of their pieces there are, not the arrays: what was written
+    is not damaged yet, but something may not have been written, or not where Orbax looks for it.
+    """
+    found = ocp.checkpointables_metadata(checkpoint).metadata
+    for part, expected in shapes.items():
+        arrays = jax.tree.leaves(found.get(part))
+        if sorted(map(np.shape, arrays)) != sorted(expected):
+            raise ValueError(
+                f"`{part}` could not be restored: {len(arrays)} of its {len(expected)} arrays are there"
+            )
+        store = tensorstore.KvStore.open(
+            {"driver": "ocdbt", "base": {"driver": "file", "path": f"{checkpoint}/{part}/"}}
+        ).result()
+        # Of each array its description, and one piece for each cell of a regular grid.
+        pieces = sum(1 + _pieces(array) for array in arrays)
+        stored = len(store.list().result())
+        if stored != pieces:
+            raise ValueError(
+                f"`{part}` could not be restored: {stored} of the {pieces} pieces of its arrays are there"
+            )
+
+
+def _pieces(array: Any) -> int:
+    """Count the pieces that an array is stored in, by Orbax's description of it."""
+    shape = np.shape(array)
+    piece = array.storage_metadata.write_shape if shape else ()
+    return math.prod(-(-size // part) for size, part in zip(shape, piece, strict=True))
+
+
+def _give_way() -> None:
+    """Where the cores compute, what this thread and those it starts do comes after that."""
+    if jax.default_backend() == "cpu":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+
+
+@contextlib.contextmanager
+def _without_late_reports() -> Iterator[None]:
+    """Drop what TensorStore reports to event loops of Orbax that a failed write has closed."""
+    before = sys.unraisablehook
+
+    def report(found: "sys.UnraisableHookArgs") -> None:
+        if str(found.exc_value) != "Event loop is closed":
+            before(found)
+
+    sys.unraisablehook = report
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+
+
+def _start_writing(path: Path, parts: dict[str, Any]) -> Any:
+    context = ocp.Context()
+    # A quarter of Orbax's work, and of no use: what is restored says where it goes.
+    context.array_options.saving.enable_write_sharding_file = False
+    with context:
+        return ocp.save_checkpointables_async(path, parts)
+
+
+def _abstract(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+
+
+def _reason(error: BaseException) -> str:
+    """Why Orbax failed, without what only its authors want to know."""
+    said = re.sub(r"/proc/self/fd/\d+/", "", str(error))
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES):
+        if os.strerror(number) in said:
+            return os.strerror(number)
+    return textwrap.shorten(said, 200) or type(error).__name__

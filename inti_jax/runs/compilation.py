@@ -1,0 +1,107 @@
+"""What XLA compiles: kept on disk for the next start of a run, and known to who asks."""
+
+import contextlib
+import dataclasses
+import hashlib
+import platform
+import threading
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.experimental.compilation_cache import compilation_cache
+
+from inti_jax.distributed import agreement
+from inti_jax.host import paths
+from inti_jax.runs import layout
+
+_TRACED = "/jax/core/compile/jaxpr_trace_duration"
+_LOWERED = "/jax/core/compile/jaxpr_to_mlir_module_duration"
+_COMPILED = "/jax/core/compile/backend_compile_duration"
+_CACHE_HIT = "/jax/compilation_cache/cache_hits"
+
+
+@contextlib.contextmanager
+def kept(workdir: Path) -> Iterator[None]:
+    """Meanwhile what takes a second or more to compile is kept in `workdir`, and taken from there.
+
+    Where JAX was told of another place (`JAX_COMPILATION_CACHE_DIR`), that one stays. Of several processes
+    JAX lets the first one write.
+    """
+    if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
+        yield
+        return
+    directory = layout.compiled_dir(workdir)
+    if jax.default_backend() == "cpu":
+        # JAX's key does not tell processors apart, and code for another one may stop at an instruction.
+        directory /= f"cpu-{_processor()}"
+    directory.mkdir(parents=True, exist_ok=True)
+    # The same in all processes, since XLA is told of it.
+    with paths.plain(directory.absolute(), agreement.gather) as plain:
+        _keep_in(str(plain))
+        try:
+            yield
+        finally:
+            _keep_in(None)
+
+
+def _keep_in(directory: str | None) -> None:
+    jax.config.update("jax_compilation_cache_dir", directory)
+    compilation_cache.reset_cache()  # it opens a directory once
+
+
+def _processor() -> str:
+    """A short hash of the processor's model and instructions."""
+    facts = {platform.machine()}
+    with contextlib.suppress(OSError), Path("/proc/cpuinfo").open() as lines:
+        facts |= {line for line in lines if line.startswith(("model name", "flags", "Features"))}
+    return hashlib.sha256("".join(sorted(facts)).encode()).hexdigest()[:12]
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """One program: its function's name, the seconds until it could run, and whether the disk had it."""
+
+    what: str
+    seconds: float
+    cached: bool
+
+
+class Compilations:
+    """What this process compiles, from now until it is closed."""
+
+    def __init__(self) -> None:
+        self._found: list[Compiled] = []
+        self._threads = threading.local()
+        jax.monitoring.register_event_listener(self._on_event)
+        jax.monitoring.register_event_duration_secs_listener(self._on_duration)
+
+    def take(self) -> list[Compiled]:
+        """What was compiled since this was last asked."""
+        found, self._found = self._found, []
+        return found
+
+    def close(self) -> None:
+        jax.monitoring.unregister_event_listener(self._on_event)
+        jax.monitoring.unregister_event_duration_listener(self._on_duration)
+
+    # A program is traced, lowered, and then compiled or found on disk, all by one thread.
+
+    def _on_event(self, event: str, **_: Any) -> None:
+        if event == _CACHE_HIT:
+            self._threads.hit = True
+
+    def _on_duration(self, event: str, duration_secs: float, **facts: Any) -> None:
+        if event not in (_TRACED, _LOWERED, _COMPILED):
+            return
+        if not hasattr(self._threads, "seconds"):
+            self._threads.seconds = defaultdict(float)
+        what = facts["fun_name"].removeprefix("jit(").removesuffix(")")
+        self._threads.seconds[what] += duration_secs
+        if event == _COMPILED:
+            hit = getattr(self._threads, "hit", False)
+            self._found.append(Compiled(what, self._threads.seconds[what], hit))
+            self._threads.hit = False
+            self._threads.seconds.clear()  # also of what was traced as a part of it

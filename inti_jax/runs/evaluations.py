@@ -1,0 +1,92 @@
+"""The evaluations that a run's metrics.jsonl records, and which of them compare with which."""
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from inti_jax import config
+from inti_jax.errors import UserError
+from inti_jax.runs import layout
+from inti_jax.runs.record import RunRecord
+from inti_jax.runs.writers import read_metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What accuracies depend on besides the checkpoint: two with equal settings can be compared.
+
+    `dataset` is the hash in the dataset's manifest. None stands for what a record does not say.
+    """
+
+    views: int | None  # clips x crops
+    clips: int | None
+    dataset: str | None
+
+    @staticmethod
+    def of(settings: config.Eval, dataset: str) -> "Setting":
+        return Setting(settings.clips * settings.crops, settings.clips, dataset)
+
+    @staticmethod
+    def of_run(record: RunRecord) -> "Setting":
+        """The setting under which the run of `record` evaluates itself."""
+        return Setting.of(record.config.eval, record.dataset.sha256)
+
+    def includes(self, other: "Setting") -> bool:
+        """True where `other` is this setting; records of earlier versions have `views` without `clips`."""
+        same_clips = other.clips in (None, self.clips)
+        return self.views == other.views and self.dataset == other.dataset and same_clips
+
+    def differences(self, own: "Setting") -> list[str]:
+        """Say how this setting differs from a run's own, a few words for each difference."""
+        found = []
+        if self.views is None or self.views != own.views or self.clips not in (None, own.clips):
+            if self.views and self.clips:
+                found.append(f"{self.clips} x {self.views // self.clips} views")
+            else:
+                found.append("unknown views" if self.views is None else f"{self.views} views")
+        if self.dataset != own.dataset:
+            found.append("unknown dataset" if self.dataset is None else f"dataset {self.dataset[:8]}")
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """One `val` record: the accuracies, as shares, of the checkpoint of `step` under `setting`."""
+
+    step: int
+    top1: float
+    top5: float
+    setting: Setting
+    mean_class: float = math.nan  # the mean of the classes' top1; NaN in records that lack it
+
+
+def read(workdir: Path) -> list[Evaluation]:
+    """Read all evaluations of a run, in the order in which they were made.
+
+    Raises UserError for a `val` record without a step or accuracies.
+    """
+    return [_parse(workdir, entry) for entry in read_metrics(workdir) if entry["split"] == "val"]
+
+
+def by_step(found: Iterable[Evaluation], setting: Setting) -> dict[int, Evaluation]:
+    """Select the evaluations under `setting`, by step in ascending order; of one step the last counts."""
+    selected = {each.step: each for each in found if setting.includes(each.setting)}
+    return dict(sorted(selected.items()))
+
+
+def was_evaluated(workdir: Path, step: int, setting: Setting) -> bool:
+    return step in by_step(read(workdir), setting)
+
+
+def _parse(workdir: Path, entry: dict[str, Any]) -> Evaluation:
+    figures = [entry.get("top1"), entry.get("top5", math.nan), entry.get("mean_class", math.nan)]
+    if not all(isinstance(figure, int | float) for figure in figures):
+        raise UserError(
+            f"{layout.metrics_path(workdir)}: the `val` record of step {entry['step']} has no accuracies; "
+            "mend or delete it"
+        )
+    setting = Setting(entry.get("views"), entry.get("clips"), entry.get("dataset"))
+    top1, top5, mean_class = map(float, figures)
+    return Evaluation(entry["step"], top1, top5, setting, mean_class)

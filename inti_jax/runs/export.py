@@ -1,0 +1,152 @@
+"""The way out: our parameters as OpenAI's state dict or a Hugging Face directory, bit for bit."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from inti_jax.config.backbones import BACKBONES
+from inti_jax.distributed import sharding
+from inti_jax.errors import UsageError, UserError
+from inti_jax.models.clip import Architecture
+from inti_jax.models.tokenizer import END, START
+from inti_jax.pretrained import clip
+from inti_jax.pretrained.file import Description, replacing, write_safetensors
+from inti_jax.pretrained.lazy import LazyArray, held
+from inti_jax.runs import checkpoint, trained
+
+
+def export(arrays: Mapping[str, LazyArray], description: Description, naming: str, out: Path) -> int:
+    """Writes CLIP's parameters for `naming`, "openai" or "huggingface"; gives how many arrays those are.
+
+    `out` is a `.safetensors` or `.pt` file for OpenAI's naming, a new directory for Hugging Face's. An
+    image tower alone will do. Raises UserError for parameters that CLIP has not, such as compressors.
+    """
+    theirs = clip.to_theirs(arrays, clip.NAMINGS[naming])
+    if naming == "huggingface":
+        _write_directory(theirs, description, out)
+    elif out.suffix == ".safetensors":
+        write_safetensors(out, theirs, lambda _: {"format": "pt"})
+    elif out.suffix == ".pt":
+        _write_torch(theirs, out)
+    else:
+        raise UsageError(f"--out {out}: OpenAI's naming is written to a .safetensors or a .pt file")
+    return len(theirs)
+
+
+def read_run(
+    workdir: Path, step: checkpoint.Step = None
+) -> tuple[dict[str, LazyArray], Description, list[str]]:
+    """The image tower that a run trained, its description, and the parameters that are left out.
+
+    It is that of the newest checkpoint, or of `step`. What can be folded into the tower is.
+    The projection of a classifier that started from class names is CLIP's visual projection, and comes along.
+    Raises UserError where `workdir` holds no finished checkpoint.
+    """
+    found = trained.load(workdir, sharding.one_device_mesh(), step=step)
+    record, (_, params) = found.record, found.for_inference()
+    image = dataclasses.replace(
+        BACKBONES[record.config.model.backbone], resolution=record.config.data.resolution
+    )
+    backbone = record.backbone
+    architecture = Architecture(image, backbone.embed, None, backbone.numerics)
+    names = {path: path for path in params if clip.is_parameter(path)}
+    if backbone.embed is not None:
+        names["head.projection.kernel"] = "projection.kernel"
+    arrays = {name: held(np.asarray(params[path], np.float32)) for path, name in names.items()}
+    description = Description(architecture, backbone.mean, backbone.std)
+    return arrays, description, sorted(params.keys() - names.keys())
+
+
+def _write_torch(arrays: Mapping[str, LazyArray], out: Path) -> None:
+    try:
+        import torch
+    except ImportError:
+        raise UserError(
+            f'writing {out} needs torch: pip install "inti_jax[convert]", or write .safetensors'
+        ) from None
+    # Kept contiguous: OpenAI's loader takes arrays as they come.
+    weights = {name: torch.from_numpy(np.array(array.read(), order="C")) for name, array in arrays.items()}
+    with replacing(out) as temporary:
+        torch.save(weights, temporary)
+
+
+def _write_directory(arrays: Mapping[str, LazyArray], description: Description, out: Path) -> None:
+    if out.exists():
+        raise UsageError(f"--out {out} exists: name a directory that does not")
+    files = {"config.json": _config(description), "preprocessor_config.json": _preprocessor(description)}
+    with replacing(out) as directory:
+        directory.mkdir()
+        write_safetensors(directory / "model.safetensors", arrays, lambda _: {"format": "pt"})
+        if description.vocabulary is not None:
+            tokens, merges = description.vocabulary.tokens, description.vocabulary.merges
+            files["vocab.json"] = {token: index for index, token in enumerate(tokens)}
+            files["tokenizer_config.json"] = {"tokenizer_class": "CLIPTokenizer"}
+            (directory / "merges.txt").write_text("\n".join(("#version: 0.2", *merges, "")), encoding="utf-8")
+        for name, values in files.items():
+            (directory / name).write_text(json.dumps(values, indent=2), encoding="utf-8")
+
+
+def _config(description: Description) -> dict[str, Any]:
+    architecture = description.architecture
+    image, text = architecture.image, architecture.text
+    common = {
+        "hidden_act": architecture.numerics.activation,
+        "layer_norm_eps": architecture.numerics.eps,
+        "projection_dim": architecture.embed or image.width,
+    }
+    vision = {
+        "hidden_size": image.width,
+        "intermediate_size": 4 * image.width,
+        "num_hidden_layers": image.layers,
+        "num_attention_heads": image.heads,
+        "patch_size": image.patch,
+        "image_size": image.resolution,
+        "num_channels": 3,
+        **common,
+    }
+    if text is None:
+        kind = "CLIPVisionModel" if architecture.embed is None else "CLIPVisionModelWithProjection"
+        return {"architectures": [kind], "model_type": "clip_vision_model", **vision}
+    tokens = description.vocabulary and description.vocabulary.tokens
+    return {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "projection_dim": architecture.embed,
+        "vision_config": {"model_type": "clip_vision_model", **vision},
+        "text_config": {
+            "model_type": "clip_text_model",
+            "hidden_size": text.width,
+            "intermediate_size": 4 * text.width,
+            "num_hidden_layers": text.layers,
+            "num_attention_heads": text.heads,
+            "vocab_size": text.vocabulary,
+            "max_position_embeddings": text.context,
+            # Without a vocabulary, where OpenAI has it: before the end.
+            "bos_token_id": tokens.index(START) if tokens else text.end_token - 1,
+            "eos_token_id": tokens.index(END) if tokens else text.end_token,
+            "pad_token_id": text.end_token,
+            **common,
+        },
+    }
+
+
+def _preprocessor(description: Description) -> dict[str, Any]:
+    resolution = description.architecture.image.resolution
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": resolution},
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": {"height": resolution, "width": resolution},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": description.mean,
+        "image_std": description.std,
+        "do_convert_rgb": True,
+    }

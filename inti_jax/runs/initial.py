@@ -1,0 +1,141 @@
+"""How a run starts: from random weights, from converted ones, or from what another run trained."""
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+from flax import nnx
+
+from inti_jax import config
+from inti_jax.config import ConfigError
+from inti_jax.config.backbones import BACKBONES, Backbone, BackboneSize
+from inti_jax.errors import UserError
+from inti_jax.models import parameters
+from inti_jax.models.parameters import Params
+from inti_jax.models.rngs import make_rngs
+from inti_jax.pretrained import loading, text_head
+from inti_jax.pretrained.api import TextEncoder
+from inti_jax.pretrained.converted import open_converted
+from inti_jax.runs import state, trained_file
+from inti_jax.runs.record import RunRecord
+from inti_jax.runs.state import TrainState
+
+log = logging.getLogger("inti_jax")
+
+
+def find_backbone(model: config.Model) -> Backbone:
+    """Read what `model.pretrained` says of its weights, converting them first where they are not converted.
+
+    Raises ConfigError where it is no weights, another backbone's, or lacks what the classifier starts from.
+    """
+    if model.pretrained == "random":
+        return Backbone()
+    try:
+        file = open_converted(model.pretrained)
+    except UserError as error:
+        raise ConfigError(f"config: `model.pretrained`: {error}") from None
+    architecture = file.description.architecture
+    wanted = dataclasses.replace(BACKBONES[model.backbone], resolution=architecture.image.resolution)
+    if architecture.image != wanted:
+        raise ConfigError(
+            f"config: `model.backbone` is {model.backbone}, but {model.pretrained} holds "
+            f"{_describe(architecture.image)}"
+        )
+    embed = None
+    if model.head.init == "text":
+        if architecture.text is None or file.description.vocabulary is None:
+            raise ConfigError(
+                f'config: `model.head.init` is "text", but {model.pretrained} has no text tower with its '
+                "vocabulary: convert a whole CLIP, with --vocab where its files lack one"
+            )
+        embed = architecture.embed
+    return Backbone(architecture.numerics, file.description.mean, file.description.std, embed, file.hash)
+
+
+def initial_state(
+    record: RunRecord, transform: optax.GradientTransformation, target: TrainState
+) -> TrainState:
+    """The state before the first step, each part where `target` says it lives.
+
+    Parameters are made or read in their places: no device holds more of them than its own part. But a
+    head that starts from class names has its text tower on one device of each process, before anything else
+    is there. Raises UserError where a parameter that does not train would stay random.
+    """
+    shapes = {**target.trainable, **target.frozen}
+    loaded = {} if record.config.model.pretrained == "random" else _pretrained(record, shapes)
+    if record.config.model.start_from:
+        loaded |= _trained(record, target.trainable)
+    random = {path: shape for path, shape in shapes.items() if path not in loaded}
+    if stuck := [path for path in random if path in target.frozen]:
+        raise UserError(
+            f"{record.config.model.pretrained} does not fill {stuck[0]}, which does not train"
+            + (", by `model.freeze`: what is new has to" if record.config.model.freeze else "")
+        )
+
+    def create() -> Params:
+        rngs = make_rngs(record.config.train.seed)
+        params = parameters.flatten(nnx.state(state.build_model(record, rngs), nnx.Param))
+        return {path: params[path] for path in random}
+
+    where = state.shardings_of(target)
+    params = loaded | jax.jit(create, out_shardings={path: leaf.sharding for path, leaf in random.items()})()
+    trainable = {path: params[path] for path in target.trainable}
+    return TrainState(
+        step=loading.place(lambda _: np.zeros((), np.int32), target.step, where.step),
+        trainable=trainable,
+        frozen={path: params[path] for path in target.frozen},
+        opt_state=jax.jit(transform.init, out_shardings=where.opt_state)(trainable),
+    )
+
+
+def _pretrained(record: RunRecord, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> Params:
+    model = record.config.model
+    classes = None
+    if model.head.init == "text":
+        names = [text_head.class_name(label) for label in record.dataset.labels]
+        # Nothing holds on to the text tower: it is gone before the image tower is read.
+        classes = text_head.class_embeddings(
+            TextEncoder(open_converted(model.pretrained)), names, model.head.templates
+        )
+    side = record.config.data.resolution // BACKBONES[model.backbone].patch
+    shardings = {path: shape.sharding for path, shape in shapes.items()}
+    params, coverage = loading.load(model.pretrained, shapes, shardings, grid=(side, side), classes=classes)
+    log.info("%s: %s", model.pretrained, coverage)
+    if classes is not None:
+        log.info("the classifier starts from the names of %d classes", len(classes))
+    return params
+
+
+def _trained(record: RunRecord, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> Params:
+    path = Path(record.config.model.start_from)
+    theirs = trained_file.read_record(path)
+    trained_file.check_fits(path, theirs, record)
+    leaves = trained_file.leaves(path, theirs)
+    # A file that this run writes in its turn would lack them.
+    if frozen := sorted(leaves.keys() - shapes):
+        raise ConfigError(
+            f"config: `model.start_from` is {path}, which trained {frozen[0]} as well: here that does not "
+            "train; set `model.freeze`, `model.freeze_blocks` and `model.unfreeze_last` so that it does"
+        )
+    params = {name: loading.place(read, shapes[name], shapes[name].sharding) for name, read in leaves.items()}
+    log.info("%s: what trains starts from there", path)
+    return params
+
+
+def _describe(image: BackboneSize) -> str:
+    """The backbone of this size, at any resolution, or in words what it is."""
+    fitting = [
+        name
+        for name, size in BACKBONES.items()
+        if dataclasses.replace(size, resolution=image.resolution) == image
+    ]
+    if fitting:
+        return min(fitting, key=lambda name: abs(BACKBONES[name].resolution - image.resolution))
+    return (
+        f"width {image.width}, {image.layers} layers, {image.heads} heads and patches of {image.patch}, "
+        f"which is none of {', '.join(BACKBONES)}"
+    )

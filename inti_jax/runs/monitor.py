@@ -1,0 +1,167 @@
+"""What a run is told of itself while it trains: its figures, checked and recorded, and how fast it goes."""
+
+import dataclasses
+import logging
+import math
+import time
+from collections.abc import Iterator
+
+import jax
+from jax.experimental import multihost_utils
+from jaxtyping import Array
+
+from inti_jax.config import Config
+from inti_jax.data.dataset import VideoDataset
+from inti_jax.data.loading.device import DeviceBatch
+from inti_jax.errors import UserError
+from inti_jax.host import memory
+from inti_jax.models.video import VideoModel
+from inti_jax.runs import utilization
+from inti_jax.runs.compilation import Compilations
+from inti_jax.runs.state import TrainState
+from inti_jax.runs.writers import MetricsWriter, Progress
+
+log = logging.getLogger("inti_jax")
+
+Metrics = dict[str, Array]
+
+# What compiles in less has no record.
+_NOTABLE_SECONDS = 0.1
+
+
+class TrainingError(UserError):
+    """Training cannot go on; what was saved before stays good."""
+
+
+class Speed:
+    """What the seconds of a step mean."""
+
+    def __init__(self, config: Config, model: VideoModel, mesh: jax.sharding.Mesh):
+        self._videos = config.train.global_batch
+        macs = utilization.training_macs(model, config.model, config.data.num_frames)
+        self._flops = 2 * macs * self._videos
+        self._peak = utilization.peak_flops(mesh.devices.flatten().tolist())
+
+    def figures(self, step_seconds: float) -> dict[str, float]:
+        """`mfu` is there where it is known what the devices could do."""
+        found = {"videos_per_second": self._videos / step_seconds}
+        return found if self._peak is None else found | {"mfu": self._flops / step_seconds / self._peak}
+
+
+class Monitor:
+    """Checks and logs each step's figures one step late, so that reading them stalls nothing."""
+
+    def __init__(
+        self,
+        config: Config,
+        dataset: VideoDataset,
+        writer: MetricsWriter,
+        progress: Progress,
+        speed: Speed,
+        *,
+        last_step: int,
+        next_step: int,
+        bad: int,
+    ):
+        """`bad` clips of the `next_step` steps so far did not decode."""
+        self._config, self._dataset = config, dataset
+        self._writer, self._progress, self._speed = writer, progress, speed
+        self._compilations = Compilations()
+        self._last_step = last_step
+        self._pending: tuple[int, Metrics, Array] | None = None
+        self.bad = bad
+        self._seen = next_step * config.train.global_batch
+        self.restart_clock()
+
+    def restart_clock(self, now: float | None = None) -> None:
+        self._since = time.perf_counter() if now is None else now
+        self._steps = 0
+        self._waited = 0.0
+        self._compiling = 0.0
+
+    def close(self) -> None:
+        self._compilations.close()
+
+    def next_batch(self, batches: Iterator[DeviceBatch]) -> DeviceBatch:
+        """The next batch; the time spent waiting for it is the data-wait share."""
+        asked = time.perf_counter()
+        batch = next(batches)
+        self._waited += time.perf_counter() - asked
+        return batch
+
+    def dispatch(
+        self, step: int, step_fn: jax.stages.Wrapped, train_state: TrainState, batch: DeviceBatch
+    ) -> tuple[TrainState, Metrics]:
+        """Starts the step. Where it has to be compiled first, that time is no step's."""
+        asked = time.perf_counter()
+        result = step_fn(train_state, batch)
+        if self.note_compiled(step):
+            self._compiling += time.perf_counter() - asked
+        return result
+
+    def note_compiled(self, step: int) -> bool:
+        """Writes a record of each program that was compiled since the last time, if any was."""
+        found = [each for each in self._compilations.take() if each.seconds >= _NOTABLE_SECONDS]
+        for each in found:
+            self._writer.write(step, "compile", dataclasses.asdict(each))
+            how = "found compiled on disk" if each.cached else "compiled"
+            log.info("step %d: %s was %s, in %.1f s", step, each.what, how, each.seconds)
+        return bool(found)
+
+    def push(self, step: int, metrics: Metrics, index: Array) -> None:
+        """Takes the figures of a step just dispatched, and reads those of the one before."""
+        self.flush()
+        self._pending = (step, metrics, index)
+
+    def flush(self) -> None:
+        if self._pending is None:
+            return
+        step, metrics, index = self._pending
+        self._pending = None
+        figures = {name: value.item() for name, value in jax.device_get(metrics).items()}
+        self._steps += 1
+        self._seen += self._config.train.global_batch
+        self.bad += int(figures["bad"])
+        self._check(step, figures, index)
+        self._progress.advance()
+        if step % self._config.train.log_every_steps == 0 or step == self._last_step:
+            self._log(step, figures)
+
+    def _check(self, step: int, figures: dict[str, float | int], index: Array) -> None:
+        share = self._config.data.max_bad_share
+        # At least one epoch is the measure: else a single bad clip in the first batch would be too many.
+        if self.bad > share * max(self._seen, len(self._dataset)):
+            raise TrainingError(
+                f"step {step}: {self.bad} of the {self._seen} clips so far did not decode, more than "
+                f"`data.max_bad_share` = {share} allows; `prepare` lists files that are damaged"
+            )
+        if math.isfinite(figures["loss"]) and math.isfinite(figures["grad_norm"]):
+            return
+        rows = multihost_utils.process_allgather(index, tiled=True)
+        ids = [self._dataset.ids[row] for row in rows]
+        self._writer.write(step, "fault", {"loss": repr(figures["loss"]), "ids": ids})
+        named = ", ".join(ids[:16]) + (f" and {len(ids) - 16} more in metrics.jsonl" if len(ids) > 16 else "")
+        raise TrainingError(
+            f"step {step}: the loss is {figures['loss']} and its gradient's norm {figures['grad_norm']}; "
+            f"checkpoints before it stay good. The batch: {named}"
+        )
+
+    def _log(self, step: int, figures: dict[str, float | int]) -> None:
+        now = time.perf_counter()
+        elapsed = now - self._since - self._compiling
+        step_seconds = elapsed / self._steps
+        record = figures | {
+            "bad": self.bad,
+            "step_seconds": step_seconds,
+            "data_wait": self._waited / elapsed,
+            **self._speed.figures(step_seconds),
+            "resident_bytes": memory.resident_bytes(),
+            **memory.device_bytes(),
+        }
+        self._writer.write(step, "train", record)
+        self._progress.show(
+            f"loss {record['loss']:.3f}  top1 {record['top1']:.2f}  "
+            f"{1000 * step_seconds:.0f} ms/step  data wait {record['data_wait']:.0%}"
+            + (f"  MFU {record['mfu']:.0%}" if "mfu" in record else "")
+        )
+        self.restart_clock(now)

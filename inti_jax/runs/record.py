@@ -1,0 +1,110 @@
+"""The record of a run in its config.json: config, dataset, backbone, and what may change on resume."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pydantic
+from flax import traverse_util
+
+from inti_jax import config
+from inti_jax.config import Config, ConfigError
+from inti_jax.config.backbones import Backbone
+from inti_jax.data.dataset import VideoDataset
+from inti_jax.errors import naming
+from inti_jax.runs import layout
+
+# What may differ when a run goes on: where things are and how fast, not what is computed.
+_FREE = (
+    "model.pretrained",  # the backbone's hash is compared instead
+    "model.start_from",
+    "model.scan",
+    "model.remat",
+    "data.data_dir",
+    "data.workers",
+    "data.threads",
+    "data.prefetch",
+    "data.max_bad_share",
+    "train.accumulate",
+    "train.steps",  # not fewer than are done
+    "train.epochs",
+    "train.early_stop",
+    "train.log_every_steps",
+    "train.eval_every_steps",
+    "eval",
+    "mesh",
+    "checkpoint",
+    "hosts",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """The dataset a run was trained on. `labels[k]` is the name of class k."""
+
+    name: str
+    version: str
+    sha256: str
+    labels: tuple[str, ...]
+
+    @staticmethod
+    def of(dataset: VideoDataset) -> "Dataset":
+        facts = dataset.manifest
+        return Dataset(facts["name"], facts["version"], facts["sha256"], dataset.labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRecord:
+    """What config.json holds: enough to rebuild the model and name its classes."""
+
+    config: Config
+    dataset: Dataset
+    backbone: Backbone
+
+    def write(self, workdir: Path) -> None:
+        """Writes config.json in one step, making `workdir`; for the first host."""
+        workdir.mkdir(parents=True, exist_ok=True)
+        path = layout.config_path(workdir)
+        partial = path.with_suffix(".partial")
+        with naming(partial):
+            partial.write_text(json.dumps(self.to_json(), indent=2) + "\n")
+        partial.replace(path)
+
+    @staticmethod
+    def read(workdir: Path) -> "RunRecord":
+        """Raises ConfigError where `workdir` is not a run's directory."""
+        path = layout.config_path(workdir)
+        return RunRecord.from_json(config.read_json(path), path)
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self.config) | {
+            "dataset": dataclasses.asdict(self.dataset),
+            "backbone": dataclasses.asdict(self.backbone),
+        }
+
+    def flat(self) -> dict[str, Any]:
+        """Give all values by dotted key: `config.train.seed`, `dataset.name`."""
+        return traverse_util.flatten_dict(dataclasses.asdict(self), sep=".")
+
+    @staticmethod
+    def from_json(values: Any, path: Path) -> "RunRecord":
+        """Raises ConfigError, naming `path`, where `values` are no record."""
+        try:
+            dataset = pydantic.TypeAdapter(Dataset).validate_python(values.pop("dataset"))
+            backbone = pydantic.TypeAdapter(Backbone).validate_python(values.pop("backbone"))
+        except (AttributeError, KeyError, TypeError, pydantic.ValidationError):
+            raise ConfigError(f"{path} does not describe the run's dataset and backbone") from None
+        return RunRecord(config.from_dict(values), dataset, backbone)
+
+    def check_continues(self, earlier: "RunRecord", workdir: Path) -> None:
+        """Raises ConfigError where a checkpoint of `earlier` cannot go on as this run."""
+        ours, theirs = self.flat(), earlier.flat()
+        for key in sorted(ours.keys() | theirs.keys()):
+            name = key.removeprefix("config.")
+            free = any(name == prefix or name.startswith(prefix + ".") for prefix in _FREE)
+            if not free and ours.get(key) != theirs.get(key):
+                raise ConfigError(
+                    f"{workdir} holds checkpoints of another run: there `{name}` is {theirs.get(key)!r}, "
+                    f"here it is {ours.get(key)!r}; choose another --workdir, or the same config"
+                )

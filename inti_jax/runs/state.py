@@ -1,0 +1,85 @@
+"""What training changes and what it keeps: parameters by path, trainable and frozen, and the optimizer's.
+
+Parameters are a flat `{path: array}`, with paths such as `tower.blocks.0.attn.qkv.kernel`, so that
+rules for sharding, weight decay and freezing are regular expressions on one string.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from inti_jax.distributed import sharding
+from inti_jax.models import freezing, parameters
+from inti_jax.models.rngs import make_rngs
+from inti_jax.models.video import VideoModel
+from inti_jax.runs.record import RunRecord
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """`step` counts finished steps. Only `trainable` has gradients and optimizer state.
+
+    The leaves are arrays, or for each of them its sharding or shape.
+    """
+
+    step: Any
+    trainable: dict[str, Any]
+    frozen: dict[str, Any]
+    opt_state: optax.OptState
+
+
+def build_model(record: RunRecord, rngs: nnx.Rngs, *, folded: bool = False) -> VideoModel:
+    return VideoModel(
+        record.config.model,
+        len(record.dataset.labels),
+        resolution=record.config.data.resolution,
+        num_frames=record.config.data.num_frames,
+        backbone=record.backbone,
+        folded=folded,
+        dtype=jnp.dtype(record.config.train.dtype),
+        rngs=rngs,
+    )
+
+
+def abstract_model(record: RunRecord, *, folded: bool = False) -> VideoModel:
+    """The model without its weights: shapes alone, for counting and planning."""
+    return nnx.eval_shape(lambda: build_model(record, make_rngs(0), folded=folded))
+
+
+def abstract_state(
+    record: RunRecord, transform: optax.GradientTransformation, mesh: jax.sharding.Mesh
+) -> TrainState:
+    """The shapes of a run's state, and where on `mesh` each part lives."""
+    shapes = parameters.parameter_shapes(abstract_model(record))
+    shardings = sharding.parameter_shardings(shapes, mesh)
+    trained = freezing.trained(record.config.model, shapes)
+    frozen_dtype = record.config.model.frozen_dtype
+    trainable = {path: shape for path, shape in shapes.items() if path in trained}
+    frozen = {
+        path: jax.ShapeDtypeStruct(shape.shape, jnp.dtype(frozen_dtype), sharding=shardings[path])
+        for path, shape in shapes.items()
+        if path not in trainable
+    }
+    moments = jax.eval_shape(transform.init, trainable)
+    trained_shardings = {path: shardings[path] for path in trainable}
+    return TrainState(
+        step=_placed(jax.ShapeDtypeStruct((), jnp.int32), sharding.replicated(mesh)),
+        trainable=jax.tree.map(_placed, trainable, trained_shardings),
+        frozen=frozen,
+        opt_state=jax.tree.map(
+            _placed, moments, sharding.like_parameters(transform, moments, trained_shardings, mesh)
+        ),
+    )
+
+
+def shardings_of(target: TrainState) -> TrainState:
+    return jax.tree.map(lambda leaf: leaf.sharding, target)
+
+
+def _placed(shape: jax.ShapeDtypeStruct, where: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where)

@@ -1,0 +1,76 @@
+"""A trained model from where it was left: a checkpoint of a run, or a small file of what it trained."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import optax
+from flax import nnx
+
+from inti_jax.errors import UserError
+from inti_jax.models.fold import fold
+from inti_jax.models.parameters import Params
+from inti_jax.models.video import VideoModel
+from inti_jax.pretrained import sources
+from inti_jax.pretrained.sources import is_run
+from inti_jax.runs import checkpoint, initial, state, trained_file
+from inti_jax.runs.record import RunRecord
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A run's parameters, by path, as they were trained."""
+
+    record: RunRecord
+    params: Params
+
+    def for_inference(self) -> tuple[nnx.GraphDef[VideoModel], Params]:
+        """The model and its parameters, with all folded into the backbone that can be."""
+        model = self.record.config.model
+        graphdef = nnx.graphdef(state.abstract_model(self.record, folded=True))
+        return graphdef, jax.jit(lambda params: fold(model, params))(self.params)
+
+
+def load(
+    path: Path, mesh: jax.sharding.Mesh, *, pretrained: Path | None = None, step: checkpoint.Step = None
+) -> Trained:
+    """What `path` holds, a run's directory or a file that `convert --to trained` wrote.
+
+    Of a run it is the newest checkpoint, or that of `step`. A file goes on the weights of `pretrained`, by
+    default those that the run named. Raises UserError where there is nothing, or where they do not belong
+    together.
+    """
+    if not path.is_file():
+        if pretrained is not None:
+            raise UserError(f"{path} is a run, which has its own weights: it takes no pretrained ones")
+        if not is_run(path) and sources.has_weights(path):
+            raise UserError(
+                f"{path} holds weights of another library, not a run: CLIP's weights go to "
+                "`model.pretrained` or inti_jax.load_clip"
+            )
+        record = RunRecord.read(path)
+        found = checkpoint.find(path, step)
+        if found is None:
+            raise UserError(f"{path} holds no finished checkpoint: is it the directory of a run?")
+        return load_run(record, path, mesh, found)
+    if step is not None:
+        raise UserError(f"{path} is a file, not a run's directory: it has no steps to choose from")
+    record = trained_file.read_record(path)
+    model = dataclasses.replace(record.config.model, start_from=str(path))
+    if pretrained is not None:
+        model = dataclasses.replace(model, pretrained=str(pretrained))
+    record = dataclasses.replace(record, config=dataclasses.replace(record.config, model=model))
+    return start(dataclasses.replace(record, backbone=initial.find_backbone(model)), mesh)
+
+
+def start(record: RunRecord, mesh: jax.sharding.Mesh) -> Trained:
+    """What the run of `record` has before its first step."""
+    target = state.abstract_state(record, optax.identity(), mesh)
+    first = initial.initial_state(record, optax.identity(), target)
+    return Trained(record, {**first.trainable, **first.frozen})
+
+
+def load_run(record: RunRecord, workdir: Path, mesh: jax.sharding.Mesh, step: int) -> Trained:
+    """The checkpoint of `step` in `workdir`, whose run `record` describes."""
+    target = state.abstract_state(record, optax.identity(), mesh)
+    return Trained(record, checkpoint.restore_params(workdir, step, {**target.trainable, **target.frozen}))

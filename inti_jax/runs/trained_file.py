@@ -1,0 +1,132 @@
+"""A small checkpoint: what a run trained and nothing else, pinned to its backbone and its labels.
+
+It is a safetensors file of megabytes whose metadata holds the run's record, and in it the content hash of the
+converted CLIP that the run started from: with that file it is the whole model again.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+import safetensors
+
+from inti_jax.config import ConfigError
+from inti_jax.errors import UserError
+from inti_jax.models import freezing, parameters
+from inti_jax.pretrained import kinds
+from inti_jax.pretrained.file import FORMAT as CLIP_FORMAT
+from inti_jax.pretrained.file import Index, write_safetensors
+from inti_jax.pretrained.lazy import held
+from inti_jax.runs import state
+from inti_jax.runs.record import RunRecord
+
+FORMAT, VERSION = "inti_jax.trained", "1"
+_MAKES = "`python -m inti_jax.convert {} --to trained --out F.safetensors`"
+_MEANT = f"what a run trained is meant, as {_MAKES.format('RUN')} makes a file of it"
+
+# Of the model's settings, those that need not be as in the file.
+_FREE = (
+    *("pretrained", "start_from", "frozen_dtype", "remat", "scan", "drop_path"),
+    *("freeze", "freeze_blocks", "unfreeze_last"),
+)
+
+
+def write(path: Path, record: RunRecord, params: Mapping[str, jax.Array]) -> str:
+    """Writes those of `params` that train, and gives their hash. Nothing is at `path` before all is."""
+    trained = freezing.trained(record.config.model, params)
+    arrays = {name: held(np.asarray(params[name], np.float32)) for name in params if name in trained}
+    metadata = {
+        "format": FORMAT,
+        "format_version": VERSION,
+        "record": json.dumps(record.to_json()),
+    }
+    return write_safetensors(path, arrays, lambda digest: {**metadata, "hash": digest})
+
+
+def read_record(path: Path) -> RunRecord:
+    """The run that the file is of. Raises UserError where it is damaged, or no such file."""
+    metadata = _open(path).metadata() or {}
+    if metadata.get("format") == CLIP_FORMAT:
+        raise UserError(
+            f"{path} is a converted CLIP, of which no run has trained a classifier: train one with "
+            "`model.pretrained`, or load it with inti_jax.load_clip"
+        )
+    if metadata.get("format") != FORMAT or metadata.get("format_version") != VERSION:
+        raise UserError(f"{path} does not hold what a run trained: {_MAKES.format('RUN')} makes such a file")
+    try:
+        return RunRecord.from_json(json.loads(metadata["record"]), path)
+    except (KeyError, ValueError):
+        raise UserError(f"{path} has damaged metadata") from None
+
+
+def leaves(path: Path, record: RunRecord) -> dict[str, Callable[[Index], np.ndarray]]:
+    """Give the trained leaves by path, each a function that reads it, or a slice of it.
+
+    Raises UserError where they are not those of `record`'s model.
+    """
+    file = _open(path)
+    shapes = parameters.parameter_shapes(state.abstract_model(record))
+    trained = freezing.trained(record.config.model, shapes)
+    expected = {name: shapes[name].shape for name in trained}
+    found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    if found != expected:
+        differs = sorted(name for name in found.keys() | expected if found.get(name) != expected.get(name))
+        raise UserError(f"{path} does not hold the model that it states: see {', '.join(differs[:3])}")
+
+    def read(name: str, index: Index) -> np.ndarray:
+        try:
+            return file.get_slice(name)[index] if index else file.get_tensor(name)
+        except (safetensors.SafetensorError, OSError) as error:
+            raise UserError(f"{path} is damaged: {error}") from None
+
+    return {name: functools.partial(read, name) for name in found}
+
+
+def check_fits(path: Path, theirs: RunRecord, ours: RunRecord) -> None:
+    """Raises ConfigError where the file of `theirs` cannot start a run of `ours`.
+
+    It has to be the same model, on the same backbone, with the same labels in the same order.
+    """
+    if theirs.backbone != ours.backbone:
+        raise ConfigError(
+            f"{path} belongs to another backbone than {ours.config.model.pretrained}: it was trained on the "
+            f"weights {theirs.backbone.sha256}, and these are {ours.backbone.sha256}"
+        )
+    for index, (label, here) in enumerate(zip(theirs.dataset.labels, ours.dataset.labels, strict=False)):
+        if label != here:
+            raise ConfigError(
+                f"{path} was trained on other labels: class {index} is `{label}` there, and `{here}` in "
+                f"{ours.dataset.name}"
+            )
+    if len(theirs.dataset.labels) != len(ours.dataset.labels):
+        raise ConfigError(
+            f"{path} was trained on {len(theirs.dataset.labels)} labels, and {ours.dataset.name} has "
+            f"{len(ours.dataset.labels)}"
+        )
+    for field in dataclasses.fields(ours.config.model):
+        # Where the weights are, how the computation is laid out and what more trains may differ.
+        if field.name in _FREE:
+            continue
+        there, here = (getattr(record.config.model, field.name) for record in (theirs, ours))
+        if there != here:
+            raise ConfigError(
+                f"{path} is of another model: there `model.{field.name}` is {there}, here it is {here}"
+            )
+
+
+def _open(path: Path) -> safetensors.safe_open:
+    if path.is_dir():
+        raise UserError(f"{path} is a directory: {_MAKES.format(path)} makes the file of a run that is meant")
+    if what := kinds.no_safetensors(path):
+        raise UserError(
+            f"{path} is {what}; {_MEANT}"
+            + (". CLIP's weights go to `model.pretrained` or inti_jax.load_clip" if "torch" in what else "")
+        )
+    try:
+        return safetensors.safe_open(path, "numpy")
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(f"{path} is damaged, cut short or no safetensors file: {error}; {_MEANT}") from None

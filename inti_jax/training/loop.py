@@ -1,0 +1,201 @@
+"""Train a run: the loop around the step, its checkpoints and evaluations."""
+
+import contextlib
+import functools
+import logging
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Float
+
+from inti_jax.config import Config, ConfigError
+from inti_jax.config.backbones import Backbone
+from inti_jax.data import balance, pipeline, views
+from inti_jax.data.augmentation import mirror
+from inti_jax.data.dataset import VideoDataset, open_dataset
+from inti_jax.data.loading.batches import worker_pool
+from inti_jax.data.loading.device import DevicePrefetch
+from inti_jax.distributed import agreement, liveness, sharding
+from inti_jax.distributed.preemption import Preemption
+from inti_jax.evaluation import evaluate, report
+from inti_jax.runs import checkpoint, evaluations, initial, layout, profiling, state
+from inti_jax.runs.checkpoint import Checkpoints
+from inti_jax.runs.compilation import kept
+from inti_jax.runs.monitor import Monitor, Speed
+from inti_jax.runs.record import Dataset, RunRecord
+from inti_jax.runs.writers import MetricsWriter, Progress
+from inti_jax.training import announce, early_stop, losses, optim
+from inti_jax.training.train_step import compile_step
+
+log = logging.getLogger("inti_jax")
+
+
+def train(config: Config, workdir: Path, profile: profiling.Steps | None = None) -> None:
+    """Trains in `workdir`, going on from its newest checkpoint if it holds one, then evaluates.
+
+    A trace of the steps of `profile` is written to its `tensorboard/`. Raises Stopped where a signal asked
+    for it, when all that was done is saved.
+    """
+    with layout.lock(workdir), Preemption() as preemption:
+        _train(config, workdir, preemption, profile)
+
+
+def _train(config: Config, workdir: Path, preemption: Preemption, profile: profiling.Steps | None) -> None:
+    mesh = sharding.make_mesh(config.mesh)
+    agreement.check_workdir(workdir)
+    sharding.check_batch(config.train.global_batch // config.train.accumulate, "train.global_batch", mesh)
+    sharding.check_batch(config.eval.batch, "eval.batch", mesh)
+    dataset = open_dataset(config.data.name, config.data.data_dir, "train")
+    validation = open_dataset(config.data.name, config.data.data_dir, "val")
+    if config.data.flip:
+        mirror.mirrored_labels(dataset.labels)  # refuses them before anything is written
+    views.check(validation, config.data, config.eval)
+    weights = _class_weights(config, dataset)
+    steps = _steps(config, dataset)
+    start = checkpoint.find(workdir) or 0
+    earlier = RunRecord.read(workdir) if start else None
+    record = RunRecord(config, Dataset.of(dataset), _backbone(config, earlier))
+    if earlier:
+        record.check_continues(earlier, workdir)
+        if steps < start:
+            raise ConfigError(
+                f"config: `train.{'steps' if config.train.steps else 'epochs'}` asks for {steps} steps, and "
+                f"{workdir} has done {start}: give as many or more, or choose another --workdir"
+            )
+    if profile is not None:
+        profile.check_within(start, steps)
+    agreement.check(record.flat(), validation.manifest["sha256"], mode="train", step=start)
+    model = state.abstract_model(record)
+    graphdef = nnx.graphdef(model)
+    transform, schedule = optim.make_optimizer(config.train, steps)
+    target = state.abstract_state(record, transform, mesh)
+    announce.describe(config, model, target, dataset, mesh, steps)
+    announce.imbalance(config, dataset, weights)
+    announce.warn(config, dataset, validation)
+
+    with contextlib.ExitStack() as stack:
+        rows = sharding.host_rows(mesh, config.train.global_batch)
+        # An evaluation's videos are loaded by the same processes as the training's.
+        if workers := worker_pool(config.data, len(rows)):
+            stack.callback(workers.close)
+        liveness.note("the first state", slow=True)
+        if earlier:
+            train_state, position = checkpoint.restore(workdir, start, target)
+            announce.going_on(
+                earlier.config,
+                config,
+                start=start,
+                before=_steps(earlier.config, dataset),
+                steps=steps,
+                random=model.random,
+            )
+        else:
+            # Before anything is written: a mistake found here leaves nothing behind.
+            train_state = initial.initial_state(record, transform, target)
+            position = {"next_step": 0, "bad": 0}
+        checkpoints = stack.enter_context(Checkpoints(workdir, config.checkpoint, start=start))
+        if jax.process_index() == 0:
+            record.write(workdir)
+        stack.enter_context(kept(workdir))
+
+        host_batches = pipeline.train_batches(
+            dataset,
+            config.data,
+            seed=config.train.seed,
+            global_batch=config.train.global_batch,
+            num_steps=steps,
+            rows=rows,
+            classes=dataset.classes if config.data.balance else None,
+            workers=workers,
+        )
+        host_batches.set_state(position)
+        batches = DevicePrefetch(
+            host_batches, functools.partial(sharding.place_batch, mesh=mesh), ahead=config.data.prefetch
+        )
+        stack.callback(batches.close)
+        writer = stack.enter_context(contextlib.closing(MetricsWriter(workdir, from_step=start)))
+        progress = stack.enter_context(contextlib.closing(Progress("train", steps, start)))
+        speed = Speed(config, model, mesh)
+        monitor = Monitor(config, dataset, writer, progress, speed, last_step=steps, **position)
+        stack.callback(monitor.close)
+        trace = stack.enter_context(contextlib.closing(profiling.Trace(profile, workdir)))
+        step_fn = compile_step(config, graphdef, transform, schedule, target, mesh, weights)
+        forward = evaluate.make_forward(graphdef, mesh)
+
+        def validate(step: int) -> None:
+            params = {**train_state.trainable, **train_state.frozen}
+            go_on = functools.partial(preemption.check, step)  # what is evaluated has been saved
+            figures = evaluate.evaluate(
+                forward, params, validation, config.data, config.eval, mesh, go_on, workers
+            )
+            monitor.note_compiled(step)
+            writer.write(step, "val", figures | {"dataset": validation.manifest["sha256"]})
+            log.info("step %d: %s", step, evaluate.summary(figures))
+            monitor.restart_clock()
+            writer.settle()  # what early stopping reads
+
+        def evaluation_due(step: int) -> bool:
+            every = config.train.eval_every_steps
+            return step == steps or (every > 0 and step % every == 0)
+
+        own = evaluations.Setting.of(config.eval, validation.manifest["sha256"])
+        if start and evaluation_due(start) and not evaluations.was_evaluated(workdir, start, own):
+            validate(start)  # the run was stopped between its checkpoint and its evaluation
+        last = steps
+        if 0 < start < steps and early_stop.reached(workdir, config.train, own, start):
+            last = start  # it was at its end
+        for step in range(start + 1, last + 1):
+            with trace.step(step):
+                # A worker process starts before the first batch; and the first two wait for compiling.
+                liveness.note(f"step {step}: its batch", slow=step == start + 1)
+                batch = monitor.next_batch(batches)
+                liveness.note(f"step {step}: computing", slow=step <= start + 2)
+                train_state, metrics = monitor.dispatch(step, step_fn, train_state, batch)
+                # Reads the step before this one, which runs meanwhile.
+                monitor.push(step, metrics, batch["index"])
+            trace.end_step(step, metrics)
+            stopping = preemption.reached()
+            if stopping or evaluation_due(step) or step % config.checkpoint.every_steps == 0:
+                monitor.flush()  # what is saved has been seen to be finite
+                writer.settle()
+                liveness.note(f"step {step}: its checkpoint", slow=True)
+                checkpoints.save(step, train_state, {"next_step": step, "bad": monitor.bad})
+            checkpoints.check()
+            if stopping:
+                raise preemption.stopped(step)
+            if evaluation_due(step):
+                validate(step)
+                if step < steps and early_stop.reached(workdir, config.train, own, step):
+                    break
+        liveness.note("the end", slow=True)
+    if jax.process_index() == 0:
+        report.write_own(workdir)
+
+
+def _steps(config: Config, dataset: VideoDataset) -> int:
+    """Count the run's steps. Raises ConfigError where its epochs are not one."""
+    train = config.train
+    steps = train.steps or round(train.epochs * len(dataset) * config.data.repeats / train.global_batch)
+    if steps < 1:
+        raise ConfigError(
+            f"config: `train.epochs` = {train.epochs} of {len(dataset)} videos is not one step of "
+            f"`train.global_batch` = {train.global_batch}"
+        )
+    return steps
+
+
+def _class_weights(config: Config, dataset: VideoDataset) -> Float[np.ndarray, " K"] | None:
+    chosen = config.train.class_weights
+    if chosen == "none":
+        return None
+    return losses.class_weights(chosen, balance.expected_counts(dataset.classes, dataset.labels, config.data))
+
+
+def _backbone(config: Config, earlier: RunRecord | None) -> Backbone:
+    """A run that goes on has its weights in its checkpoint: the file they came from may be gone."""
+    pretrained = config.model.pretrained
+    if earlier and pretrained != "random" and not Path(pretrained).exists():
+        return earlier.backbone
+    return initial.find_backbone(config.model)

@@ -1,0 +1,168 @@
+"""The training step: a pure function of state and batch, and its compilation."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from inti_jax.config import Config, Mix
+from inti_jax.distributed import sharding
+from inti_jax.models import parameters
+from inti_jax.models.parameters import Params
+from inti_jax.models.video import VideoModel
+from inti_jax.runs import state
+from inti_jax.runs.monitor import Metrics
+from inti_jax.runs.record import RunRecord
+from inti_jax.runs.state import TrainState
+from inti_jax.training import losses, mixing, optim
+
+Batch = dict[str, Array]
+
+# How many steps there are changes nothing of a step but a constant in its learning rate.
+_SOME_STEPS = 1000
+
+
+def train_step(
+    train_state: TrainState,
+    batch: Batch,
+    *,
+    graphdef: nnx.GraphDef[VideoModel],
+    transform: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    smoothing: float,
+    mix: Mix,
+    accumulate: int,
+    seed: int,
+    class_weights: Float[Array, " K"] | None = None,
+) -> tuple[TrainState, Metrics]:
+    """One update from one global batch: `video` [B, T, H, W, 3], `label` [B] and `mask` [B].
+
+    Rows with a false mask (videos that did not decode) weigh nothing. With `accumulate` > 1 the batch is
+    taken in that many parts, one after another: same update, less memory. Which rows are mixed, and how, is a
+    function of `seed` and the step; dropout and stochastic depth also of the part. `class_weights` are
+    factors on each video's loss, by its class; of a mixed video each class's loss has its own.
+    """
+    step_key = jax.random.fold_in(jax.random.key(seed), train_state.step)
+    mixes = mix.mixup > 0 or mix.cutmix > 0
+
+    def summed_loss(trainable: Params, part: dict[str, Any]) -> tuple[Array, Array]:
+        model = parameters.merge(graphdef, {**trainable, **train_state.frozen})
+        model_key = jax.random.split(jax.random.fold_in(step_key, part["part"]))[0]
+        mixed = mixing.mix(part["video"], part["mask"], part["mix"]) if mixes else None
+        logits = model(part["video"] if mixed is None else mixed.video, model_key if model.random else None)
+
+        def loss_of(label: Array) -> Array:
+            loss = losses.cross_entropy(logits, label, smoothing)
+            return loss if class_weights is None else loss * class_weights[label]
+
+        loss = loss_of(part["label"])
+        if mixed is not None:
+            partner = loss_of(mixing.partners(part["label"]))
+            loss = mixed.own * loss + (1 - mixed.own) * partner
+        correct = logits.argmax(axis=-1) == part["label"]
+        return (loss * part["mask"]).sum(), (correct & part["mask"]).sum()
+
+    grad_fn = jax.value_and_grad(summed_loss, has_aux=True)
+    rows: dict[str, Any] = {key: batch[key] for key in ("video", "label", "mask")}
+    # Drawn for the whole batch, so that they are the same in any number of parts.
+    mix_key = jax.random.split(jax.random.fold_in(step_key, 0))[1]
+    draws = mixing.draw(mix, rows["mask"].size // 2, mix_key) if mixes else None
+    if accumulate == 1:
+        first = rows | {"mix": draws, "part": jnp.zeros((), jnp.int32)}
+        (loss, correct), grads = grad_fn(train_state.trainable, first)
+    else:
+        # Row i goes to part i % accumulate, or pair i where pairs are mixed: each device keeps its own rows.
+        parts = {key: _in_parts(value, accumulate, 2 if mixes else 1) for key, value in rows.items()}
+        parts |= {"mix": jax.tree.map(lambda x: _in_parts(x, accumulate), draws)}
+        parts |= {"part": jnp.arange(accumulate)}
+        zeros = jnp.zeros(()), jnp.zeros((), jnp.int32)
+        (loss, correct), grads = jax.lax.scan(
+            lambda total, part: (jax.tree.map(jnp.add, total, grad_fn(train_state.trainable, part)), None),
+            (zeros, jax.tree.map(jnp.zeros_like, train_state.trainable)),
+            parts,
+        )[0]
+    count = jnp.maximum(batch["mask"].sum(), 1)
+    grads = jax.tree.map(lambda grad: grad / count, grads)
+    updates, opt_state = transform.update(grads, train_state.opt_state, train_state.trainable)
+    new_state = TrainState(
+        step=train_state.step + 1,
+        trainable=optax.apply_updates(train_state.trainable, updates),
+        frozen=train_state.frozen,
+        opt_state=opt_state,
+    )
+    metrics = {
+        "loss": loss / count,
+        "top1": correct / count,
+        "grad_norm": optax.global_norm(grads),
+        "bad": (~batch["mask"]).sum(),
+        "learning_rate": schedule(train_state.step),
+    }
+    return new_state, metrics
+
+
+def _in_parts(x: Array, count: int, together: int = 1) -> Array:
+    """Deal the rows of `x` out to `count` parts, each `together` neighbours to one: `[count, rows, ...]`."""
+    dealt = jnp.moveaxis(x.reshape(-1, count, together, *x.shape[1:]), 1, 0)
+    return dealt.reshape(count, -1, *x.shape[1:])
+
+
+def compile_step(
+    config: Config,
+    graphdef: nnx.GraphDef[VideoModel],
+    transform: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    target: TrainState,
+    mesh: jax.sharding.Mesh,
+    class_weights: Float[np.ndarray, " K"] | None = None,
+) -> jax.stages.Wrapped:
+    """The jitted step, a function of state and batch.
+
+    It keeps the state where `target` says and uses the old one's memory again.
+    """
+    step = functools.partial(
+        train_step,
+        graphdef=graphdef,
+        transform=transform,
+        schedule=schedule,
+        smoothing=config.train.label_smoothing,
+        mix=config.train.mix,
+        accumulate=config.train.accumulate,
+        seed=config.train.seed,
+        class_weights=None if class_weights is None else jnp.asarray(class_weights),
+    )
+    functools.update_wrapper(step, train_step)  # traces and records of what is compiled say its name
+    placed = (state.shardings_of(target), sharding.replicated(mesh))
+    return jax.jit(
+        sharding.using(mesh, step),
+        donate_argnums=0,
+        out_shardings=placed,
+        compiler_options=sharding.compiler_options(mesh),
+    )
+
+
+def lower_step(record: RunRecord, mesh: jax.sharding.Mesh) -> tuple[TrainState, jax.stages.Lowered]:
+    """Lower the run's step for the devices of `mesh`, attached or not, and give its state's shapes.
+
+    Raises ConfigError where the batch does not suit the mesh.
+    """
+    config = record.config
+    sharding.check_batch(config.train.global_batch // config.train.accumulate, "train.global_batch", mesh)
+    transform, schedule = optim.make_optimizer(config.train, config.train.steps or _SOME_STEPS)
+    shapes = state.abstract_state(record, transform, mesh)
+    graphdef = nnx.graphdef(state.abstract_model(record))
+    step = compile_step(config, graphdef, transform, schedule, shapes, mesh)
+    videos, side = config.train.global_batch, config.data.resolution
+    rows = {
+        "video": ((videos, config.data.num_frames, side, side, 3), jnp.uint8),
+        "label": ((videos,), jnp.int32),
+        "mask": ((videos,), jnp.bool_),
+        "index": ((videos,), jnp.int32),
+    }
+    where = sharding.batch_sharding(mesh)
+    batch = {name: jax.ShapeDtypeStruct(*spec, sharding=where) for name, spec in rows.items()}
+    return shapes, step.lower(shapes, batch)

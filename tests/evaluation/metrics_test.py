@@ -1,0 +1,27 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
+
+from inti_jax.evaluation import metrics
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(3, 9), st.integers(5, 40))
+def test_accuracies_are_scikit_learns(seed, classes, videos):
+    rng = np.random.default_rng(seed)
+    probabilities = rng.dirichlet(np.ones(classes), videos)
+    labels = rng.integers(0, classes, videos)
+    rank = metrics.ranks(probabilities, labels)
+    for k in (1, 2):
+        expected = top_k_accuracy_score(labels, probabilities, k=k, labels=range(classes))
+        assert metrics.topk_accuracy(rank, k) == pytest.approx(expected)
+    expected = balanced_accuracy_score(labels, probabilities.argmax(1))
+    # scikit-learn warns about predicted classes that never occur, and leaves them out, as we do.
+    assert metrics.mean_class_accuracy(rank, labels) == pytest.approx(expected)
+
+
+def test_equal_probabilities_give_no_free_hits():
+    """A model that says nothing is right for one class in three, not for all."""
+    uniform = np.full((3, 3), 1 / 3)
+    assert metrics.ranks(uniform, np.array([0, 1, 2])).tolist() == [0, 1, 2]
