@@ -1,8 +1,10 @@
-"""One cell of the ablation: any method with any compressor, from a tiny image model, on motion_digits.
+"""Train one cell of the ablation: a method with a compressor, from a tiny image model, on motion_digits.
+
+This runs a table of cells:
 
     python -m inti_jax.ablate --data_dir data --out runs/ablation
 
-runs a table of these. One alone, from the image model that configs/still_digits.py trains:
+This runs one cell, from the image model that configs/still_digits.py trains:
 
     python -m inti_jax.main --config configs/ablation.py:method=st_adapter,compression=inti \\
       --workdir runs/cell --config.model.pretrained=stills.safetensors
@@ -17,6 +19,7 @@ from inti_jax import config
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    """Return the config for the arguments in `arg`, `key=value,key=value`."""
     args = config.parse_arg(
         arg, method="full", temporal="none", compression="inti", scales="all", seed=0, steps=400
     )
@@ -26,11 +29,11 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     result.model.pretrained = "stills.safetensors"
     result.model.adaptation = args["method"]
     result.model.temporal = args["temporal"]
-    result.model.st_adapter.width = 48  # half the width, as 384 is of ViT-B's
+    result.model.st_adapter.width = 48  # half the width of the tower, as 384 is for ViT-B
     compression = result.model.compression
     compression.kind = args["compression"]
     compression.after = () if args["compression"] in ("none", "tome") else (1,)
-    compression.r = 3  # about the cost that is left by halving the frames after block 1
+    compression.r = 3  # leaves about the cost that halving the frames after block 1 leaves
     if args["scales"] != "all":
         compression.scales = (args["scales"],)
 
@@ -42,7 +45,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     result.data.crop_scale = (0.8, 1.0)
     result.data.crop_ratio = (0.9, 1.1)
 
-    # The same for all, with nothing tuned to any of them.
+    # The same for all cells, tuned to none.
     result.train.global_batch = 16
     result.train.steps = args["steps"]
     result.train.learning_rate = 2e-3

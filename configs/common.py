@@ -1,22 +1,28 @@
-"""What the recipes share: the methods' published settings, the schedules of compression, and the arguments.
+"""Build the recipes' configs from published settings, schedules of compression and arguments.
 
-A recipe is a dict from config keys to values. `|` adds to it, and what is added wins.
+A recipe is a dict from config keys to values. `|` adds settings to it, and the added ones win.
 
 Arguments, each with its default first:
-- method (full, linear, aim, st_adapter, zero_i2v, lora): what trains, by the recipe of the config's file
-- compression (inti, none, mean, static, drop, tome)
-- frames (8): in a clip
-- temporal (none, attention, conv, shift): a module on top of the method. With `full`, `linear` and `lora` and
-  none of these, only `inti` and `static` see the order of frames
-- halvings (1, 2): of the frames; two cost the same and need a multiple of 4 frames
-- seed (0)
+- method (full, linear, aim, st_adapter, zero_i2v, lora): the adaptation method; each config file has a recipe
+  for each of them
+- compression (inti, none, mean, static, drop, tome): `model.compression.kind`
+- frames (8): frames of a clip
+- temporal (none, attention, conv, shift): a temporal module on top of the method. With `full`, `linear` and
+  `lora` and without such a module, only `inti` and `static` see the order of frames
+- halvings (1, 2): how often the frames are halved; both cost the same, and 2 needs a multiple of 4 frames
+- seed (0): `train.seed`
 
-The recipes are those of the systems named below, as far as there are keys for them here. What differs in
-general: X-CLIP's mixup is of whole batches, ours of pairs. Gradients are clipped at norm 1. Warmup
-starts at a rate of 0 and the cosine ends there; theirs partly start at a tenth and end at a hundredth. AdamW
-has betas of 0.9 and 0.999, X-CLIP's 0.9 and 0.98. Weight decay never applies to biases, LayerNorm and
-embeddings; ST-Adapter's and AIM's spare a little less. Pixels are normalised with CLIP's statistics,
-UniFormerV2's and X-CLIP's with others. AIM drops paths by token position, not by video.
+The recipes follow the systems named below as far as there are keys for their settings. These differences hold
+for all of them:
+- Mixup mixes pairs of clips; X-CLIP's mixes whole batches.
+- Gradients are clipped at norm 1.
+- The warmup starts and the cosine ends at a rate of 0; some of theirs start at a tenth and end at
+  a hundredth.
+- AdamW's betas are 0.9 and 0.999; X-CLIP's are 0.9 and 0.98.
+- Weight decay never applies to biases, LayerNorm and embeddings; in ST-Adapter and AIM it applies to a few of
+  them.
+- Pixels are normalised with CLIP's statistics; UniFormerV2 and X-CLIP use others.
+- Stochastic depth drops a branch by video; AIM's drops it by token position.
 """
 
 from collections.abc import Mapping
@@ -28,14 +34,15 @@ from inti_jax import config
 
 Settings = dict[str, Any]
 
-# After which blocks frames are halved, once or twice: 62.6 to 62.8 % of the cost is left.
+# By `halvings`, the blocks after which the frames are halved: 62.6 to 62.8 % of the cost is left.
 AFTER = {
     "clip_vit_b16": {1: (3,), 2: (5, 8)},
     "clip_vit_l14": {1: (6,), 2: (10, 16)},
 }
-# Patches that vanish in every block, so that `tome` costs about as much: 62.1 % on B/16, 61.6 % on L/14.
+# Patches that `tome` merges away in every block, for about the same cost: 62.1 % on B/16, 61.6 % on L/14.
 MERGED = {"clip_vit_b16": 12, "clip_vit_l14": 8}
 
+# The arguments and their defaults.
 ARGUMENTS: Settings = {
     "method": "full",
     "compression": "inti",
@@ -47,23 +54,27 @@ ARGUMENTS: Settings = {
 
 
 def schedule(epochs: float, *, warmup: float, batch: int) -> Settings:
-    """`warmup` is in epochs, `batch` in videos over all devices."""
+    """Set the length of training: `epochs`, of which `warmup`, with `batch` clips a step over all devices."""
     return {"train.epochs": epochs, "train.warmup_fraction": warmup / epochs, "train.global_batch": batch}
 
 
 def dense(frames: int) -> Settings:
-    """Clips of 128 source frames, four to five seconds: 8x16, 16x8 or 32x4 (frames x stride)."""
+    """Set dense sampling of 128 source frames, four to five seconds.
+
+    That is 8x16, 16x8 or 32x4 (frames x stride).
+    """
     return {"data.sampling": "dense", "data.stride": max(128 // max(frames, 1), 1)}
 
 
 def views(clips: int, crops: int) -> Settings:
+    """Set the views of a video in evaluation: `clips` times `crops`."""
     return {"eval.clips": clips, "eval.crops": crops}
 
 
 UNIFORM: Settings = {"data.sampling": "uniform"}
 CROP: Settings = {"data.crop_scale": (0.08, 1.0)}
 FLIP: Settings = {"data.flip": True}
-# `rand-m7-n4-mstd0.5-inc1`
+# timm's `rand-m7-n4-mstd0.5-inc1`.
 RAND_AUGMENT: Settings = {
     "data.rand_augment.ops": 4,
     "data.rand_augment.magnitude": 7.0,
@@ -78,10 +89,10 @@ AIM: Settings = {
     "model.drop_path": 0.2,
     "model.head.dropout": 0.5,
 }
-# AIM and ZeroI2V on L/14: `backbone=dict(lr_mult=0.1)`, and their adapters are in the backbone.
+# AIM and ZeroI2V on L/14 have `backbone=dict(lr_mult=0.1)`; their adapters are part of the backbone.
 LARGE: Settings = {"train.tower_rate": 0.1, "train.added_rate": 0.1}
-# AIM on SSv2. Its RandAugment is imgaug's, whose magnitude 7 is of 30 and which applies all it draws; its
-# erasing comes after normalisation, with zeros.
+# AIM on SSv2. Its RandAugment is imgaug's: magnitude 7 is of 30, and all operations drawn are applied. It
+# erases after normalisation, with zeros.
 AIM_SSV2_INPUT: Settings = (
     UNIFORM
     | CROP
@@ -98,7 +109,7 @@ AIM_SSV2_INPUT: Settings = (
 
 # ZeroI2V (github.com/MCG-NJU/ZeroI2V, configs/recognition/vit_zero_clip/CLIP-{B,L}_*.py).
 ZERO_I2V: Settings = {"train.learning_rate": 3e-4, "train.weight_decay": 0.05, "model.head.dropout": 0.5}
-# ZeroI2V on SSv2. Its RandAugment comes after crop and flip, ours before; its erasing fills with grey.
+# ZeroI2V on SSv2. Its RandAugment comes after crop and flip, ours before. It erases with grey.
 ZERO_I2V_SSV2_INPUT: Settings = (
     UNIFORM
     | CROP
@@ -110,8 +121,9 @@ ZERO_I2V_SSV2_INPUT: Settings = (
 )
 
 
-# ST-Adapter (github.com/linziyi96/st-adapter, main.py and scripts/train_*.sh); B/16 alone is published.
+# ST-Adapter (github.com/linziyi96/st-adapter, main.py and scripts/train_*.sh). It is published for B/16 only.
 def st_adapter(batch: int) -> Settings:
+    """Set ST-Adapter's optimizer and head, with the learning rate for `batch` clips a step."""
     return {
         "train.learning_rate": 1e-3 * batch / 256,
         "train.weight_decay": 0.01,
@@ -119,20 +131,20 @@ def st_adapter(batch: int) -> Settings:
     }
 
 
-# ST-Adapter on Kinetics scales the short side to 1 to 1.15 times 224 and cuts out a square of 224. Here that
-# is exact for a video of 16:9, a square with 1 / 1.15 to 1 of its short side; of one of 4:3 it is the same
-# share of the area, hence 0.75 to 0.87 of the short side.
+# ST-Adapter on Kinetics scales the short side to between 1 and 1.15 times 224, and cuts out a square of 224.
+# For a video of 16:9, these settings do exactly that: a square with 1 / 1.15 to 1 of the short side. For one
+# of 4:3, the share of the area is the same, so the square has 0.75 to 0.87 of the short side.
 SHORT_SIDE_JITTER: Settings = {"data.crop_scale": (0.5625 / 1.15**2, 0.5625), "data.crop_ratio": (1.0, 1.0)}
 
-# UniFormerV2 (github.com/OpenGVLab/UniFormerV2, exp/*/{run.sh,config.yaml}): its schedule and input, without
-# the modules that it adds. Its video pipeline does not read the colour jitter in its config.yaml.
+# The schedule and input of UniFormerV2 (github.com/OpenGVLab/UniFormerV2, exp/*/{run.sh,config.yaml}),
+# without the modules that it adds. Its video pipeline does not read the colour jitter in its config.yaml.
 UNIFORMERV2: Settings = (
     {"train.weight_decay": 0.05, "model.head.dropout": 0.5} | UNIFORM | CROP | RAND_AUGMENT
 )
 
-# X-CLIP (github.com/microsoft/VideoX, X-CLIP/utils/{config,optimizer}.py and X-CLIP/datasets/build.py): its
-# schedule and input, without the modules that it adds, whose rate is ten times the tower's. It classifies by
-# texts; `model.head.init=text` is near to that.
+# The schedule and input of X-CLIP (github.com/microsoft/VideoX, X-CLIP/utils/{config,optimizer}.py and
+# X-CLIP/datasets/build.py), without the modules that it adds, whose learning rate is ten times the tower's.
+# It classifies by texts; `model.head.init=text` is near to that.
 X_CLIP: Settings = (
     {
         "train.learning_rate": 8e-6,
@@ -154,21 +166,23 @@ X_CLIP: Settings = (
     | SMOOTHING
 )
 
-# Our choice: these systems publish none for CLIP on video. LoRA is trained as AIM is, without drop path.
+# Our choice: the systems above publish no LoRA or linear recipe for CLIP on video. LoRA trains as AIM does,
+# but without drop path.
 LORA: Settings = AIM | {"model.drop_path": 0.0}
 LINEAR: Settings = {"train.learning_rate": 1e-3, "train.weight_decay": 0.05}
 
 
-# Where all parameters train, they and the optimizer's state are in slices over all devices; where few do,
-# each device has them all, and nothing but their gradients is exchanged.
+# Where all parameters train, they and the optimizer's state are sharded over all devices. Where few train,
+# each device has all parameters, and only gradients are exchanged.
 SLICED: Settings = {"mesh.data": 1, "mesh.fsdp": -1}
 
 
 def small_datasets(batch: int) -> dict[str, Settings]:
-    """For UCF101 and HMDB51, of which ZeroI2V alone published a recipe with all of the training videos.
+    """Make the recipes for UCF101 and HMDB51, by method.
 
-    The other methods have its input and schedule and their own rates: our choice. `full` is X-CLIP's recipe
-    for few examples a class; its rate is that for Kinetics, at a quarter of the batch.
+    For these, only ZeroI2V has published a recipe with all of the training videos. The other methods have its
+    input and schedule and their own rates, which is our choice. `full` is X-CLIP's recipe for few examples a
+    class; its learning rate is that for Kinetics, at a quarter of the batch.
     """
     shared = UNIFORM | CROP | FLIP | RAND_AUGMENT | views(1, 3) | schedule(40, warmup=2.5, batch=batch)
     return {
@@ -182,17 +196,20 @@ def small_datasets(batch: int) -> dict[str, Settings]:
 
 
 def arguments(arg: str) -> Settings:
-    """Raises ConfigError for an argument that there is not."""
+    """Parse the arguments of a config file, on top of the defaults.
+
+    Raises ConfigError for an unknown argument or a value of the wrong type.
+    """
     return config.parse_arg(arg, **ARGUMENTS)
 
 
 def build(
     args: Settings, recipes: Mapping[str, Settings], *, name: str, backbone: str, adapters: Settings
 ) -> ml_collections.ConfigDict:
-    """The config for these arguments: the recipe of the method, on the dataset `name`.
+    """Build the config for `args`: the recipe of the method in `recipes`, on the dataset `name`.
 
-    `adapters` are settings of the methods' modules. They hold for all recipes: `temporal` reads them, too.
-    Raises ConfigError for a value of an argument that only the recipes know.
+    `adapters` are settings of the methods' modules. They hold for all recipes, since `temporal` reads them
+    too. Raises ConfigError for a method without a recipe, and for `halvings` that do not fit.
     """
     method, compression, halvings = args["method"], args["compression"], args["halvings"]
     if method not in recipes:

@@ -1,15 +1,16 @@
-"""HMDB51 with CLIP's ViT-B/16, on the split that was prepared as `hmdb51`.
+"""Train on HMDB51 with CLIP's ViT-B/16, on the split that was prepared as `hmdb51`.
 
     python -m inti_jax.convert ViT-B-16.pt --out clip_vit_b16.safetensors
     python -m inti_jax.main --config configs/hmdb51_vit_b16.py:method=zero_i2v --workdir runs/hmdb51
 
 Cost with the defaults: 88.3 GMACs per view; 140.5 with compression=none.
-Arguments, as common.py has them: method, compression, frames, temporal, halvings, seed.
+Arguments (common.py explains them): method, compression, frames, temporal, halvings, seed.
 
-Where the recipes come from (repositories, and what is different here, in common.py):
-- zero_i2v: configs/recognition/vit_zero_clip/vit_zero_base_clip_hmdb51_u8_split1.py; from 32 frames on
+Sources of the recipes (common.py names the repositories and says what differs here):
+- zero_i2v: configs/recognition/vit_zero_clip/vit_zero_base_clip_hmdb51_u8_split1.py. From 32 frames on,
   hmdb51_u32, with heads that see two frames away.
-- full: X-CLIP for few examples a class, X-CLIP/configs/hmdb51/16_32.yaml, on all of them: our choice.
+- full: X-CLIP for few examples a class, X-CLIP/configs/hmdb51/16_32.yaml. To use it with all training videos
+  is our choice.
 - aim, st_adapter, linear, lora: our choice, with ZeroI2V's input and schedule.
 """
 
@@ -19,6 +20,7 @@ import common
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    """Return the config for the arguments in `arg`, `key=value,key=value`."""
     args = common.arguments(arg)
     shifts = ((-1, 1), (1, 1))
     adapters = {

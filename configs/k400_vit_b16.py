@@ -1,12 +1,12 @@
-"""Kinetics-400 with CLIP's ViT-B/16.
+"""Train on Kinetics-400 with CLIP's ViT-B/16.
 
     python -m inti_jax.convert ViT-B-16.pt --out clip_vit_b16.safetensors
     python -m inti_jax.main --config configs/k400_vit_b16.py:method=st_adapter --workdir runs/k400
 
 Cost with the defaults: 88.3 GMACs per view; 140.5 with compression=none.
-Arguments, as common.py has them: method, compression, frames, temporal, halvings, seed.
+Arguments (common.py explains them): method, compression, frames, temporal, halvings, seed.
 
-Where the recipes come from (repositories, and what is different here, in common.py):
+Sources of the recipes (common.py names the repositories and says what differs here):
 - full: UniFormerV2, exp/k400/k400_b16_f8x224/{run.sh,config.yaml}.
 - aim: configs/recognition/vit/vitclip_base_k400.py.
 - st_adapter: scripts/train_k400_clip_vit_b16_adapter12x384.sh.
@@ -20,6 +20,7 @@ import common
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    """Return the config for the arguments in `arg`, `key=value,key=value`."""
     args = common.arguments(arg)
     dense = common.dense(args["frames"]) | common.views(3, 1) | common.FLIP
     recipes = {

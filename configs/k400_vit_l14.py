@@ -1,18 +1,18 @@
-"""Kinetics-400 with CLIP's ViT-L/14.
+"""Train on Kinetics-400 with CLIP's ViT-L/14.
 
     python -m inti_jax.convert ViT-L-14.pt --out clip_vit_l14.safetensors
     python -m inti_jax.main --config configs/k400_vit_l14.py:method=aim --workdir runs/k400
 
 Cost with the defaults: 405.7 GMACs per view; 648.1 with compression=none.
-Arguments, as common.py has them: method, compression, frames, temporal, halvings, seed.
+Arguments (common.py explains them): method, compression, frames, temporal, halvings, seed.
 
-Where the recipes come from (repositories, and what is different here, in common.py):
-- full: X-CLIP, X-CLIP/configs/k400/14_8.yaml. (UniFormerV2's L/14 saw other videos first.)
-- aim: configs/recognition/vit/vitclip_large_k400.py, without its ColorJitter: a few grey levels of PCA noise,
-  for which there is no key here.
-- zero_i2v: configs/recognition/vit_zero_clip/CLIP-L_k400_8x16x1.py; from 32 frames on CLIP-L_k400_32x4x1.py,
+Sources of the recipes (common.py names the repositories and says what differs here):
+- full: X-CLIP, X-CLIP/configs/k400/14_8.yaml. (UniFormerV2's L/14 was first trained on other videos.)
+- aim: configs/recognition/vit/vitclip_large_k400.py, without its ColorJitter. That is PCA noise of a few grey
+  levels, for which there is no key here.
+- zero_i2v: configs/recognition/vit_zero_clip/CLIP-L_k400_8x16x1.py. From 32 frames on, CLIP-L_k400_32x4x1.py,
   with half the batch, erasing, and heads that see two frames back.
-- st_adapter: that of B/16, our choice, since none is published for L/14.
+- st_adapter: the recipe of B/16. That is our choice, since none is published for L/14.
 - linear, lora: our choice.
 """
 
@@ -22,6 +22,7 @@ import common
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    """Return the config for the arguments in `arg`, `key=value,key=value`."""
     args = common.arguments(arg)
     dense = common.dense(args["frames"]) | common.views(3, 1) | common.FLIP
     long = args["frames"] >= 32

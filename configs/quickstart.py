@@ -1,4 +1,4 @@
-"""The embedded dataset: a tiny model from scratch, on clips that only the order of frames tells apart.
+"""Train a tiny model from scratch on the embedded dataset, whose classes differ only in frame order.
 
     python -m inti_jax.prepare motion_digits --data_dir data
     python -m inti_jax.main --config configs/quickstart.py:compression=inti --workdir runs/inti
@@ -12,6 +12,7 @@ from inti_jax import config
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    """Return the config for the arguments in `arg`, `key=value,key=value`."""
     args = config.parse_arg(arg, compression="inti", seed=0, steps=640)
     result = config.defaults()
 

@@ -1,18 +1,18 @@
-"""Something-Something V2 with CLIP's ViT-B/16.
+"""Train on Something-Something V2 with CLIP's ViT-B/16.
 
     python -m inti_jax.convert ViT-B-16.pt --out clip_vit_b16.safetensors
     python -m inti_jax.main --config configs/ssv2_vit_b16.py:method=aim,frames=16 --workdir runs/ssv2
 
 Cost with the defaults: 88.3 GMACs per view; 140.5 with compression=none.
-Arguments, as common.py has them: method, compression, frames, temporal, halvings, seed.
+Arguments (common.py explains them): method, compression, frames, temporal, halvings, seed.
 
-Where the recipes come from (repositories, and what is different here, in common.py):
+Sources of the recipes (common.py names the repositories and says what differs here):
 - full: UniFormerV2 for 16 frames, exp/sthv2/ssv2_b16_f16x224/{run.sh,config.yaml}: 128 videos a batch, two
   clips of each.
 - aim: configs/recognition/vit/vitclip_base_sthv2.py.
 - st_adapter: scripts/train_ssv2_clip_vit_b16_adapter24x384.sh.
-- zero_i2v: configs/recognition/vit_zero_clip/CLIP-B_sthv2_u16.py for 16 frames; with fewer, no heads see two
-  frames away. It has a list of the labels that a flip exchanges; here their texts say it.
+- zero_i2v: configs/recognition/vit_zero_clip/CLIP-B_sthv2_u16.py for 16 frames. With fewer, no heads see two
+  frames away. It lists the labels that a flip exchanges; here they follow from the labels' texts.
 - linear, lora: our choice, with AIM's input.
 """
 
@@ -22,6 +22,7 @@ import common
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    """Return the config for the arguments in `arg`, `key=value,key=value`."""
     args = common.arguments(arg)
     recipes = {
         "full": common.UNIFORMERV2

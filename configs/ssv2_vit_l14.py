@@ -1,16 +1,16 @@
-"""Something-Something V2 with CLIP's ViT-L/14.
+"""Train on Something-Something V2 with CLIP's ViT-L/14.
 
     python -m inti_jax.convert ViT-L-14.pt --out clip_vit_l14.safetensors
     python -m inti_jax.main --config configs/ssv2_vit_l14.py:method=zero_i2v,frames=32 --workdir runs/ssv2
 
 Cost with the defaults: 405.7 GMACs per view; 648.1 with compression=none.
-Arguments, as common.py has them: method, compression, frames, temporal, halvings, seed.
+Arguments (common.py explains them): method, compression, frames, temporal, halvings, seed.
 
-Where the recipes come from (repositories, and what is different here, in common.py):
+Sources of the recipes (common.py names the repositories and says what differs here):
 - aim: configs/recognition/vit/vitclip_large_sthv2.py.
-- zero_i2v: configs/recognition/vit_zero_clip/CLIP-L_sthv2_u32.py for 32 frames; with fewer, no heads see two
+- zero_i2v: configs/recognition/vit_zero_clip/CLIP-L_sthv2_u32.py for 32 frames. With fewer, no heads see two
   or three frames away.
-- full, st_adapter: those of B/16 (UniFormerV2's and ST-Adapter's), our choice.
+- full, st_adapter: the recipes of B/16 (UniFormerV2's and ST-Adapter's), our choice.
 - linear, lora: our choice, with AIM's input.
 """
 
@@ -20,6 +20,7 @@ import common
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    """Return the config for the arguments in `arg`, `key=value,key=value`."""
     args = common.arguments(arg)
     aim = common.LARGE | common.AIM_SSV2_INPUT | common.schedule(50, warmup=2.5, batch=64)
     recipes = {

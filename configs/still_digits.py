@@ -1,4 +1,4 @@
-"""The image model that the ablation starts from: a tiny tower, trained on single frames by the same code.
+"""Train the image model that the ablation starts from: a tiny tower, by the same code, on single frames.
 
     python -m inti_jax.prepare still_digits --data_dir data
     python -m inti_jax.main --config configs/still_digits.py --workdir runs/stills
@@ -13,6 +13,7 @@ from inti_jax import config
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    """Return the config for the arguments in `arg`, `key=value,key=value`."""
     args = config.parse_arg(arg, seed=0, steps=1500)
     result = config.defaults()
 

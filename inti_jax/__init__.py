@@ -1,4 +1,4 @@
-"""InTI for JAX: CLIP image transformers adapted to video, with fewer frames to compute."""
+"""Adapt CLIP image transformers to video, with InTI layers that halve the frames between blocks."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ __all__ = ["load", "load_clip"]
 
 
 def __getattr__(name: str) -> Any:
-    # Imported on first use: a command's --help need not wait for JAX.
+    # Imported on first use, so that a command's --help does not wait for JAX.
     if name == "load":
         from inti_jax.evaluation.classifier import load
 

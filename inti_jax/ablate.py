@@ -11,6 +11,7 @@ from inti_jax.training.ablation import COMPRESSIONS, METHODS
 
 
 def main() -> None:
+    """Parse the arguments, train all combinations, and write and print the table."""
     parser = argparse.ArgumentParser(
         prog="python -m inti_jax.ablate",
         description="Trains adaptation methods x compressors x seeds on motion_digits and tabulates them. "
@@ -51,6 +52,7 @@ def main() -> None:
 
 
 def _chosen(option: str, text: str, valid: Iterable[str]) -> list[str]:
+    """Split a list of names at its commas. Raises UsageError for a name that is not in `valid`."""
     names = list(dict.fromkeys(text.split(",")))
     if unknown := [name for name in names if name not in valid]:
         raise UsageError(f"--{option}: `{unknown[0]}` is none of {', '.join(valid)}")
@@ -58,6 +60,7 @@ def _chosen(option: str, text: str, valid: Iterable[str]) -> list[str]:
 
 
 def _seeds(text: str) -> list[int]:
+    """Split a list of seeds at its commas. Raises UsageError for what is no whole number."""
     try:
         return [int(seed) for seed in dict.fromkeys(text.split(","))]
     except ValueError:

@@ -1,4 +1,4 @@
-"""How fast this host feeds training: `python -m inti_jax.bench --data_dir DIR --name NAME`."""
+"""Measure the speed of loading training clips: `python -m inti_jax.bench --data_dir DIR --name NAME`."""
 
 import argparse
 import dataclasses
@@ -10,6 +10,7 @@ from inti_jax.host.paths import local_path
 
 
 def main() -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(
         prog="python -m inti_jax.bench",
         description="Measures how many training clips of a prepared dataset this host loads a second, what "

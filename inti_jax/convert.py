@@ -1,4 +1,4 @@
-"""CLIP weights in and out: `python -m inti_jax.convert SRC --out F.safetensors`."""
+"""Convert CLIP weights from and to other formats: `python -m inti_jax.convert SRC --out F.safetensors`."""
 
 import argparse
 import math
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from inti_jax.pretrained.lazy import LazyArray
     from inti_jax.runs.checkpoint import Step
 
-# Of a stage's norm. Two float32 implementations of CLIP differ by a hundredth of it, and a wrong
-# activation, epsilon or layout by far more.
+# Share of a stage's norm. Two float32 implementations of CLIP differ by a hundredth of it. A wrong
+# activation, epsilon or layout makes them differ by far more.
 _TOLERANCE = 1e-4
 
 _LIBRARIES = {"openai": "OpenAI's library does", "huggingface": "transformers does"}
@@ -35,6 +35,7 @@ _EXAMPLES = """examples:
 
 
 def main() -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(
         prog="python -m inti_jax.convert",
         description="Converts CLIP weights of OpenAI, open_clip or Hugging Face (.pt, .bin, .safetensors or "
@@ -192,7 +193,7 @@ def _verify(path: Path, against: Path) -> None:
     print(f"{'stage':<18}{'largest':>12}{'relative':>12}")
     for found in differences:
         print(f"{found.stage:<18}{found.largest:>12.2e}{found.relative:>12.2e}")
-    # Also where a difference is not a number.
+    # `not <=` also finds a difference that is NaN.
     wrong = [found.stage for found in differences if not found.relative <= _TOLERANCE]
     if wrong:
         raise UserError(f"{path} differs from {against}, first at the stage: {wrong[0]}")

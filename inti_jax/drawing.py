@@ -1,4 +1,4 @@
-"""Pictures by matplotlib, whatever the texts in them and however the user's matplotlib is set up."""
+"""Draw pictures with matplotlib, whatever their texts and the user's matplotlib settings are."""
 
 import contextlib
 import io
@@ -15,10 +15,10 @@ log = logging.getLogger("inti_jax")
 
 
 def png(draw: Callable[[Any], "Figure"], what: str) -> bytes | None:
-    """Make a PNG file of the figure that `draw` makes with pyplot.
+    """Render the figure that `draw` makes with pyplot as a PNG file's bytes; None where drawing fails.
 
-    Texts are drawn as they are: a `$` in a name starts no formula. Where drawing fails, the result is None,
-    and a line in the log says that `what` is missing and why.
+    Texts are drawn as they are: a `$` in a name starts no formula. A failure is logged with the reason, where
+    `what` names the missing picture.
     """
     try:
         with _settings():
@@ -38,9 +38,9 @@ def png(draw: Callable[[Any], "Figure"], what: str) -> bytes | None:
 
 
 def legend(axes: "Axes", entries: dict[Any, str], **settings: Any) -> None:
-    """Draw the legend of `entries`, texts by what they name: also of those that start with an underscore.
+    """Draw the legend of `entries`, which maps drawn objects to their texts.
 
-    matplotlib would leave them out.
+    Texts that start with an underscore are included, which matplotlib by itself would leave out.
     """
     axes.legend(list(entries), list(entries.values()), frameon=False, **settings)
 
@@ -51,7 +51,7 @@ def _settings() -> Iterator[None]:
 
     matplotlib.use("Agg")
     with matplotlib.rc_context(), warnings.catch_warnings():
-        matplotlib.rcdefaults()  # and not a user's matplotlibrc, which may ask for LaTeX
+        matplotlib.rcdefaults()  # overrides a user's matplotlibrc, which may ask for LaTeX
         matplotlib.rcParams["text.parse_math"] = False
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         yield

@@ -1,4 +1,4 @@
-"""Errors whose message is meant for the user: one line that says what, where and the remedy."""
+"""Define and report errors meant for the user: one line with the problem, its place and the remedy."""
 
 import codecs
 import contextlib
@@ -13,19 +13,19 @@ from typing import Any
 
 
 class UserError(Exception):
-    """Something outside the program is wrong: a file, a dataset, a flag. Shown without traceback."""
+    """An error outside the program: in a file, a dataset or a flag. Shown without traceback."""
 
     exit_code = 1
 
 
 class UsageError(UserError):
-    """The command was called wrongly."""
+    """A wrong use of a command, such as an argument that it does not take."""
 
     exit_code = 2
 
 
 class Stopped(SystemExit):
-    """A signal ended the work in good order. Shown as it is; the exit status is 128 + the signal's number."""
+    """An orderly end after a signal. Shown as it is; the exit status is 128 + the signal's number."""
 
     def __init__(self, message: str, number: int):
         self.message, self.status = message, 128 + number
@@ -34,7 +34,10 @@ class Stopped(SystemExit):
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Gives what the system refuses meanwhile the name of `path`: writing to an open file leaves it out."""
+    """Add `path` to an OSError raised inside that lacks a filename.
+
+    The system names no file where a write to an open one fails.
+    """
     try:
         yield
     except OSError as error:
@@ -44,11 +47,11 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Run a command's `main`; what ends it that is no bug becomes one line on stderr and an exit status.
+    """Run a command's `main`; turn an error that is no bug into one line on stderr and an exit status.
 
-    That is a UserError, a signal, and what the system refuses with a path's name: a file where a directory
-    should be, a full disk. Where whoever reads the output has gone (`| head`), it ends without a word and
-    with the status of SIGPIPE. File names may have any bytes: they are printed as they are.
+    Such errors are a UserError, a signal, and an OSError with a filename: a file in place of a directory, a
+    full disk. Where the reader of the output has gone (`| head`), the command ends silently with the status
+    of SIGPIPE. File names may have any bytes; they are printed as they are.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -62,16 +65,16 @@ def run_command(main: Callable[[], None]) -> None:
         message, status = stopped.message, stopped.status
     except KeyboardInterrupt:
         message, status = "interrupted", 130
-    except SystemExit:  # of argparse, which has said why
+    except SystemExit:  # from argparse, which has printed the reason
         _flush(sys.stdout)
         raise
     except OSError as error:
         if error.filename is not None:
             message, status = f"error: {error.filename}: {error.strerror}", UserError.exit_code
         else:
-            # Nothing is left to be written where nobody buffers: is more taken?
+            # An unbuffered stream has nothing left to flush: one more line shows whether it accepts output.
             refused = _flush(sys.stdout, more="\n") or _flush(sys.stderr, more="\n")
-            if refused is None:  # then the error is not the output's, but a bug
+            if refused is None:  # the output works, so the error is a bug
                 raise
     refused = refused or _flush(sys.stdout)
     if refused is not None and status == 0:
@@ -79,19 +82,25 @@ def run_command(main: Callable[[], None]) -> None:
         message = "" if refused.errno == errno.EPIPE else f"error: the output: {refused.strerror}"
     if message:
         say(message)
-    _flush(sys.stderr)  # what nobody reads of it changes no status
+    _flush(sys.stderr)  # a failure here does not change the status
     if status:
         sys.exit(status)
 
 
 def say(line: str) -> None:
-    """Print a line to stderr at once, if anyone is there to read it: what follows must not depend on that."""
+    """Print a line to stderr at once, and ignore errors from a stderr that is closed or unread.
+
+    The work that follows must not depend on a reader.
+    """
     with contextlib.suppress(OSError, ValueError):
         print(line, file=sys.stderr, flush=True)
 
 
 def _flush(stream: Any, more: str = "") -> OSError | None:
-    """Write what was printed, and `more`; give what the system refuses of it, once and for all."""
+    """Flush the printed text and `more`; give the error where the system refuses it.
+
+    After an error the stream leads to /dev/null, so that nothing is refused again.
+    """
     if stream is None:  # it was closed before the start
         return None
     try:
@@ -104,7 +113,7 @@ def _flush(stream: Any, more: str = "") -> OSError | None:
 
 
 def _as_bytes(error: Any) -> tuple[str | bytes, int]:
-    """Encode what an encoding does not have: bytes of a file's name as they are, the rest as escapes."""
+    """Encode text that an encoding lacks: bytes of a file's name as they are, the rest as escapes."""
     try:
         return codecs.lookup_error("surrogateescape")(error)
     except UnicodeError:

@@ -1,4 +1,4 @@
-"""Features of video files: `python -m inti_jax.features --checkpoint RUN VIDEO... --out F.npz`."""
+"""Write features of video files: `python -m inti_jax.features --checkpoint RUN VIDEO... --out F.npz`."""
 
 import argparse
 import contextlib
@@ -41,6 +41,7 @@ example: python -m inti_jax.features --checkpoint runs/mine my_videos --out feat
 
 
 def main() -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(
         prog="python -m inti_jax.features",
         description="Writes the features that a trained run computes of video files to a NumPy archive, by "
@@ -87,10 +88,10 @@ def write(
     pretrained: Path | None = None,
     step: "Step" = None,
 ) -> int:
-    """Write the features of `videos` to `out`, as --help describes it, and give how many have none.
+    """Write the features of `videos` to `out`, and return the number of videos without features.
 
-    The file appears when it is complete. Features go through a temporary file beside it: they need not fit
-    into memory.
+    `--help` describes the file, which appears when it is complete. Features go through a temporary file
+    beside it: they need not fit into memory.
     """
     # Imported late: --help and a wrong argument should not wait for JAX.
     from inti_jax.evaluation import inference
@@ -140,7 +141,7 @@ def _by_frame(values: Float[np.ndarray, "V S D"], clips: int) -> Float[np.ndarra
 
 
 def _spans(clips: Int64[np.ndarray, "clips T"], count: int) -> Int64[np.ndarray, "{count} 2"]:
-    """Give the first and the last frame number of each of `count` equal parts of the clips."""
+    """Return the first and the last frame number of each of `count` equal parts of the clips."""
     parts = clips.reshape(count, -1)
     return np.stack([parts[:, 0], parts[:, -1]], axis=1)
 
@@ -152,9 +153,9 @@ def _texts(texts: Sequence[str]) -> np.ndarray:
 def _write_archive(
     path: Path, arrays: dict[str, np.ndarray], features: IO[bytes], shape: tuple[int, int]
 ) -> None:
-    """Write a NumPy archive of `arrays` and of float32 `features` of that shape, which are copied.
+    """Write a NumPy archive of `arrays` and of float32 `features` of shape `shape`.
 
-    `np.savez` would need them in memory.
+    `features` are copied from their file. `np.savez` would need them in memory.
     """
     partial = path.with_name(f"{path.name}.partial")
     try:

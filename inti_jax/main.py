@@ -1,4 +1,4 @@
-"""The main job: `python -m inti_jax.main --config configs/X.py --workdir DIR`."""
+"""Train or evaluate a model: `python -m inti_jax.main --config configs/X.py --workdir DIR`."""
 
 import argparse
 
@@ -8,6 +8,7 @@ from inti_jax.host.paths import local_path
 
 
 def main() -> None:
+    """Parse the arguments, then train or evaluate."""
     parser = argparse.ArgumentParser(
         prog="python -m inti_jax.main",
         description="Trains a model and evaluates it. Goes on from DIR's newest checkpoint if it has one.",
@@ -33,7 +34,7 @@ def main() -> None:
         raise UsageError("--step goes with --mode eval: training goes on from the newest checkpoint")
     cli.setup_logging()
 
-    # Imported late: --help and a mistake in the config should not wait for them.
+    # Imported late, so that --help and a mistake in the config do not wait for them.
     import jax
 
     from inti_jax.distributed import backend, joining

@@ -1,4 +1,4 @@
-"""Show what a config costs before anything runs: `python -m inti_jax.plan --config configs/X.py`."""
+"""Show the cost of a config before anything runs: `python -m inti_jax.plan --config configs/X.py`."""
 
 import argparse
 import dataclasses
@@ -14,6 +14,7 @@ log = logging.getLogger("inti_jax")
 
 
 def main() -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(
         prog="python -m inti_jax.plan",
         description="Shows what a config costs, block by block: frames, tokens, multiply-accumulates, added "
@@ -56,7 +57,7 @@ def main() -> None:
 
     from inti_jax.cost import plan as costs
 
-    # An accelerator may be in use.
+    # Leave accelerators alone: they may be in use.
     jax.config.update("jax_platforms", f"{arguments.platform},cpu" if arguments.platform else "cpu")
     target = None
     if arguments.topology:

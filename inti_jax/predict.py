@@ -1,4 +1,4 @@
-"""Labels for video files: `python -m inti_jax.predict --checkpoint RUN VIDEO...`."""
+"""Label video files with a trained run: `python -m inti_jax.predict --checkpoint RUN VIDEO...`."""
 
 import argparse
 import contextlib
@@ -28,6 +28,7 @@ Write = Callable[[Result], None]
 
 
 def main() -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(
         prog="python -m inti_jax.predict",
         description="Labels video files with a trained run, by the same sampling, decoding and views as its "
@@ -52,7 +53,7 @@ def main() -> None:
     cli.setup_logging()
     videos = inputs.collect(arguments)
 
-    # On a terminal the results are the progress.
+    # On a terminal the results themselves show the progress.
     quiet = arguments.out is not None or not sys.stdout.isatty()
     results = predict_files(
         arguments.checkpoint,
@@ -94,9 +95,9 @@ def predict_files(
     *,
     progress: str = "",
 ) -> Generator[Result, None, None]:
-    """Yield for each path `{video, predictions: [{label, probability}]}`, best first, or `{video, error}`.
+    """Yield `{video, predictions: [{label, probability}]}`, best first, or `{video, error}` for each path.
 
-    In the order of the paths, and as they come: see `inference.FileModel`.
+    Results come in the order of the paths, as soon as they are computed: see `inference.FileModel`.
     """
     # Imported late: --help and a wrong argument should not wait for JAX.
     import numpy as np
@@ -124,7 +125,10 @@ def _print(result: Result) -> None:
 
 @contextlib.contextmanager
 def _json() -> Iterator[Write]:
-    """Print a list entry by entry. Where a fault cuts it short it is closed, or not begun."""
+    """Print a JSON list entry by entry.
+
+    Where an error cuts the list short it is closed. Before the first entry nothing is printed.
+    """
     start = "[\n"
 
     def write(result: Result) -> None:
@@ -141,7 +145,7 @@ def _json() -> Iterator[Write]:
 
 @contextlib.contextmanager
 def _csv(path: Path, topk: int) -> Iterator[Write]:
-    """Write a row at a time; the file is made, or emptied, by the first one."""
+    """Write a CSV file a row at a time. The first row makes the file, or empties it."""
     header = ["video", "status", "reason", "label", "probability"]
     for place in range(2, topk + 1):
         header += [f"label_{place}", f"probability_{place}"]

@@ -8,6 +8,7 @@ from inti_jax.host.paths import local_path
 
 
 def main() -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(
         prog="python -m inti_jax.report",
         description="Compares runs. A run's row has the evaluation of its newest checkpoint with the views "

@@ -8,6 +8,8 @@ ensure_venv requirements-dev.txt
 echo "ruff"
 ruff check .
 ruff format --check .
+echo "codespell"
+codespell
 echo "mypy"
 mypy
 echo "import-linter"

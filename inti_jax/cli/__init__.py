@@ -1,4 +1,8 @@
-"""Command-line arguments that commands share: configs with overrides, videos, processes; and logging."""
+"""Provide what commands share: arguments for configs and processes, logging, and tables of text.
+
+`arguments` reads configs with their overrides and sets up logging; `tables` formats tables. It imports
+config, host and errors alone. Commands import it, and packages that print tables.
+"""
 
 from inti_jax.cli.arguments import (
     add_config_argument,

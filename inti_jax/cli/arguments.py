@@ -1,4 +1,4 @@
-"""What the commands share: reading --config with its overrides, and logging to stderr."""
+"""Parse arguments that commands share, such as --config with its overrides, and log to stderr."""
 
 import argparse
 import logging
@@ -8,6 +8,7 @@ from inti_jax.config import Config
 
 
 def add_config_argument(parser: argparse.ArgumentParser) -> None:
+    """Add the argument --config."""
     parser.add_argument(
         "--config",
         required=True,
@@ -18,7 +19,7 @@ def add_config_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def add_process_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of `distributed.joined`, for commands that run on several hosts."""
+    """Add the arguments of `joining.joined`, for commands that run on several hosts."""
     group = parser.add_argument_group(
         "several processes", "found by themselves on Cloud TPU, SLURM and Open MPI; elsewhere give all three"
     )
@@ -28,13 +29,13 @@ def add_process_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def parse_with_config(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Config]:
-    """The arguments, and the config they name. Raises UsageError or ConfigError."""
+    """Parse the arguments and load the config that they name. Raises UsageError or ConfigError."""
     arguments, overrides = parse_with_overrides(parser)
     return arguments, config.load_config(arguments.config, overrides)
 
 
 def parse_with_overrides(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, list[str]]:
-    """The arguments, and those of the form --config.a.b=value."""
+    """Parse the arguments, and collect those of the form --config.a.b=value."""
     arguments, rest = parser.parse_known_args()
     overrides = [item for item in rest if item.startswith("--config.")]
     unknown = [item for item in rest if item not in overrides]
@@ -44,6 +45,7 @@ def parse_with_overrides(parser: argparse.ArgumentParser) -> tuple[argparse.Name
 
 
 def add_step_argument(parser: argparse.ArgumentParser) -> None:
+    """Add the argument --step, which names a checkpoint of a run."""
     parser.add_argument(
         "--step",
         type=_step,
@@ -60,9 +62,9 @@ def _step(text: str) -> int | str:
 
 
 def setup_logging(process_index: int = 0) -> None:
-    """The project's own messages to stderr, one line each; other libraries' from warnings up.
+    """Log the project's own messages to stderr, one line each; other libraries' only from warnings up.
 
-    Of several processes the first says everything, the others warnings alone, with their number.
+    Of several processes the first logs everything. The others log only warnings, with their number.
     """
     handler = logging.StreamHandler()
     prefix = f"process {process_index}: " if process_index else ""

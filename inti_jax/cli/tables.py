@@ -1,8 +1,8 @@
-"""Tables as plain text."""
+"""Format tables as plain text."""
 
 
 def text_table(headers: list[str], cells: list[list[str]]) -> str:
-    """The cells in columns, the first to the left and the others, which are figures, to the right."""
+    """Align cells in columns: the first column to the left, the others, which are figures, to the right."""
     widths = [max(map(len, column)) for column in zip(headers, *cells, strict=True)]
     lines = [headers, ["-" * width for width in widths], *cells]
     return "\n".join(

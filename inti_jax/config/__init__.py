@@ -1,8 +1,13 @@
-"""The configuration of a run: every key with its default, read from files and checked before anything runs.
+"""Define the configuration of a run, read it from files, and check it before anything runs.
 
-`schema` has the frozen dataclasses, `checks` what types cannot say, `parse` turns files, arguments and
-overrides into a `Config`, `backbones` the sizes that `model.backbone` names. Everything may import it; it
-imports errors and paths alone.
+- `schema`: frozen dataclasses with every key and its default.
+- `checks`: checks that types cannot express.
+- `files`: config files and overrides, read as a `Config`.
+- `literals`: values as users write them.
+- `parse`: values checked and frozen as a `Config`; defaults, and arguments of config files.
+- `backbones`: the sizes that `model.backbone` names.
+
+Any package may import it. It imports `errors` and `host.paths` only.
 """
 
 from inti_jax.config.files import load_config

@@ -1,9 +1,9 @@
-"""Which backbones there are, and what has to be known of one besides its weights."""
+"""Describe the backbones: their sizes, and the facts about a checkpoint that its weights do not tell."""
 
 import dataclasses
 from typing import Literal
 
-# Of OpenAI's CLIP, for pixels in [0, 1].
+# Mean and standard deviation of OpenAI's CLIP, for red, green and blue in [0, 1].
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -12,14 +12,14 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 class BackboneSize:
     """The shape of a CLIP image tower."""
 
-    width: int
-    layers: int
-    heads: int
-    patch: int
+    width: int  # channels of a token
+    layers: int  # blocks
+    heads: int  # of each block's attention
+    patch: int  # pixels a side
     resolution: int  # pixels a side
 
 
-# CLIP's own (arXiv:2103.00020, table 20); `tiny` is ours, for tests and the embedded dataset.
+# The sizes of CLIP (arXiv:2103.00020, table 20). `tiny` is ours, for tests and the embedded dataset.
 BACKBONES = {
     "clip_vit_b32": BackboneSize(width=768, layers=12, heads=12, patch=32, resolution=224),
     "clip_vit_b16": BackboneSize(width=768, layers=12, heads=12, patch=16, resolution=224),
@@ -31,10 +31,12 @@ BACKBONES = {
 
 @dataclasses.dataclass(frozen=True)
 class Numerics:
-    """What a checkpoint was trained with and the shapes of its weights do not tell."""
+    """The numerics that a checkpoint was trained with, which the shapes of its weights do not tell."""
 
-    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"  # `gelu` is the exact one, with erf
-    eps: float = 1e-5  # of every LayerNorm
+    activation: Literal["quick_gelu", "gelu"] = (
+        "quick_gelu"  # of every MLP; "gelu" is the exact GELU, with erf
+    )
+    eps: float = 1e-5  # epsilon of every LayerNorm
 
 
 OPENAI = Numerics()
@@ -42,10 +44,13 @@ OPENAI = Numerics()
 
 @dataclasses.dataclass(frozen=True)
 class Backbone:
-    """What a run's tower starts from; kept with the run, whose checkpoints are then enough by themselves."""
+    """The facts about the weights that a run's tower starts from.
+
+    They are kept with the run, so that its checkpoints can be used without those weights.
+    """
 
     numerics: Numerics = OPENAI
-    mean: tuple[float, float, float] = CLIP_MEAN
-    std: tuple[float, float, float] = CLIP_STD
-    embed: int | None = None  # width of the space shared with texts, if the head works in it
-    sha256: str | None = None  # of the converted weights; None for a random start
+    mean: tuple[float, float, float] = CLIP_MEAN  # of the pixels in [0, 1], subtracted from them
+    std: tuple[float, float, float] = CLIP_STD  # of the pixels, which are divided by it
+    embed: int | None = None  # width of the space shared with texts; None where the head does not use it
+    sha256: str | None = None  # of the file of converted weights; None for a random start

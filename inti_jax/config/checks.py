@@ -1,6 +1,6 @@
-"""What the types of a configuration cannot say: values that exclude each other, key by key.
+"""Check a configuration for what its types cannot express, such as values that exclude each other.
 
-Each check yields a line that names the keys, their values and what would be valid.
+Each check yields one line for each problem. It names the keys, their values and what would be valid.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from inti_jax.config.backbones import BACKBONES
 
 
 def problems(settings: config.Config) -> Iterator[str]:
-    """One line for each thing that is wrong with `settings`."""
+    """Yield one line for each problem with `settings`."""
     yield from _weights(settings.model)
     yield from _compression(settings.model, settings.data.num_frames)
     yield from _adaptation(settings.model, settings.data.num_frames)
@@ -189,10 +189,10 @@ def _mesh(settings: config.Config) -> Iterator[str]:
     axes = dataclasses.asdict(settings.mesh)
     if any(size < 1 and size != -1 for size in axes.values()) or list(axes.values()).count(-1) > 1:
         yield f"`mesh` is {axes}: sizes are positive, and at most one is -1 (what the others leave)"
-    # How many devices -1 stands for is known when the mesh is made, which checks the rest.
+    # The number of devices that -1 stands for is known once the mesh is made; that checks the rest.
     data, fsdp, tensor = (max(axes[axis], 1) for axis in ("data", "fsdp", "tensor"))
     heads = BACKBONES[settings.model.backbone].heads
-    if heads % tensor:  # else it divides the width and the MLP's channels, too
+    if heads % tensor:  # what divides the heads divides the width and the MLP's channels too
         yield (f"`mesh.tensor` is {tensor}: it should divide the {heads} heads of {settings.model.backbone}")
     part = settings.train.global_batch // settings.train.accumulate
     for count, keys in (

@@ -17,10 +17,10 @@ from inti_jax.host.paths import local_path
 
 
 def load_config(spec: str, overrides: Sequence[str] = ()) -> Config:
-    """Read the config of `FILE` or `FILE:key=value,...`, with `--config.a.b=value` overrides.
+    """Load the config that `spec` names, `FILE` or `FILE:key=value,...`, with `--config.a.b=value` overrides.
 
-    A value is read by the type of its key: a text as it is, True or true, numbers and tuples as in Python.
-    Raises UsageError or ConfigError.
+    The value of an override is read by the type of its key: a text as it is, a boolean as True or true,
+    numbers and tuples as in Python. Raises UsageError or ConfigError.
     """
     path, argument = _file_and_argument(spec)
     try:
@@ -31,7 +31,7 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> Config:
             values = (get_config() if argument is None else get_config(argument)).to_dict()
     except UserError:
         raise
-    except Exception as error:  # anything may be raised by a config file, which is a program
+    except Exception as error:  # a config file is a program, which may raise anything
         reason = " ".join(str(error).split())
         raise UsageError(f"--config {spec}: {type(error).__name__}: {reason}") from error
     for override in overrides:
@@ -46,17 +46,18 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> Config:
 
 
 def _file_and_argument(spec: str) -> tuple[Path, str | None]:
-    """Split `FILE:argument`, where FILE may have colons of its own: the longest that is a file counts.
+    """Split `FILE:argument`; FILE may itself contain colons.
 
-    Raises UsageError where there is none.
+    FILE is the longest part before a colon, or all of `spec`, that is an existing file. Raises UsageError
+    where there is none.
     """
     colons = [match.start() for match in re.finditer(":", spec)]
     splits = [(spec, None), *((spec[:at], spec[at + 1 :]) for at in reversed(colons))]
     for name, argument in splits:
-        # An argument may be longer than a file's name can be.
+        # With its argument, a name may be too long for a file; os.path.isfile then returns False.
         if name and "://" not in name and os.path.isfile(path := local_path(name)):  # noqa: PTH113
             return path, argument
-    # What was meant by FILE: what ends as one, else all before the first colon.
+    # For the message, take as FILE the longest prefix that ends in .py, else all before the first colon.
     name = next((name for name, _ in splits if name.endswith(".py")), splits[-1][0])
     path = local_path(name)
     raise UsageError(
@@ -66,7 +67,7 @@ def _file_and_argument(spec: str) -> tuple[Path, str | None]:
 
 @contextlib.contextmanager
 def _importable(directory: Path) -> Iterator[None]:
-    """Let a config file import its neighbours, from wherever it is called, as a script can."""
+    """Let a config file import the files beside it, as a script can, from any working directory."""
     sys.path.insert(0, str(directory))
     try:
         yield

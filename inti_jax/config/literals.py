@@ -1,4 +1,4 @@
-"""Values of the configuration as users write them: `--config.a.b=value`, and arguments of a config file."""
+"""Read values as users write them: in `--config.a.b=value`, and in arguments of a config file."""
 
 import ast
 import re
@@ -10,11 +10,14 @@ _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 
 def read(text: str, kind: Any) -> Any:
-    """Read a value of the type `kind`, a type or an annotation, from `text`.
+    """Read a value of the type `kind`, which is a type or an annotation, from `text`.
 
-    A string is the text itself, or a quoted one; a boolean is true, false, 1 or 0 in any case; all else is a
-    Python literal. For a tuple, `a,b` are names, and one value is a tuple of one. Text that is no such value
-    is given as a literal or as it is, for the caller to refuse.
+    - A string is the text itself, quoted or not.
+    - A boolean is true, false, 1 or 0; case does not matter.
+    - A tuple is a Python literal, or names as in `a,b`. A single value is a tuple of one.
+    - Anything else is a Python literal.
+
+    Text that is no value of the type is returned as a literal or as it is, for the caller to refuse.
     """
     possible = kinds(kind)
     if bool in possible and text.lower() in _BOOLEANS:
@@ -26,17 +29,20 @@ def read(text: str, kind: Any) -> Any:
     if tuple in possible and isinstance(literal, list):
         return tuple(literal)
     if str in possible and type(literal) not in possible:
-        return text  # 2024, None and (1) are good names, too
+        return text  # a name may look like a literal: 2024, None or (1)
     return (literal,) if possible == {tuple} and not isinstance(literal, tuple) else literal
 
 
 def items(text: str) -> list[str]:
-    """Split `key=value,key=value` at the commas before a key: a tuple has commas of its own."""
+    """Split `key=value,key=value` at the commas before a key; commas inside a tuple do not count."""
     return [item for item in re.split(r",\s*(?=\w+=|$)", text.strip()) if item]
 
 
 def kinds(annotation: Any) -> set[type]:
-    """Give the plain types that a value of the annotation may have: `tuple` of `tuple[int, ...] | None`."""
+    """List the plain types that a value of `annotation` may have.
+
+    For `tuple[int, ...] | None` they are `tuple` and `NoneType`; for a Literal, the types of its values.
+    """
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Annotated:
         return kinds(arguments[0])

@@ -1,4 +1,4 @@
-"""Read the values of a configuration from files, arguments and overrides, check and freeze them."""
+"""Check the values of a configuration and freeze them as a `Config`; read arguments of config files."""
 
 import dataclasses
 import difflib
@@ -15,13 +15,14 @@ from inti_jax.config.schema import Config
 from inti_jax.errors import UsageError, UserError
 from inti_jax.host.paths import local_path
 
-# Bytes of a file's name that are not UTF-8: Python keeps them as lone surrogates, JSON takes their stand-ins.
+# Python keeps bytes of a file's name that are not UTF-8 as lone surrogates, which JSON text cannot hold.
+# Stand-ins replace them on the way through JSON.
 _STAND_INS = {0xDC00 + byte: 0x10DC00 + byte for byte in range(0x80, 0x100)}
 _STOOD_FOR = {stand_in: surrogate for surrogate, stand_in in _STAND_INS.items()}
 
 
 class ConfigError(UserError):
-    """A configuration that cannot run: names the key, its value and what would be valid."""
+    """A configuration that cannot run; the message names the key, its value and what would be valid."""
 
     exit_code = 2
 
@@ -29,26 +30,29 @@ class ConfigError(UserError):
 def defaults() -> ml_collections.ConfigDict:
     """Make a ConfigDict of every key with its default.
 
-    A key that does not exist is found when the config is parsed.
+    Setting a key that does not exist raises no error here: `from_dict` finds it.
     """
     return ml_collections.ConfigDict(_settable(Config()))
 
 
 def _settable(section: Any) -> dict[str, Any]:
-    """Give the values of `section`, in a ConfigDict free to change type where several types are valid."""
+    """Give the values of `section` by key, nested, for a ConfigDict.
+
+    Where several types are valid, the ConfigDict lets a value change its type.
+    """
     values = {}
     for field in dataclasses.fields(section):
         value = getattr(section, field.name)
         if dataclasses.is_dataclass(value):
             value = _settable(value)
-        elif len(literals.kinds(field.type)) > 1:  # a ConfigDict else keeps to the type of the default
+        elif len(literals.kinds(field.type)) > 1:  # by default, a ConfigDict only takes the default's type
             value = ml_collections.FieldReference(value, field_type=object)
         values[field.name] = value
     return values
 
 
 def parse_arg(arg: str, **defaults: Any) -> dict[str, Any]:
-    """Read the arguments of a config file, `FILE:key=value,key=value`: `defaults`, with what `arg` gives.
+    """Parse `arg`, the arguments of a config file in `FILE:key=value,key=value`, on top of `defaults`.
 
     A value has the type of its default: `true` or `false`, a number, a tuple such as `(3,6)`, or a text.
     Raises ConfigError for a key that `defaults` does not name, or a value of another type.
@@ -75,9 +79,9 @@ def parse_arg(arg: str, **defaults: Any) -> dict[str, Any]:
 
 
 def type_of(key: str) -> Any:
-    """Give the type, as annotated, of the value that the dotted `key` names.
+    """Give the annotated type of the value that the dotted `key` names.
 
-    Raises ConfigError where it names no single value of the configuration.
+    Raises ConfigError where `key` does not name a single value of the configuration.
     """
     section: Any = Config
     parts = key.split(".")
@@ -94,7 +98,10 @@ def type_of(key: str) -> Any:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The contents of a config.json. Raises ConfigError where it is absent or not JSON."""
+    """Read a run's config.json.
+
+    Raises ConfigError where it is absent or not JSON.
+    """
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
@@ -104,9 +111,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def from_dict(values: dict[str, Any]) -> Config:
-    """Checks `values`, nested as the dataclasses are, and freezes them. Raises ConfigError."""
+    """Check `values`, nested as the dataclasses are, and freeze them as a `Config`.
+
+    Raises ConfigError where a key is unknown, a value has the wrong type, or values exclude each other.
+    """
     try:
-        # By way of JSON, where strict types still let a list be a tuple and a dict a dataclass.
+        # From JSON, strict types still accept a list for a tuple and a dict for a dataclass.
         text = json.dumps(values, ensure_ascii=False, default=repr).translate(_STAND_INS)
         config = pydantic.TypeAdapter(Config).validate_json(text)
     except pydantic.ValidationError as error:
@@ -115,7 +125,7 @@ def from_dict(values: dict[str, Any]) -> Config:
         TypeError,
         ValueError,
         RecursionError,
-    ) as error:  # a dict in itself, or with other keys
+    ) as error:  # a dict that contains itself, or whose keys are no strings
         raise ConfigError(
             f"config: a value is no number, text, truth value, tuple or section: {error}"
         ) from None
@@ -126,7 +136,10 @@ def from_dict(values: dict[str, Any]) -> Config:
 
 
 def _with_local_paths(config: Config) -> Config:
-    """Expand `~` in the keys that are paths. Raises ConfigError for what is no path on this machine."""
+    """Expand `~` in the values that are paths.
+
+    Raises ConfigError for a value that is no path on this machine.
+    """
 
     def local(key: str, text: str) -> str:
         text = text.translate(_STOOD_FOR)
@@ -136,7 +149,7 @@ def _with_local_paths(config: Config) -> Config:
             path = local_path(text)
         except UsageError as error:
             raise ConfigError(f"config: `{key}`: {error}") from None
-        # As it was written, where that will do: `./random` is a file, `random` is not.
+        # Keep the path as written unless it has `~`: `./random` is a file, `random` is not.
         return str(path) if text.startswith("~") else text
 
     model, data = config.model, config.data
@@ -152,9 +165,10 @@ def _with_local_paths(config: Config) -> Config:
 
 
 def _first_problem(error: pydantic.ValidationError) -> str:
+    """Describe the first problem: the key, its value and what would be valid."""
     found = error.errors()
     key = _key_of(found[0])
-    # A value of one of several types has a problem with each of them, the nearest in a part of the value.
+    # Where several types are valid, there is a problem with each. One in a part of the value says the most.
     same = [problem for problem in found if f"{_key_of(problem)}.".startswith(f"{key}.")]
     deeper = [problem for problem in same if _key_of(problem) != key]
     problem = deeper[0] if deeper else found[0]
@@ -166,17 +180,20 @@ def _first_problem(error: pydantic.ValidationError) -> str:
 
 
 def _key_of(problem: Any) -> str:
-    # Of a value that may have either of two types, the path names the type as well, which is no identifier.
+    """Give the dotted key of a problem that pydantic reports."""
+    # Where several types are valid, `loc` also names the type, which is no identifier.
     return ".".join(str(part) for part in problem["loc"] if isinstance(part, int) or part.isidentifier())
 
 
 def _unknown_key(key: str, valid: list[str]) -> str:
+    """Say that `key` is unknown, and which one may be meant."""
     near = difflib.get_close_matches(key.rpartition(".")[2], valid, n=1)
     hint = f"did you mean `{near[0]}`?" if near else f"valid keys: {', '.join(valid)}"
     return f"config: unknown key `{key}`; {hint}"
 
 
 def _keys_beside(key: str) -> list[str]:
+    """List the valid keys of the section that `key` is in."""
     section: Any = Config
     for part in key.split(".")[:-1]:
         section = {field.name: field.type for field in dataclasses.fields(section)}[part]

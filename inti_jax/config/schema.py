@@ -1,8 +1,9 @@
-"""The run's configuration: frozen dataclasses, checked once, before any device is touched.
+"""Define every key of a run's configuration, with its type and default, as frozen dataclasses.
 
-`configs/*.py` start from `defaults()` and return a ConfigDict; `from_dict` turns its values into a `Config`.
-All defaults live here. An unknown key, a wrong type or an impossible combination raises
-`ConfigError`, whose message names the key, the value and what would be valid.
+The files `configs/*.py` start from `parse.defaults()` and return a ConfigDict. `parse.from_dict` checks its
+values once, before any device is touched, and turns them into a `Config`. All defaults are here. An unknown
+key, a wrong type or an impossible combination raises `ConfigError`, whose message names the key, the value
+and what would be valid.
 """
 
 import dataclasses
@@ -20,6 +21,7 @@ Share = Annotated[float, Field(gt=0, le=1)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 
+# A branch of the network that computes InTI's weights; see models/inti.py.
 Scale = Literal["point", "local", "region", "global"]
 SCALES: tuple[Scale, ...] = ("point", "local", "region", "global")
 
@@ -27,285 +29,386 @@ SCALES: tuple[Scale, ...] = ("point", "local", "region", "global")
 @pydantic.with_config(_STRICT)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compression:
-    """Where and how tokens become fewer. `tome` merges patches of a frame, the others halve the frames."""
+    """Compression of the tower's tokens: its kind, and the blocks at which they become fewer.
 
+    Read by models/compressors.py, models/inti.py and models/tome.py.
+    """
+
+    # "none": no compression. "inti", "mean", "static" and "drop" halve the frames: by InTI, by the mean of
+    # each pair of frames, by one learned pair of weights, or by dropping the later frame. "tome" merges
+    # similar patches of a frame (arXiv:2210.09461).
     kind: Literal["none", "inti", "mean", "static", "drop", "tome"] = "none"
-    # Block numbers, from 1: after which frames are halved; or in which `tome` merges patches: all, if empty.
+    # Numbers of blocks, from 1, in increasing order. The frames are halved after each of them. "tome" merges
+    # patches in each of them, or in all blocks if this is empty.
     after: tuple[Positive, ...] = ()
-    # Read by `inti` only.
-    scales: tuple[Scale, ...] = SCALES
-    normalizer: Literal["softmax", "sigmoid"] = "softmax"
-    width: Positive = 64
-    # The class token's weights: its own, from the point and global scales; the mean of the two frames; or
+    # The next four are read by "inti" only.
+    scales: tuple[Scale, ...] = SCALES  # one or more branches that compute the weights
+    normalizer: Literal["softmax", "sigmoid"] = "softmax"  # makes the two weights of a pair sum to 1
+    width: Positive = 64  # channels to which each frame's tokens are narrowed to compute the weights
+    # The class token's weights. "own": from the point and global scales; "mean": one half each; "patches":
     # the mean of the patches' weights.
     class_token: Literal["own", "mean", "patches"] = "own"
-    # Read by `tome` only: the patches that vanish in each block that merges, one number or one for each; and
-    # whether each frame merges its own, or all frames of a clip the same. Temporal modules need the latter,
-    # since they relate equal positions: `auto` is `clip` where there are any, else `frame`.
+    # The next two are read by "tome" only.
+
+    # Patches of a frame that each merging block merges away: one number for all, or one for each block.
     r: NonNegative | tuple[NonNegative, ...] = 8
+    # "frame": each frame merges its own most similar patches. "clip": all frames of a clip merge the same
+    # ones, which temporal modules need, since they relate equal positions. "auto": "clip" with a temporal
+    # module, else "frame".
     matching: Literal["auto", "frame", "clip"] = "auto"
 
     @property
     def halves_after(self) -> tuple[int, ...]:
-        """The blocks, from 1, after which there are half as many frames."""
+        """The numbers of the blocks, from 1, after which the frames are halved."""
         return () if self.kind == "tome" else self.after
 
 
 @pydantic.with_config(_STRICT)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Aim:
-    """AIM (arXiv:2302.03024): the block's own attention over time as well, and adapters with GELU."""
+    """AIM (arXiv:2302.03024): the block's own attention also over time, and adapters with GELU.
 
-    bottleneck: Share = 0.25  # the adapters' inner width, as a share of the backbone's
-    scale: float = 0.5  # of the adapter beside the MLP
-    temporal_adapters: Literal[1, 2] = 1  # with 2, one before the temporal attention too
+    Read with `model.adaptation` = "aim". `bottleneck` and `temporal_adapters` are also read with
+    `model.temporal` = "attention".
+    """
+
+    bottleneck: Share = 0.25  # inner width of the adapters, as a share of the backbone's width
+    scale: float = 0.5  # factor on the output of the adapter beside the MLP
+    # 1: an adapter behind the attention over time. 2: another one before it.
+    temporal_adapters: Literal[1, 2] = 1
 
 
 @pydantic.with_config(_STRICT)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StAdapter:
-    """ST-Adapter (arXiv:2206.13559): a bottleneck with a depthwise convolution over time."""
+    """ST-Adapter (arXiv:2206.13559): a bottleneck with a depthwise convolution over time.
 
-    width: Positive = 384
+    Read with `model.adaptation` = "st_adapter" or `model.temporal` = "conv".
+    """
+
+    width: Positive = 384  # channels inside the bottleneck
+    # The parts of a block, attention or MLP, that have a module before them.
     before: tuple[Literal["attn", "mlp"], ...] = ("mlp",)
 
 
 @pydantic.with_config(_STRICT)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ZeroI2V:
-    """ZeroI2V (arXiv:2310.01324): heads that see other frames, and linear adapters that fold away."""
+    """ZeroI2V (arXiv:2310.01324): heads that see other frames, and linear adapters that fold away.
 
-    bottleneck: Share = 0.25
-    scale: float = 0.5
-    dropout: Rate = 0.0  # inside the adapters, in training
-    # (offset, heads): that many more heads take their keys and values from the frame so far away.
+    Read with `model.adaptation` = "zero_i2v". `shifts` are also read with `model.temporal` = "shift".
+    """
+
+    bottleneck: Share = 0.25  # inner width of the adapters, as a share of the backbone's width
+    scale: float = 0.5  # factor on the adapters' outputs, before their inputs are added
+    dropout: Rate = 0.0  # probability, inside the adapters, in training
+    # Pairs of (offset, heads): the next `heads` heads take keys and values from the frame that is `offset`
+    # away.
     shifts: tuple[tuple[int, Positive], ...] = ((-1, 1), (1, 1))
 
 
-# The temporal module that an adaptation method has of its own; see `Model.temporal`.
+# The temporal module that an adaptation method has itself; see `Model.temporal`.
 TEMPORAL_OF = {"aim": "attention", "st_adapter": "conv", "zero_i2v": "shift"}
 
+# A matrix of a block: query, key, value and output of the attention, first and second layer of the MLP.
 LoraTarget = Literal["query", "key", "value", "out", "fc", "proj"]
 
 
 @pydantic.with_config(_STRICT)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Lora:
-    """LoRA (arXiv:2106.09685): updates of low rank beside the block's matrices."""
+    """LoRA (arXiv:2106.09685): low-rank updates of the blocks' matrices.
 
-    rank: Positive = 8
-    alpha: PositiveFloat = 16.0  # the update's scale is alpha / rank
-    targets: tuple[LoraTarget, ...] = ("query", "value")
+    Read with `model.adaptation` = "lora".
+    """
+
+    rank: Positive = 8  # of each update
+    alpha: PositiveFloat = 16.0  # the factor on each update is alpha / rank
+    targets: tuple[LoraTarget, ...] = ("query", "value")  # the matrices of each block that have an update
 
 
 @pydantic.with_config(_STRICT)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Head:
-    """The classifier. `text` starts from the class names, by the text tower of `model.pretrained`."""
+    """The classifier on a video's feature.
 
+    Read by models/video.py and, at the start of a run, by runs/initial.py.
+    """
+
+    # "random": a linear layer that starts at random. "text": CLIP's classifier, which starts from the class
+    # names, encoded by the text tower of `model.pretrained`.
     init: Literal["random", "text"] = "random"
-    dropout: Rate = 0.0  # of the video's feature, in training
-    # Prompts for `text`; `{}` is where the class name goes.
+    dropout: Rate = 0.0  # probability, on the video's feature, in training
+    # Prompts for "text". Each has one `{}`, where the class name goes; a class is the mean over them.
     templates: tuple[str, ...] = ("a photo of {}.", "a video of a person {}.", "an example of {}.")
 
 
 @pydantic.with_config(_STRICT)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Model:
+    """The model: its backbone, the modules added to it, and the parameters that train."""
+
+    # The size of the image tower; see config/backbones.py.
     backbone: Literal["clip_vit_b32", "clip_vit_b16", "clip_vit_l14", "clip_vit_l14_336", "tiny"] = "tiny"
-    # A file that `convert` wrote. "random" starts from scratch, which has to be said explicitly.
+    # Path of the backbone's weights, a file that `convert` wrote; or "random" to start from scratch. It has
+    # to be given. Read by pretrained/loading.py.
     pretrained: str = ""
-    # A file that `convert RUN --to trained` wrote, of this very model on these weights and labels: what
-    # trains starts from there.
+    # Path of a file that `convert RUN --to trained` wrote; "" for none. The parameters that train start from
+    # it. It has to be of the same model, on the same weights and labels. Read by runs/initial.py.
     start_from: str = ""
-    # What trains (see freezing.py), and what it adds to the blocks (see models/adaptation.py).
+    # The method. "full" trains all parameters. The others keep the tower frozen and train the classifier and
+    # all that is added to the tower; "aim" and "zero_i2v" also its last LayerNorm. "linear" itself adds
+    # nothing. Read by models/freezing.py and models/adaptation.py.
     adaptation: Literal["full", "linear", "aim", "st_adapter", "zero_i2v", "lora"] = "full"
-    # What does not train besides, by glob patterns of the paths of parameters or modules: `tower.blocks.0`,
-    # `tower.blocks.[0-5]`, `tower.*.bias`. Each has to name some that would, and only what is pretrained.
+    # Glob patterns of the paths of parameters or modules that do not train, against the method's choice:
+    # `tower.blocks.0`, `tower.blocks.[0-5]`, `tower.*.bias`. Each has to name a parameter that would train.
+    # Parameters that are new, hence not pretrained, cannot be frozen.
     freeze: tuple[str, ...] = ()
-    # With `full`: the first blocks that do not train, and the embeddings below them.
+    # With "full" only: so many first blocks, and the embeddings below them, do not train.
     freeze_blocks: NonNegative = 0
-    # With the other methods: the last blocks of the tower that train as well, and the LayerNorm behind them.
+    # With the other methods only: so many last blocks, and the LayerNorm behind them, train as well.
     unfreeze_last: NonNegative = 0
+    # Settings of the methods' modules.
     aim: Aim = Aim()
     st_adapter: StAdapter = StAdapter()
     zero_i2v: ZeroI2V = ZeroI2V()
     lora: Lora = Lora()
-    # A temporal module on top of any of them, with the settings of the method it is from: AIM's attention
-    # over time, ST-Adapter's convolution, or ZeroI2V's shifted heads.
+    # A temporal module on top of the method, with the settings of the method it comes from. "attention":
+    # AIM's attention over time; "conv": ST-Adapter's convolution; "shift": ZeroI2V's shifted heads.
     temporal: Literal["none", "attention", "conv", "shift"] = "none"
-    drop_path: Rate = 0.0  # of the last block's trained branches in training, rising linearly from 0
-    frozen_dtype: Literal["float32", "bfloat16"] = "float32"  # of the parameters that do not train
+    # Stochastic depth: the probability in training to drop a trained branch of the last block. It rises
+    # linearly from 0 at the first block.
+    drop_path: Rate = 0.0
+    # Type in which the parameters that do not train are stored. Read by runs/state.py.
+    frozen_dtype: Literal["float32", "bfloat16"] = "float32"
     compression: Compression = Compression()
     head: Head = Head()
-    remat: bool = False  # recompute each block in the backward pass: less memory, more time
-    # Blocks that follow each other and are alike as one loop: a program that computes the same and compiles
-    # sooner. `auto` does so in towers of 24 blocks and more.
+    remat: bool = False  # compute each block again in the backward pass: less memory, more time
+    # Run consecutive blocks that are alike in one loop: the result is the same, and compiling takes less
+    # time. "auto": in towers of 24 blocks or more.
     scan: Literal["auto", "on", "off"] = "auto"
 
 
 @pydantic.with_config(_STRICT)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RandAugment:
-    """Operations by chance on whole frames, before the crop: `rand-m7-n4` is ops=4, magnitude=7."""
+    """RandAugment (arXiv:1909.13719) of whole frames, before the crop, the same in all frames of a clip.
 
-    ops: NonNegative = 0  # drawn for a clip; 0: off
-    magnitude: Annotated[float, Field(ge=0, le=10)] = 7.0
-    std: Annotated[float, Field(ge=0)] = 0.0  # of the magnitude, which is drawn for each operation
-    probability: Fraction = 0.5  # with which an operation that was drawn is applied
+    timm's `rand-m7-n4` is ops=4, magnitude=7. Read by data/augmentation/rand_augment.py.
+    """
+
+    ops: NonNegative = 0  # number of operations drawn for a clip; 0 turns it off
+    magnitude: Annotated[float, Field(ge=0, le=10)] = 7.0  # mean strength of an operation, 0 to 10
+    std: Annotated[float, Field(ge=0)] = 0.0  # standard deviation of the strength between operations
+    probability: Fraction = 0.5  # that an operation that was drawn is applied
 
 
 @pydantic.with_config(_STRICT)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Jitter:
-    """Colour jitter. A strength s is a factor in 1 - s to 1 + s; that of `hue` a turn of -s to s circles."""
+    """Colour jitter, the same in all frames of a clip; a strength of 0 turns its part off.
+
+    A strength s of brightness, contrast or saturation draws a factor from 1 - s (at least 0) to 1 + s. That
+    of `hue` turns hues by -s to s circles. Read by data/augmentation/colour.py.
+    """
 
     probability: Fraction = 1.0  # that a clip is jittered at all
-    brightness: Annotated[float, Field(ge=0)] = 0.0
-    contrast: Annotated[float, Field(ge=0)] = 0.0
-    saturation: Annotated[float, Field(ge=0)] = 0.0
-    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    brightness: Annotated[float, Field(ge=0)] = 0.0  # strength
+    contrast: Annotated[float, Field(ge=0)] = 0.0  # strength
+    saturation: Annotated[float, Field(ge=0)] = 0.0  # strength
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0  # strength
 
 
 @pydantic.with_config(_STRICT)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Erase:
-    """Random erasing of one box, the same in all frames of a clip."""
+    """Random erasing (arXiv:1708.04896) of one box, the same in all frames of a clip.
 
-    probability: Fraction = 0.0
-    # The box: share of the area, and width / height.
-    scale: tuple[Fraction, Fraction] = (0.02, 1 / 3)
-    ratio: tuple[float, float] = (0.3, 1 / 0.3)
-    fill: Literal["noise", "mean"] = "noise"  # `mean` is CLIP's mean colour
+    Read by data/augmentation/augment.py.
+    """
+
+    probability: Fraction = 0.0  # that a clip has a box erased
+    scale: tuple[Fraction, Fraction] = (0.02, 1 / 3)  # lowest and highest area of the box, as a share
+    ratio: tuple[float, float] = (0.3, 1 / 0.3)  # lowest and highest width / height of the box
+    fill: Literal["noise", "mean"] = "noise"  # "noise": random pixels; "mean": CLIP's mean colour
 
 
 @pydantic.with_config(_STRICT)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Data:
-    name: str = ""
-    data_dir: str = ""
-    num_frames: Positive = 8
+    """The dataset, the clips that are cut from its videos, and how they are loaded."""
+
+    name: str = ""  # the name under which `prepare` wrote the dataset
+    data_dir: str = ""  # path of the directory where `prepare` wrote the dataset
+    num_frames: Positive = 8  # T, frames of a clip
+    # "dense": frames that are `stride` apart. "uniform": one frame from each of `num_frames` equal
+    # segments of the video. Read by data/sampling.py.
     sampling: Literal["dense", "uniform"] = "dense"
-    stride: Positive = 1  # source frames between two frames of a `dense` clip
-    resolution: Positive = 224
-    repeats: Positive = 1  # clips of each video in a training batch, cut and augmented differently
-    # Every class equally often in an epoch, which has as many clips as without: a rare class's videos come
-    # several times, cut and augmented differently, and not all of a frequent class's come.
+    stride: Positive = 1  # with "dense" only: distance of two frames of a clip, in source frames
+    resolution: Positive = 224  # side of the square frames that the model sees, in pixels
+    # Clips of each video in a training batch, each cut and augmented on its own. It divides
+    # `train.global_batch`.
+    repeats: Positive = 1
+    # Draw every class equally often in an epoch, which keeps its number of clips. Videos of rare classes come
+    # several times, each time cut and augmented anew; some videos of frequent classes do not come. Read by
+    # data/balance.py.
     balance: bool = False
-    # From here to `erase`: what is done to training clips, the same to all frames of one.
+    # The keys from `crop` to `erase` change training clips, all frames of a clip alike. Read by
+    # data/augmentation.
+
+    # The box that becomes a square of `resolution`. "random_resized": a box of random area and shape.
+    # "multi_scale": a box at a corner or the centre, with sides of 1, 0.875, 0.75 or 0.66 of the short side
+    # (TSN, arXiv:1608.00859).
     crop: Literal["random_resized", "multi_scale"] = "random_resized"
-    # Read by `random_resized` only: share of the area, and width / height.
+    # The next two are read by "random_resized" only: the lowest and the highest share of the frame's area,
+    # and width / height.
     crop_scale: tuple[Fraction, Fraction] = (0.5, 1.0)
     crop_ratio: tuple[float, float] = (0.75, 4 / 3)
-    flip: bool = False  # mirror half left to right; labels that name a side change with them
+    flip: bool = False  # mirror half of the clips left to right; labels that name a side change with them
     rand_augment: RandAugment = RandAugment()
     jitter: Jitter = Jitter()
-    grayscale: Fraction = 0.0  # probability
+    grayscale: Fraction = 0.0  # probability that a clip becomes grey
     erase: Erase = Erase()
-    max_bad_share: Fraction = 0.01  # of the training clips so far, or of an epoch, that may fail to decode
-    # Decoding processes; 0 decodes in threads. -1: the host's cores but one, and none where the CPU computes.
+    # Share of training clips that may fail to decode, of those so far or, at the beginning, of an epoch.
+    # Above it the run ends. Read by runs/monitor.py.
+    max_bad_share: Fraction = 0.01
+    # The keys from `workers` on are read by data/loading.
+
+    # Worker processes that decode, on each host. 0: threads of the main process decode. -1: one less than the
+    # host's cores, at most one for each clip loaded ahead; 0 where the model runs on the CPU.
     workers: Annotated[int, Field(ge=-1)] = -1
-    threads: Positive = 2  # decoding threads, in each process
-    prefetch: Positive = 2  # batches kept ready in host memory, and again on the device
+    threads: Positive = 2  # decoding threads of each worker process, or of the main process without workers
+    prefetch: Positive = 2  # batches kept ready in host memory, and as many again on the device
 
 
 @pydantic.with_config(_STRICT)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mix:
-    """Mixup and CutMix of pairs of training clips. 0 turns either off."""
+    """Mixup (arXiv:1710.09412) and CutMix (arXiv:1905.04899) of pairs of training clips.
 
-    mixup: Annotated[float, Field(ge=0)] = 0.0  # alpha of the Beta distribution of the shares
-    cutmix: Annotated[float, Field(ge=0)] = 0.0
-    switch: Fraction = 0.5  # where both are on, the share of CutMix
+    Read by training/mixing.py.
+    """
+
+    mixup: Annotated[float, Field(ge=0)] = 0.0  # alpha of the Beta distribution of the shares; 0: no mixup
+    cutmix: Annotated[float, Field(ge=0)] = 0.0  # alpha of the Beta distribution of the areas; 0: no CutMix
+    switch: Fraction = 0.5  # where both are on: probability of CutMix rather than mixup
     probability: Fraction = 1.0  # that a pair is mixed at all
 
 
 @pydantic.with_config(_STRICT)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EarlyStop:
-    """The end of training when the validation figure rises no more, before `steps` are done.
+    """Early stopping: training ends before all its steps once the validation metric rises no more.
 
-    It counts the evaluations at multiples of `train.eval_every_steps` that have the run's views and dataset.
-    A run that was stopped goes on when `patience` is raised, or 0. `checkpoint.keep_best` keeps the best by
-    top1.
+    The evaluations at multiples of `train.eval_every_steps` count, with the views and the dataset of the run.
+    A run that was stopped goes on when `patience` is raised or set to 0. `checkpoint.keep_best` keeps the
+    best by top1, whatever the metric. Read by training/early_stop.py.
     """
 
-    patience: NonNegative = 0  # evaluations in a row without a rise after which training ends; 0: off
-    metric: Literal["top1", "top5", "mean_class"] = "top1"
-    min_delta: Fraction = 0.0  # a rise over the best so far is more than this
+    patience: NonNegative = 0  # evaluations in a row without a rise that end training; 0: off
+    metric: Literal["top1", "top5", "mean_class"] = "top1"  # accuracy; "mean_class" is its mean over classes
+    min_delta: Fraction = 0.0  # the metric has risen if it is above the best so far by more than this
 
 
 @pydantic.with_config(_STRICT)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Train:
-    global_batch: Positive = 32
-    # One of the two: the other stays 0. A run that has ended goes on when it is given more: from there its
-    # learning rate is that of a run of so many steps from the beginning.
+    """Training: its length, the optimizer (AdamW, in training/optim.py), the loss and the numerics."""
+
+    global_batch: Positive = 32  # clips of a step, over all devices and micro-batches
+    # The length of training, in steps or in epochs: set one, and leave the other 0. A run that has ended goes
+    # on when it is given more. From there its learning rate is that of a run of the new length.
     steps: NonNegative = 0
     epochs: Annotated[float, Field(ge=0)] = 0.0
-    learning_rate: PositiveFloat = 1e-3
-    warmup_fraction: Fraction = 0.05  # of all steps, linearly from zero; then a cosine to zero
-    # Factors on the learning rate: of the pretrained tower, of what is added to it, and of the classifier.
-    tower_rate: PositiveFloat = 1.0
-    added_rate: PositiveFloat = 1.0
-    head_rate: PositiveFloat = 1.0
-    layer_decay: Share = 1.0  # a further factor on the tower's for each block above, as in BEiT
-    weight_decay: Annotated[float, Field(ge=0)] = 0.05
-    label_smoothing: Rate = 0.0
-    # Factors on the loss by the video's class: `inverse` to how many training clips the class has, or one for
-    # each class in the order of the dataset's labels. They are scaled so that their mean over clips is 1.
+    learning_rate: PositiveFloat = 1e-3  # the highest, at the end of the warmup
+    # Share of all steps in which the learning rate rises linearly from 0. Then it falls to 0 along a cosine.
+    warmup_fraction: Fraction = 0.05
+    tower_rate: PositiveFloat = 1.0  # factor on the learning rate of the pretrained tower
+    added_rate: PositiveFloat = 1.0  # factor on that of adapters, temporal embedding and compressors
+    head_rate: PositiveFloat = 1.0  # factor on that of the classifier
+    # A further factor on the tower's learning rate, for each block (BEiT, arXiv:2106.08254): block i of L,
+    # counted from 0, has `layer_decay ** (L - i)`, and the embeddings before it `layer_decay ** (L + 1)`.
+    layer_decay: Share = 1.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05  # AdamW's; not on biases, LayerNorm and embeddings
+    label_smoothing: Rate = 0.0  # share of the target that is spread over all classes
+    # Factors on the loss of a clip, by its class. "inverse": inverse to the number of clips of the class in
+    # an epoch. A tuple: one factor for each class, in the order of the dataset's labels. They are scaled so
+    # that their mean over clips is 1. Read by training/losses.py.
     class_weights: Literal["none", "inverse"] | tuple[Annotated[float, Field(ge=0)], ...] = "none"
     mix: Mix = Mix()
-    clip_norm: PositiveFloat = 1.0
-    # Micro-batches a step: less memory, the same update. A run may go on with another number, and draws the
-    # same but for dropout and `model.drop_path`, which are drawn anew for each micro-batch.
+    clip_norm: PositiveFloat = 1.0  # gradients with a larger global norm are scaled down to it
+    # Micro-batches of a step: more take less memory, and the update is the same. It divides `global_batch`. A
+    # run may go on with another number. The random draws stay the same, but for dropout and
+    # `model.drop_path`, which are drawn anew for each micro-batch.
     accumulate: Positive = 1
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters are float32
-    seed: NonNegative = 0
-    log_every_steps: Positive = 10
-    eval_every_steps: NonNegative = 0  # 0: at the end only
+    # Type of the computation. Parameters that train are float32; for the others see `model.frozen_dtype`.
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    seed: NonNegative = 0  # of new parameters, the order of videos, augmentation, mixing and dropout
+    log_every_steps: Positive = 10  # steps between two logged steps, in metrics.jsonl and on the console
+    eval_every_steps: NonNegative = 0  # steps between two evaluations; 0: one at the end only
     early_stop: EarlyStop = EarlyStop()
 
 
 @pydantic.with_config(_STRICT)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Eval:
-    clips: Positive = 1
-    crops: Literal[1, 3] = 1
-    batch: Positive = 32  # videos, over all devices
+    """The views of each video in evaluation, `clips` times `crops`; their probabilities are averaged.
+
+    Read by data/pipeline.py and evaluation/evaluate.py.
+    """
+
+    clips: Positive = 1  # clips of a video, spread over its length
+    crops: Literal[1, 3] = 1  # squares of a clip: the central one, or three along the longer side
+    batch: Positive = 32  # videos at a time, over all devices
 
 
 @pydantic.with_config(_STRICT)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mesh:
-    """Devices along each axis; -1 takes what the other two leave."""
+    """The number of devices along each axis of the mesh; -1 takes what the other two leave.
 
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
+    They multiply to the number of devices. A batch has to be a multiple of `data` times `fsdp`. Read by
+    distributed/sharding.py.
+    """
+
+    data: int = -1  # splits the batch
+    fsdp: int = 1  # splits the batch, and every large parameter with its optimizer state
+    tensor: int = 1  # splits attention heads and MLP channels
 
 
 @pydantic.with_config(_STRICT)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    every_steps: Positive = 500  # and before every evaluation, at the end, and when the run is stopped
-    keep: Positive = 2  # the newest
-    keep_best: NonNegative = 1  # and those with the best `top1` of those that were evaluated
+    """The times at which checkpoints are written, and the number of them that are kept.
+
+    Read by runs/checkpoint.py and training/loop.py.
+    """
+
+    # Steps between two checkpoints. There is also one before every evaluation, at the end, and when the run
+    # is stopped.
+    every_steps: Positive = 500
+    keep: Positive = 2  # number of newest checkpoints that are kept
+    keep_best: NonNegative = 1  # number of checkpoints with the best evaluated `top1` that are kept as well
 
 
 @pydantic.with_config(_STRICT)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Hosts:
-    """When several processes end, saying which of them is lost or stands still, in seconds."""
+    """Time limits, in seconds, after which all processes of a run end and name the one that is lost or stuck.
 
-    silent_seconds: Annotated[float, Field(ge=5, le=300)] = 30.0  # without a sign of life of one
-    stall_seconds: PositiveFloat = 300.0  # at a training step or evaluation batch that others wait for
-    slow_seconds: PositiveFloat = 3600.0  # at what takes long: compiling, weights, a checkpoint
+    A run of a single process does not read them. Read by distributed/liveness.py.
+    """
+
+    silent_seconds: Annotated[float, Field(ge=5, le=300)] = 30.0  # without a sign of life from a process
+    stall_seconds: PositiveFloat = 300.0  # at a training step or an evaluation batch, while others wait
+    slow_seconds: PositiveFloat = 3600.0  # at long operations: compiling, reading weights, a checkpoint
 
 
 @pydantic.with_config(_STRICT)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
+    """The configuration of a run: all sections."""
+
     model: Model = Model()
     data: Data = Data()
     train: Train = Train()

@@ -1,8 +1,9 @@
-"""The memory that training needs for activations: what the forward pass keeps for the backward pass.
+"""Count the activation memory of training: the bytes that the forward pass keeps for the backward pass.
 
-Found by tracing, not by a formula: the backward pass of each part of the model is made for abstract values,
-and what it refers to is counted. So it depends on what trains (nothing is kept below the first trained
-parameter, and the input of a frozen matrix is not kept for its gradient), on `model.remat` and on the dtypes.
+The bytes are found by tracing, not by a formula. The backward pass of each part of the model is built for
+abstract values, and the arrays that it refers to are counted. So the result depends on the parameters that
+train: nothing is kept below the first trained one, and the input of a frozen matrix is not kept for its
+gradient. It also depends on `model.remat` and on the dtypes.
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ from inti_jax.models.video import BlockCost, VideoModel, compress
 
 @dataclasses.dataclass(frozen=True)
 class Saved:
-    """Bytes kept for one view. A block's are with its additions and with the compressor behind it."""
+    """Bytes kept for one view. A block's include its added layers and the compressor after it."""
 
     embedding: int
     blocks: tuple[int, ...]
@@ -31,28 +32,32 @@ class Saved:
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-    """A part of the model as a function of (model, data), where data are its input and what comes with it."""
+    """A part of the model, as a function of (model, data).
+
+    `data` holds its input and the arrays that come with it.
+    """
 
     run: Callable[[VideoModel, Any], jax.Array]
-    data: tuple[Any, ...]  # shapes; the first is what a gradient may be taken of
+    data: tuple[Any, ...]  # shapes; a gradient may be taken with respect to the first
     parameters: tuple[str, ...]  # the prefixes of its parameters' paths
-    kind: Any  # parts with the same kind and data keep the same
+    kind: Any  # parts of the same kind and data keep the same bytes
 
 
 def saved(model: VideoModel, settings: Model, frames: int) -> Saved:
-    """What a training step keeps of one view of `frames` frames; `model` may be abstract.
+    """Count the bytes that a training step keeps of one view of `frames` frames.
 
-    That is what JAX's backward pass refers to, each array once, without what is made of parameters alone. XLA
-    needs room to work in besides, and is free to keep more or to compute more again.
+    `model` may be abstract. Each array that JAX's backward pass refers to counts once; arrays computed from
+    parameters alone do not count. XLA needs working memory besides, and is free to keep more or to recompute
+    more.
     """
     graphdef, params = nnx.graphdef(model), parameters.parameter_shapes(model)
     trained = freezing.trained(settings, params)
     found: list[int] = []
     known: dict[Any, int] = {}
-    reached = False  # whether anything before the part trains, so that the gradient has to go on to it
+    reached = False  # true once an earlier part trains: the gradient then has to reach this part's input
     for part in _parts(model, frames):
         own = {path for path in trained if path.startswith(part.parameters)}
-        # The same parameters of another block: all numbers are those of blocks and of compressors.
+        # Drop the numbers of blocks and compressors, so that the same parameters of two blocks are equal.
         names = tuple(sorted(re.sub(r"\.\d+\.", ".", path) for path in own))
         alike = (part.kind, str(part.data), reached, names)
         if alike not in known:
@@ -63,7 +68,7 @@ def saved(model: VideoModel, settings: Model, frames: int) -> Saved:
 
 
 def _parts(model: VideoModel, frames: int) -> Iterator[_Part]:
-    """Embedding, blocks and head, in this order."""
+    """Yield the embedding, the blocks and the head, in this order."""
     side, width = model.size.resolution, model.size.width
     key = jax.eval_shape(lambda: jax.random.key(0)) if model.random else None
 
@@ -86,6 +91,7 @@ def _parts(model: VideoModel, frames: int) -> Iterator[_Part]:
 
 
 def _block(model: VideoModel, cost: BlockCost, data: tuple[Any, ...]) -> _Part:
+    """Make the part of one block, with its adapters and the compressor after it."""
     index = cost.index - 1
     behind = model.after.index(cost.index) if cost.index in model.after else None
 
@@ -107,7 +113,7 @@ def _kept(
     own: set[str],
     reached: bool,
 ) -> int:
-    """The bytes kept for the gradient with respect to the parameters `own`, and if `reached` to the input."""
+    """Count the bytes kept for the gradient of the parameters `own` and, if `reached`, of the input."""
     varied = {path: params[path] for path in own}
     fixed = {path: shape for path, shape in params.items() if path not in own}
 

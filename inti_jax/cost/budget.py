@@ -1,4 +1,4 @@
-"""Which compression schedules fit a budget: the search behind `plan --budget`."""
+"""Search for the compression schedules that fit a budget, for `plan --budget`."""
 
 import dataclasses
 import itertools
@@ -12,7 +12,10 @@ _MOST_HALVINGS = 3
 
 @dataclasses.dataclass(frozen=True)
 class Halvings:
-    """The frames are halved after these blocks; `share` is of the uncompressed model's cost at inference."""
+    """A schedule that halves the frames after the blocks `after`.
+
+    `share` is its cost relative to the uncompressed model's, at inference.
+    """
 
     halvings: int
     after: tuple[int, ...]
@@ -22,7 +25,10 @@ class Halvings:
 
 @dataclasses.dataclass(frozen=True)
 class Merging:
-    """Each block that merges is asked to merge away `r` patches of a frame."""
+    """A schedule in which each merging block is asked to merge away `r` patches of a frame.
+
+    `share` is as in `Halvings`.
+    """
 
     r: int
     share: float
@@ -32,10 +38,10 @@ class Merging:
 def halvings(
     model: VideoModel, compressor: Compressor, frames: int, budget: float, most: int
 ) -> list[Halvings]:
-    """Those with one to three halvings by `compressor` and a share of at most `budget`.
+    """List the schedules with one to three halvings by `compressor` and a share of at most `budget`.
 
-    For each number of halvings the `most` that use the budget best. T has to be divisible, and none is after
-    the last block, where it would save nothing.
+    For each number of halvings these are the `most` schedules that use the budget best. T has to be divisible
+    by 2 for each halving. No schedule halves after the last block, where it would save nothing.
     """
     whole = model.macs(frames, folded=True, schedule=UNCOMPRESSED)
     result = []
@@ -55,9 +61,10 @@ def halvings(
 def mergings(
     model: VideoModel, blocks: Sequence[int], frames: int, budget: float, most: int
 ) -> list[Merging]:
-    """Those r, the same in each of `blocks`, with a share of at most `budget`: the `most` that use it best.
+    """List the values of r with a share of at most `budget`: the `most` that use it best.
 
-    Beyond half of the patches, where r no longer matters, none is tried.
+    r is the same in each of `blocks`. Values beyond half of the patches are not tried: r no longer matters
+    there.
     """
     whole = model.macs(frames, folded=True, schedule=UNCOMPRESSED)
     costs = {
@@ -71,12 +78,12 @@ def mergings(
 def _halved(
     model: VideoModel, compressor: Compressor, frames: int, count: int
 ) -> Iterator[tuple[tuple[int, ...], int]]:
-    """Every choice of `count` blocks to halve the frames after, and the MACs of a view.
+    """Yield every choice of `count` blocks to halve the frames after, with the MACs of a view.
 
-    Costs of a block depend on its T alone, so they are summed up once for each T.
+    The cost of a block depends on its T alone, so it is summed once for each T.
     """
     last = len(model.adapters)
-    # up_to[k][b]: blocks 1 to b at T / 2**k; halving[k]: the layer that takes T / 2**k.
+    # up_to[k][b]: MACs of blocks 1 to b at T / 2**k. layers[k]: of the layer that halves T / 2**k.
     up_to = [
         [
             0,

@@ -1,6 +1,6 @@
-"""What a compiled program does, read from its text (optimized HLO): its collectives, and what its loops cost.
+"""Read the collectives and the cost of a compiled program from its text (optimized HLO).
 
-XLA's own count of a program takes each loop's body once. Here it is taken as often as the loop goes round.
+XLA's own cost analysis counts each loop's body once. Here a body counts as often as the loop runs it.
 """
 
 import dataclasses
@@ -14,19 +14,22 @@ from typing import Any
 import jax
 from jaxlib import _hlo, _jax  # type: ignore[attr-defined]
 
-# By opcode. Asynchronous ones have a `-start` behind it.
+# Opcodes of collectives. Those of asynchronous ones end in `-start`.
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
-# What moves no data.
+# Opcodes that move no data.
 _FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while")
 
-_WIDTHS = {"pred": 8, "bf16": 16, "f8e4m3fn": 8, "f8e5m2": 8}  # bits; of others, the number in their name
+_WIDTHS = {"pred": 8, "bf16": 16, "f8e4m3fn": 8, "f8e5m2": 8}  # bits; of others, as in their name
 _SHAPE = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\](?:\{([^}]*)\})?")
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Of one device: `flops`, two for a multiply-accumulate; `bytes` read and written, with padding."""
+    """The cost on one device.
+
+    `flops` are two for a multiply-accumulate. `bytes` are those read and written, with padding.
+    """
 
     flops: float
     bytes: float
@@ -40,20 +43,18 @@ class Cost:
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One exchange among devices, and how often the program runs it."""
+    """One exchange among devices, and the number of times that the program runs it."""
 
     kind: str
-    shapes: tuple[
-        str, ...
-    ]  # such as `f32[768,3072]`: what is gathered, reduced or sent, whole, on one device
-    bytes: int  # of these
+    shapes: tuple[str, ...]  # whole arrays gathered, reduced or sent on one device, such as `f32[768,3072]`
+    bytes: int  # of these arrays
     group: int  # devices that take part in one exchange
     count: int
-    name: str  # the JAX operation it comes from, where XLA still knows
+    name: str  # the JAX operation that it comes from, where XLA still knows it
 
     @property
     def sent(self) -> float:
-        """Bytes each device sends for one exchange, in a ring."""
+        """Bytes that each device sends for one exchange, in a ring."""
         rounds = 2 if self.kind == "all-reduce" else 1
         share = 1.0 if self.kind == "collective-permute" else (self.group - 1) / self.group
         return rounds * share * self.bytes
@@ -68,13 +69,13 @@ class _Instruction:
     line: str
 
     def attribute(self, name: str) -> str | None:
-        """The computation that an attribute such as `body=%name` names."""
+        """Return the computation that an attribute such as `body=%name` names."""
         match = re.search(rf"\b{name}=%([\w.\-]+)", self.line)
         return match and match[1]
 
     @property
     def called(self) -> list[str]:
-        """Computations that run as a part of this one, apart from loops."""
+        """Computations that run as a part of this instruction, apart from loops."""
         several = re.search(r"\b(?:branch_computations|called_computations)=\{([^}]*)\}", self.line)
         names = re.findall(r"%([\w.\-]+)", several[1]) if several else []
         names += filter(None, (self.attribute("calls"), self.opcode == "call" and self.attribute("to_apply")))
@@ -82,10 +83,10 @@ class _Instruction:
 
 
 class Program:
-    """A compiled module's text."""
+    """A compiled module, parsed from its text."""
 
     def __init__(self, text: str):
-        self._text: dict[str, list[str]] = {}  # of each computation, in an order where callees come first
+        self._text: dict[str, list[str]] = {}  # lines of each computation; callees come first
         self._entry = ""
         name = None
         for line in text.splitlines():
@@ -102,26 +103,29 @@ class Program:
         self._parsed: dict[str, dict[str, _Instruction]] = {}
 
     def cost(self, once: Cost) -> Cost:
-        """The whole cost, where XLA counts `once` with each loop's body taken once."""
+        """Compute the cost of the program with each loop's body counted as often as it runs.
+
+        `once` is XLA's own count, which takes each loop's body once.
+        """
         repeats = self._repeats(self._entry)
         if not repeats.flops and not repeats.bytes:
             return once
-        # Only for the device it is made for does XLA count bytes with padding.
+        # XLA counts padding in `once`, which is for the target device, but not in `_once`.
         padding = once.bytes / self._once(self._entry).bytes / self._padding(self._runs())
         return once + Cost(repeats.flops, repeats.bytes * padding)
 
     def collectives(self) -> list[Collective]:
-        """All of them, with counts by the loops they are in."""
+        """List the collectives, each with the number of times that the loops around it run it."""
         found: dict[Any, Collective] = {}
         for name, count in self._runs().items():
-            # The TPU's reduce-scatter is an all-reduce in a computation of this name, which keeps a part.
+            # A reduce-scatter on TPUs is an all-reduce in a computation of this name, which keeps a part.
             scatters = name.startswith("all-reduce-scatter")
             for instruction in self._instructions(name).values():
                 kind = instruction.opcode.removesuffix("-start")
                 if kind not in KINDS:
                     continue
-                # One exchange may be laid over what runs meanwhile: it is then in several places, which
-                # name the chain that they are links of. (Channels do not tell exchanges apart.)
+                # XLA may overlap one exchange with other work. The exchange is then in several places, which
+                # share a chain_id. (A channel_id alone does not tell exchanges apart.)
                 chain = re.search(r'chain_id="(\d+)"', instruction.line)
                 channel = re.search(r"channel_id=(\d+)", instruction.line)
                 key = (kind, chain[1], channel and channel[1]) if chain else instruction.name
@@ -130,7 +134,7 @@ class Program:
         return list(found.values())
 
     def loops(self) -> dict[str, int]:
-        """The trip count of each loop that runs, by the name of its body."""
+        """Map the body of each loop that runs to the loop's trip count."""
         return {body: trips for name in self._runs() for body, trips in self._loops(name)}
 
     def _collective(
@@ -140,7 +144,7 @@ class Program:
         known = self._instructions(computation)
         operands = [shape for operand in instruction.operands for shape in _shapes(known[operand].shape)]
         if kind == "all-gather":
-            # Asynchronous ones give their operands back as well, before what is gathered.
+            # An asynchronous all-gather returns its operands too, before the gathered arrays.
             results = _shapes(instruction.shape)
             shapes = results[-len(operands) :] if instruction.opcode.endswith("-start") else results
         else:
@@ -156,7 +160,7 @@ class Program:
         )
 
     def _runs(self) -> Mapping[str, int]:
-        """How often each computation runs."""
+        """Count the runs of each computation."""
         counts: dict[str, int] = defaultdict(int)
 
         def visit(name: str, times: int) -> None:
@@ -171,7 +175,7 @@ class Program:
         return counts
 
     def _repeats(self, computation: str) -> Cost:
-        """What the loops of a computation cost in all, less one round of each."""
+        """Sum the cost of the loops of a computation, less one round of each."""
         total = Cost(0.0, 0.0)
         for body, trips in self._loops(computation):
             total = total + self._repeats(body) * trips
@@ -184,7 +188,7 @@ class Program:
         return total
 
     def _padding(self, computations: Iterable[str]) -> float:
-        """How much larger what goes in and out of their instructions is with padding than without."""
+        """Compute the ratio of padded to plain bytes of all operands and results in `computations`."""
         plain = padded = 0
         for name in computations:
             known = self._instructions(name)
@@ -197,14 +201,15 @@ class Program:
         return padded / plain if plain else 1.0
 
     def _loops(self, computation: str) -> Iterator[tuple[str, int]]:
+        """Yield the body and the trip count of each loop of a computation."""
         for instruction in self._instructions(computation).values():
             if instruction.opcode == "while" and (body := instruction.attribute("body")):
                 yield body, self._trips(computation, instruction)
 
     def _trips(self, computation: str, loop: _Instruction) -> int:
-        """How often a loop goes round: what XLA notes, or else counted from its condition `i < n`.
+        """Return the trip count of a loop: XLA's note, or else a count from its condition `i < n`.
 
-        Once, where that is decided as it runs, as in drawing random numbers by rejection.
+        Returns 1 where the program decides when to stop, as in drawing random numbers by rejection.
         """
         if match := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.line):
             return int(match[1])
@@ -230,7 +235,7 @@ class Program:
         return 1
 
     def _step(self, body: str, index: int) -> int | None:
-        """What a loop's body adds to its counter, which is carried at `index`."""
+        """Return the number that a loop's body adds to its counter, which the loop carries at `index`."""
         known = self._instructions(body)
         after = known.get(self._root(body).operands[index])
         after = self._through_copies(body, after)
@@ -242,7 +247,7 @@ class Program:
         )
 
     def _carried(self, computation: str, name: str) -> int | None:
-        """The index at which an instruction takes its value from what the loop carries."""
+        """Return the index, among the values that the loop carries, of an instruction's value."""
         found = self._through_copies(computation, self._instructions(computation).get(name))
         if found is None or found.opcode != "get-tuple-element":
             return None
@@ -267,7 +272,7 @@ class Program:
         )
 
     def _once(self, computation: str) -> Cost:
-        """What XLA counts for a computation by itself."""
+        """Return XLA's count for a computation by itself."""
         wanted: set[str] = set()
 
         def visit(name: str) -> None:
@@ -284,7 +289,7 @@ class Program:
             if name in wanted:
                 first = text[0].removeprefix("ENTRY ")
                 lines += ["ENTRY " + first if name == computation else first, *text[1:], ""]
-        # Of where each came from, the table is not in the text.
+        # The metadata refers to a table of source locations that the text lacks.
         return count(re.sub(r", metadata=\{[^}]*\}", "", "\n".join(lines)))
 
     def _instructions(self, computation: str) -> Mapping[str, _Instruction]:
@@ -295,7 +300,7 @@ class Program:
 
 
 def count(text: str) -> Cost:
-    """XLA's count for a module's text, each loop's body taken once and arrays taken as not padded."""
+    """Run XLA's cost analysis of a module's text, with each loop's body once and arrays unpadded."""
     client = jax.devices("cpu")[0].client
     properties = _jax.hlo_module_cost_analysis(client, _hlo.hlo_module_from_text(text))
     return Cost(properties["flops"], properties["bytes accessed"])
@@ -314,7 +319,7 @@ def _parse(line: str) -> _Instruction | None:
 
 
 def _closing(text: str, start: int) -> int:
-    """The index of the bracket that closes the one at `start`."""
+    """Find the index of the bracket that closes the one at `start`."""
     depth = 0
     for match in re.finditer(r"[()]", text[start:]):
         depth += 1 if match[0] == "(" else -1
@@ -324,19 +329,22 @@ def _closing(text: str, start: int) -> int:
 
 
 def _shapes(text: str) -> list[str]:
-    """The arrays of a shape, without layouts and without the counters of asynchronous operations."""
+    """List the arrays of a shape, without layouts and without the counters of asynchronous operations."""
     found = [f"{kind}[{dims}]" for kind, dims, _ in _SHAPE.findall(text)]
     return [shape for shape in found if shape not in ("u32[]",)]
 
 
 def _size(shape: str) -> int:
-    """Bytes of the arrays in a shape such as `f32[768,3072]`, unpadded."""
+    """Count the bytes of the arrays in a shape such as `f32[768,3072]`, unpadded."""
     return _sizes(shape)[0]
 
 
 @functools.cache
 def _sizes(shape: str) -> tuple[int, int]:
-    """Bytes of the arrays in a shape, unpadded and padded to their tiles: `f32[17,96]{1,0:T(8,128)}`."""
+    """Count the bytes of the arrays in a shape, unpadded and padded to their tiles.
+
+    Such a shape is `f32[17,96]{1,0:T(8,128)}`.
+    """
     plain = padded = 0
     for kind, dims, layout in _SHAPE.findall(shape):
         bits = _WIDTHS.get(kind) or int(re.sub(r"\D", "", kind) or 0)
@@ -352,14 +360,14 @@ def _sizes(shape: str) -> tuple[int, int]:
 
 
 def _group(line: str) -> int:
-    """How many devices take part, from `{{0,1},{2,3}}`, `[2,8]<=[16]` or `mesh['a'=2,'b'=8] {'b'}`."""
+    """Count the devices that take part, from `{{0,1},{2,3}}`, `[2,8]<=[16]` or `mesh['a'=2,'b'=8] {'b'}`."""
     if match := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", line):
         sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", match[1])}
-        # A part of an axis is written 'a':(1)2, where 2 is its size.
+        # A part of an axis is written 'a':(1)2, where 2 is the part's size.
         axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", match[2])
         return math.prod(int(part) if part else sizes[name] for name, part in axes)
     if match := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
         return int(match[1])
     if match := re.search(r"replica_groups=\{\{([\d,]*)\}", line):
         return match[1].count(",") + 1
-    return 2  # of a permutation, whose pairs are a source and a target
+    return 2  # a permutation has pairs of a source and a target

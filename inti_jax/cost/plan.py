@@ -1,6 +1,6 @@
-"""Tabulate what a config costs: blocks, parameters, memory, and the schedules that fit a budget.
+"""Tabulate the cost of a config: blocks, parameters, memory, and the schedules that fit a budget.
 
-The model is built of shapes alone: neither dataset nor weights nor an accelerator are needed.
+The model is built of shapes alone, so it needs no dataset, no weights and no accelerator.
 """
 
 import dataclasses
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("inti_jax")
 
 
-# Of the datasets that are rendered.
+# Classes of the datasets that the package renders itself.
 _EMBEDDED_CLASSES = {"motion_digits": 10, "still_digits": 40}
 
 
-# The width of the space that images share with texts, in OpenAI's models.
+# Width of the space that images and texts share in OpenAI's models.
 _EMBED = {"clip_vit_b32": 512, "clip_vit_b16": 512, "clip_vit_l14": 768, "clip_vit_l14_336": 768}
 
 
@@ -35,7 +35,7 @@ _LISTED = 10  # schedules for each number of halvings
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Embedding or head."""
+    """The cost of the embedding or of the head."""
 
     gmacs: float  # of one view
     added_params: int
@@ -44,7 +44,10 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """One block with what the method adds to it, and the compressor behind it. Frames and tokens enter."""
+    """The cost of one block, with the layers that the method adds to it and the compressor after it.
+
+    `frames` and `tokens` are those that enter.
+    """
 
     index: int  # from 1
     frames: int
@@ -57,11 +60,14 @@ class Block:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a config costs. 1 MAC is one multiply-accumulate; inference is with all folded that can be."""
+    """The cost of a config. 1 MAC is one multiply-accumulate.
+
+    Figures of inference are with everything folded into the backbone that can be.
+    """
 
     backbone: str
     adaptation: str
-    freezing: str  # what of it trains otherwise, in words, or ""
+    freezing: str  # what trains other than by the method's default, in words; "" if nothing
     temporal: str
     compression: str
     after: tuple[int, ...]
@@ -72,12 +78,12 @@ class Plan:
     gmacs_per_view: float
     gmacs_per_view_training: float  # the forward pass as trained
     gmacs_per_view_uncompressed: float
-    share: float  # of the two above, at inference
+    share: float  # gmacs_per_view by gmacs_per_view_uncompressed
     views: int  # of each video, in evaluation
     gmacs_per_video: float
     params_total: int
     params_trainable: int
-    trained_file_mib: float  # what `convert --to trained` writes: the trained parameters in float32
+    trained_file_mib: float  # of `convert --to trained`: the trained parameters in float32
     activation_mib: float  # of one view in training
     embedding: Part
     blocks: list[Block]
@@ -86,7 +92,7 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """The schedules of a compressor whose share is at most `share`, the best use of it first."""
+    """The schedules of a compressor whose share is at most `share`, the best use of that share first."""
 
     share: float
     compression: str
@@ -96,9 +102,10 @@ class Budget:
 def make_plan(
     settings: Config, classes: int | None = None, budget: float | None = None
 ) -> tuple[Plan, Budget | None]:
-    """The plan of a config, and with `budget`, a share above 0 and up to 1, the schedules that fit it.
+    """Make the plan of a config and, with `budget`, list the schedules that fit it.
 
-    `classes` counts where the dataset is not prepared. Raises UsageError where their number is not known.
+    `budget` is a share above 0 and up to 1. `classes` is used where the dataset is not prepared. Raises
+    UsageError where the number of classes is not known.
     """
     # Imported late: --help and a mistake in the config should not wait for JAX.
     from inti_jax.cost import activations
@@ -179,7 +186,7 @@ def _fitting(model: Any, compression: config.Compression, frames: int, share: fl
     if compression.kind == "tome":
         blocks = compression.after or range(1, len(model.adapters) + 1)
         return Budget(share, "tome", budget.mergings(model, blocks, frames, share, _LISTED))
-    # Without compression, what InTI could do.
+    # Without compression, list the schedules of InTI.
     chosen = compression if compression.kind != "none" else dataclasses.replace(compression, kind="inti")
     compressor = nnx.eval_shape(
         lambda: build_compressor(
@@ -190,7 +197,7 @@ def _fitting(model: Any, compression: config.Compression, frames: int, share: fl
 
 
 def record_of(settings: Config, classes: int) -> "RunRecord":
-    """As of a run of this config; the classes have no names."""
+    """Make the record of a run of this config, with numbers as the names of its classes."""
     from inti_jax.runs.record import Dataset, RunRecord
 
     dataset = Dataset(settings.data.name, "", "", tuple(map(str, range(classes))))
@@ -198,7 +205,10 @@ def record_of(settings: Config, classes: int) -> "RunRecord":
 
 
 def _classes(data: config.Data, given: int | None) -> int:
-    """The number of classes: the prepared dataset's, the one given, or the dataset's official one."""
+    """Return the number of classes: of the prepared dataset, as given, or of the official dataset.
+
+    Raises UsageError where none of these is known.
+    """
     from inti_jax.data import manifest
     from inti_jax.data.builders import registry
     from inti_jax.data.dataset import find_dataset
@@ -220,7 +230,7 @@ def _classes(data: config.Data, given: int | None) -> int:
 
 
 def _backbone(model: config.Model) -> "Backbone":
-    """What `model.pretrained` says, or where it is not there yet, what OpenAI published."""
+    """Return the backbone that `model.pretrained` describes or, where that is absent, OpenAI's."""
     from inti_jax.config.backbones import Backbone
 
     if model.pretrained != "random" and Path(model.pretrained).exists():
@@ -236,6 +246,7 @@ def _backbone(model: config.Model) -> "Backbone":
 
 
 def render(plan: Plan) -> str:
+    """Format a plan as a table of text and a summary."""
     from inti_jax.cli.tables import text_table
 
     def row(name: str, frames: str, tokens: str, *figures: float, parameters: int, mib: float) -> list[str]:
@@ -295,6 +306,7 @@ def render(plan: Plan) -> str:
 
 
 def render_budget(budget: Budget) -> str:
+    """Format the schedules that fit a budget as a table of text."""
     from inti_jax.cli.tables import text_table
     from inti_jax.cost.budget import Halvings
 
@@ -309,6 +321,7 @@ def render_budget(budget: Budget) -> str:
 
 
 def render_compiled(compiled: "topology.Compiled") -> str:
+    """Format a compiled training step as text."""
     from inti_jax.cli.tables import text_table
 
     mesh = ", ".join(f"{axis} {size}" for axis, size in compiled.mesh.items())

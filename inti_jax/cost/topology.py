@@ -1,6 +1,7 @@
-"""Compile the training step ahead of time for devices that are not attached, and read its cost.
+"""Compile the training step ahead of time for a TPU topology that is not attached, and read its cost.
 
-libtpu compiles for any slice of TPUs on a host without one; nothing runs.
+libtpu compiles for any slice of TPUs on a host without one. The step can also be compiled for this host's own
+devices. Nothing runs.
 """
 
 import dataclasses
@@ -24,15 +25,15 @@ if TYPE_CHECKING:
     from inti_jax.models.video import VideoModel
 
 _EXAMPLES = "v5e:4x4 (16 chips), v5e:16x16*2 (two slices), v6e:2x4, v4:2x2x4, v5p:4x4x8"
-# Dimensions of a slice, and the chips of the largest.
+# For each family, the dimensions of a slice and the chips of the largest slice.
 _SHAPES = {"v4": (3, 4096), "v5e": (2, 256), "v5p": (3, 6144), "v6e": (2, 256)}
-# A v4 chip is one device, of two cores, where a program asks for it; that is how JAX runs there.
+# A v4 chip has two cores. With this setting they are one device, which is how JAX runs on v4.
 _SETTINGS = {"v4": {"chip_config_name": "megacore"}}
 
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-    """All exchanges of one kind in a step. `bytes` are of the arrays gathered, reduced or sent, whole."""
+    """All exchanges of one kind in a step. `bytes` counts the whole arrays gathered, reduced or sent."""
 
     kind: str
     count: int
@@ -41,7 +42,7 @@ class Traffic:
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-    """Seconds a step takes at least, by what the chip can do at most; `binds` names the largest."""
+    """Lower bounds on the seconds of a step, from the chip's peak rates. `binds` names the largest."""
 
     compute: float
     hbm: float
@@ -51,17 +52,17 @@ class Roofline:
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """One training step as compiled; figures are of one device.
+    """One compiled training step. Figures are for one device.
 
-    FLOPs are XLA's, two for a multiply-accumulate, forward and backward; bytes are those that instructions
-    read and write, in HBM and in the chip's own memory. A step that does not fit has no such figures, but
-    `remedies`, the cheapest first.
+    FLOPs are XLA's, two for a multiply-accumulate, forward and backward. Bytes are those that instructions
+    read and write, in HBM and in the chip's own memory. Both are None where the compiler finds too little
+    memory. A step that does not fit has `remedies`, the cheapest first.
     """
 
     topology: str
     devices: int
     mesh: dict[str, int]
-    seconds: float  # that compiling took
+    seconds: float  # taken by compiling
     flops_per_device: float | None
     bytes_per_device: float | None
     arithmetic_intensity: float | None  # FLOPs a byte
@@ -83,19 +84,26 @@ class Target:
 
 
 def prepare_environment() -> None:
-    """Before JAX is imported: no device of this host is touched, and libtpu asks nobody where it runs."""
+    """Set the environment for compiling ahead of time. Call it before JAX is imported.
+
+    JAX then touches no device of this host, and libtpu does not query a metadata server for the machine's
+    topology.
+    """
     os.environ |= {
         "JAX_PLATFORMS": "cpu",
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-        # It locks out other processes for the sake of the chips, which compiling leaves alone.
+        # libtpu locks out other processes to protect the chips, but compiling does not use them.
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     }
 
 
 def tpu_target(name: str) -> Target:
-    """The chips of `FAMILY:AxB` or `FAMILY:AxBxC`, with `*N` of N such slices. Raises UsageError."""
+    """Return the chips of `FAMILY:AxB` or `FAMILY:AxBxC`, and with `*N` those of N such slices.
+
+    Raises UsageError where there is no such topology, and where libtpu is not installed.
+    """
     match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)(?:\*(\d+))?", name)
     if match is None or match[1] not in TPU_FAMILIES:
         raise UsageError(f"--topology {name}: there is no such topology; valid are for example {_EXAMPLES}")
@@ -128,7 +136,7 @@ def tpu_target(name: str) -> Target:
 
 
 def local_target(platform: str) -> Target:
-    """This host's devices of a platform such as `cuda`. Raises UsageError where there are none."""
+    """Return this host's devices of a platform such as `cuda`. Raises UsageError where there are none."""
     import jax
 
     try:
@@ -149,8 +157,8 @@ def compile_step(
 ) -> Compiled:
     """Compile the training step of `config`, whose model is `model`, for `target`.
 
-    `lower` gives for a mesh the shapes of the training state, placed, and the step lowered for it. Raises
-    ConfigError where the mesh does not suit the devices.
+    `lower` takes a mesh and returns the shapes of the training state, with shardings, and the step lowered
+    for the mesh. Raises ConfigError where the mesh does not suit the devices.
     """
     from jax.errors import JaxRuntimeError
 
@@ -218,7 +226,7 @@ def _by_kind(collectives: "list[Collective]") -> list[Traffic]:
 
 
 def _asked(message: str) -> float | None:
-    """The bytes that the compiler says a program would need, if it says so."""
+    """Parse the bytes that a program would need from the compiler's message; None where it has none."""
     match = re.search(r"Used ([\d.]+)([KMGT]) of|required for HLO temporaries \(([\d.]+)([KMGT])\)", message)
     if match is None:
         return None
@@ -227,7 +235,7 @@ def _asked(message: str) -> float | None:
 
 
 def _bytes_of(shapes: Any) -> int:
-    """What one device holds of arrays that are placed."""
+    """Count the bytes that one device holds of sharded arrays."""
     import jax
 
     return sum(
@@ -239,7 +247,7 @@ def _bytes_of(shapes: Any) -> int:
 def _remedies(
     config: "Config", model: "VideoModel", mesh: "jax.sharding.Mesh", shapes: Any, hbm: float | None
 ) -> list[str]:
-    """List what makes a step smaller and what each saves of a device, what costs least time first."""
+    """List the settings that make a step smaller, with the saving on a device, the least slowdown first."""
     import jax.numpy as jnp
 
     from inti_jax.cost import activations
@@ -249,7 +257,7 @@ def _remedies(
     views = config.train.global_batch // config.train.accumulate // shards
     kept = views * (saved.embedding + sum(saved.blocks) + saved.head) / mesh.shape["tensor"]
     held = _bytes_of(shapes)
-    least = 0.005 * (held + kept)  # less is not worth a line
+    least = 0.005 * (held + kept)  # a smaller saving is not worth a line
     found = []
     frozen = _bytes_of(shapes.frozen)
     if config.model.frozen_dtype == "float32" and frozen / 2 > least:

@@ -1,4 +1,4 @@
-"""Class-balanced sampling: epochs in which every class comes equally often, and how often each comes."""
+"""Sample all classes equally often in an epoch, and count an epoch's clips by label."""
 
 import functools
 from typing import Any, NamedTuple
@@ -9,23 +9,26 @@ from jaxtyping import Float, Int, Int32
 from inti_jax import config
 from inti_jax.data.augmentation import mirror
 
-# Draws of a class that are shuffled with one generator: else a class of one video would take one for each.
+# Draws of a class that share one random generator. Otherwise a class of one video would take one for each.
 _BLOCK = 256
 
 
 class Epoch(NamedTuple):
-    """The videos of an epoch in order, and of each how often it was drawn in this epoch before."""
+    """The videos of an epoch, in order.
+
+    `again` counts how often each was drawn earlier in the same epoch.
+    """
 
     video: Int32[np.ndarray, " N"]
     again: Int32[np.ndarray, " N"]
 
 
 class Balanced:
-    """Epochs of N draws from N videos, in which the classes come equally often, to within one.
+    """Class-balanced epochs: N draws from N videos, the same number of each class to within one.
 
-    A class's videos come in turn, in an order that is new in each turn, and go on in the next epoch where
-    they stopped in this one. Over several epochs, too, the classes' draws differ by one at most. An epoch is
-    a function of the seed and its number. Classes without videos have no part.
+    In a turn of a class, each of its videos comes once, in a new random order. A turn that an epoch cuts off
+    continues in the next epoch. Over several epochs, too, the numbers of draws of the classes differ by at
+    most one. An epoch is a function of the seed and its number. Classes without videos are left out.
     """
 
     def __init__(self, classes: Int[np.ndarray, " N"], seed: int):
@@ -42,7 +45,7 @@ class Balanced:
         return Epoch(*(np.concatenate(part).astype(np.int32)[order] for part in zip(*drawn, strict=True)))
 
     def _drawn(self, place: int, members: np.ndarray, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Give the draws of the class at `place` in `epoch`, as the fields of an Epoch."""
+        """Return the draws of the class at `place` in `epoch`, as the fields of an Epoch."""
         draws = np.arange(self._before(place, epoch), self._before(place, epoch + 1))
         count = len(members)
         turns = max(_BLOCK // count, 1)
@@ -58,7 +61,7 @@ class Balanced:
         return members[slot], turn - first[slot]
 
     def _before(self, place: int, epoch: int) -> int:
-        """Count the draws of a class before `epoch`: the remainders go to one class after the other."""
+        """Count the draws of a class before `epoch`; the remainders go to the classes in turn."""
         each, left = divmod(len(self._classes), len(self._members))
         return epoch * each + (epoch * left - place + len(self._members) - 1) // len(self._members)
 
@@ -66,10 +69,13 @@ class Balanced:
 def expected_counts(
     classes: Int[np.ndarray, " N"], labels: tuple[str, ...], cfg: config.Data
 ) -> Float[np.ndarray, " K"]:
-    """Count the clips of an epoch by the label they are trained on, of K labels; the mean, with `flip`."""
+    """Count the clips of an epoch by training label, for K labels.
+
+    With `cfg.balance` or `cfg.flip` the counts are means.
+    """
     counts = np.bincount(classes, minlength=len(labels)).astype(np.float64)
     if cfg.balance:
         counts = np.where(counts > 0, len(classes) / np.count_nonzero(counts), 0.0)
-    if cfg.flip:  # half of the clips have the label of the mirror image
+    if cfg.flip:  # half of the clips have their mirror image's label
         counts = (counts + counts[list(mirror.mirrored_labels(labels))]) / 2
     return counts

@@ -19,7 +19,7 @@ from inti_jax.host import limits, paths
 
 
 class _Record(NamedTuple):
-    """A record as it was read, where it was, and the video that it should be."""
+    """A record as it was read, with its place and the video that the manifest lists for it."""
 
     where: str
     raw: bytes
@@ -27,22 +27,22 @@ class _Record(NamedTuple):
 
 
 def differences(directory: Path, *, decode_all: bool = False, workers: int | None = None) -> Iterator[str]:
-    """What differs in a prepared dataset, a line each, as it is found.
+    """Yield a line for each difference between a prepared dataset and its manifest.
 
-    Compared are the manifest with its own hashes; TFDS's metadata and every shard with their hashes; the
-    number of records of each shard; and every record's facts and bytes, with `decode_all` also decoded.
-    Raises UserError if the manifest itself cannot be relied on.
+    It checks the manifest's own hashes, and those of TFDS's metadata and of every shard. It compares the
+    number of records of each shard, and every record's facts and bytes. With `decode_all`, it also decodes
+    every record. Raises UserError if the manifest itself cannot be relied on.
     """
     contents = manifest.read(directory)
     for name, sha256 in contents.files.items():
         yield from _file_differences(directory / name, sha256)
     try:
         info = tfds.builder_from_directory(directory).info
-        # TFDS keeps a label a line, and no space around it.
+        # TFDS stores one label a line, without the space around it.
         if info.features["label"].names != [label.strip() for label in contents.labels if label.strip()]:
             yield "dataset_info.json has other labels than the manifest"
         stored = {name: _shards_of(info, name) for name in contents.splits}
-    except Exception as error:  # whatever TFDS raises for metadata that is not there, or not its own
+    except Exception as error:  # whatever TFDS raises for missing or foreign metadata
         yield f"TFDS's metadata cannot be read, and so no record: {_line(error)}"
         return
     check = functools.partial(_record_differences, info.features, contents.labels, decode_all)
@@ -64,7 +64,10 @@ def differences(directory: Path, *, decode_all: bool = False, workers: int | Non
 
 
 def _shards_of(info: tfds.core.DatasetInfo, split_name: str) -> tuple[manifest.Shard, ...]:
-    """The shards as TFDS knows them, without a hash. All that is read of its metadata about a split."""
+    """List a split's shards from TFDS's metadata, without hashes.
+
+    Nothing else of the metadata about a split is read.
+    """
     split = info.splits[split_name]
     names = (Path(path).name for path in split.filepaths)
     return tuple(
@@ -75,7 +78,7 @@ def _shards_of(info: tfds.core.DatasetInfo, split_name: str) -> tuple[manifest.S
 def _records(
     directory: Path, split: manifest.Split, shards: tuple[manifest.Shard, ...], faults: list[str]
 ) -> Iterator[_Record]:
-    """The records that can be read, one after the other; what is wrong with a shard goes to `faults`."""
+    """Yield the readable records in order, and append the faults of shards and records to `faults`."""
     videos = iter(split.videos)
     for shard in shards:
         listed = list(itertools.islice(videos, shard.count))
@@ -99,7 +102,7 @@ def _records(
                 faults.append(f"{where} cannot be read: {_line(error)}")
             else:
                 yield _Record(where, raw, video)
-        with contextlib.suppress(RuntimeError):  # again what opening the file should have said
+        with contextlib.suppress(RuntimeError):  # repeats an error that opening the file should have raised
             reader.close()
 
 
@@ -118,11 +121,11 @@ def _record_differences(
             width=int(example["width"]),
             bytes=len(example["video"]),
             sha256=hashlib.sha256(example["video"]).hexdigest(),
-            doubtful=listed.doubtful,  # not in the record
+            doubtful=listed.doubtful,  # records do not have it
         )
-    except Exception as error:  # whatever TFDS raises for bytes that are no example
+    except Exception as error:  # whatever TFDS raises for bytes that are not an example
         return [f"{where} is no example: {_line(error)}"]
-    listed = dataclasses.replace(listed, fps=float(np.float32(listed.fps)))  # as records have it
+    listed = dataclasses.replace(listed, fps=float(np.float32(listed.fps)))  # records have float32
     differing = [
         f"{where}: `{field}` is {getattr(found, field)}, not {value}"
         for field, value in vars(listed).items()
@@ -130,7 +133,7 @@ def _record_differences(
     ]
     if decode_all:
         try:
-            info = decode.validate(example["video"], most_doubtful=1.0)  # what was accepted is no difference
+            info = decode.validate(example["video"], most_doubtful=1.0)  # accepted when it was prepared
             if (info.frames, info.height, info.width) != (listed.frames, listed.height, listed.width):
                 differing.append(f"{where} decodes to {info}")
         except decode.DecodeError as error:
@@ -139,7 +142,7 @@ def _record_differences(
 
 
 def _file_differences(path: Path, sha256: str) -> Iterator[str]:
-    """Nothing is said of the content where no hash is known."""
+    """Yield a line if the file is missing or differs from its hash; an empty hash is not compared."""
     if not path.exists():
         yield f"{path.name} is missing"
     elif sha256 and manifest.file_sha256(path) != sha256:
@@ -147,7 +150,7 @@ def _file_differences(path: Path, sha256: str) -> Iterator[str]:
 
 
 def _taken(faults: list[str]) -> list[str]:
-    """What was in the list, which is empty then."""
+    """Return the items of the list and empty it."""
     taken = list(faults)
     faults.clear()
     return taken

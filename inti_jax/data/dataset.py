@@ -1,4 +1,4 @@
-"""Random access to videos: a prepared dataset, or plain files by the same interface."""
+"""Read videos by index, from a prepared dataset or from plain files."""
 
 import contextlib
 import re
@@ -22,10 +22,10 @@ _VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
 
 
 class Example(NamedTuple):
-    """One encoded video and what is known of it. `label` is an index into the dataset's labels, or -1.
+    """One encoded video and its facts.
 
-    `decoded` is given where frames are at hand already, by index: all that will be asked for. Others come
-    from `decoder`.
+    `label` is an index into the dataset's labels, or -1. If frames are decoded already, `decoded` has
+    all that will be asked for, by index. If it is None, `decoder` decodes them.
     """
 
     id: str
@@ -39,7 +39,7 @@ class Example(NamedTuple):
     decoder: decode.Decoder = decode.decode_frames
 
     def frames_at(self, indices: Int64[np.ndarray, " T"]) -> UInt8[np.ndarray, "T H W 3"]:
-        """The frames at `indices`. Raises DecodeError."""
+        """Return the frames at `indices`. Raises DecodeError."""
         if self.decoded is None:
             return self.decoder(self.video, indices, self.frames)
         return np.stack([self.decoded[index] for index in indices.tolist()])
@@ -47,7 +47,7 @@ class Example(NamedTuple):
 
 @runtime_checkable
 class Source(Protocol):
-    """Videos by index. Reading one may raise `decode.DecodeError`."""
+    """A source of videos by index; reading one may raise `decode.DecodeError`."""
 
     def __len__(self) -> int: ...
 
@@ -56,7 +56,7 @@ class Source(Protocol):
 
 @runtime_checkable
 class LabelledSource(Source, Protocol):
-    """Videos whose `label` is an index into `labels`."""
+    """A source of videos whose `label` is an index into `labels`."""
 
     labels: tuple[str, ...]
 
@@ -64,7 +64,7 @@ class LabelledSource(Source, Protocol):
 class VideoDataset:
     """One split of a prepared dataset, by index.
 
-    Safe to read from several threads. Pickles to its location: a worker process opens its own files.
+    Several threads may read it. It pickles as its location, so a worker process opens its own files.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class VideoDataset:
         self.manifest = summary
         self.decoder = decoder
         self._lock = threading.Lock()
-        self._stack = contextlib.ExitStack()  # what `_opened` needs, as long as there is anyone to read
+        self._stack = contextlib.ExitStack()  # keeps the path that `_opened` reads from
         self._opened = None
 
     def __len__(self) -> int:
@@ -91,7 +91,7 @@ class VideoDataset:
         records = self._records()
         try:
             record = records[index]
-        except (RuntimeError, OSError) as error:  # what the reader raises for a damaged or unreadable block
+        except (RuntimeError, OSError) as error:  # the reader found a damaged or unreadable block
             reason = str(error).partition("\n")[0]
             raise decode.DecodeError(
                 f"record {index} of `{self.split}` in {self.directory} cannot be read: {reason}"
@@ -120,18 +120,18 @@ class VideoDataset:
         return np.array([index[video.label] for video in videos], np.int32)
 
     def short(self, frames: int) -> int:
-        """How many videos have fewer than `frames` frames, see `sampling.span`."""
+        """Count the videos with fewer than `frames` frames, see `sampling.span`."""
         return sum(video.frames < frames for video in manifest.read(self.directory).splits[self.split].videos)
 
     def _records(self):
         with self._lock:
             if self._opened is None:
-                # Slow to import, so not before records are read.
+                # Slow to import, so imported only when records are read.
                 import tensorflow_datasets as tfds
 
                 directory = self._stack.enter_context(paths.plain(self.directory))
                 builder = tfds.builder_from_directory(directory)
-                # Readers keep every shard open that was read from.
+                # Readers keep a shard open once they have read from it.
                 shards = builder.info.splits[self.split].num_shards
                 limits.raise_file_limit(limits.open_files() + shards + limits.SPARE_FILES)
                 self._opened = builder.as_data_source(self.split)
@@ -142,10 +142,10 @@ class VideoDataset:
 
 
 class FileDataset:
-    """Plain video files and frame folders, by index, with no label. One is decoded when it is read, once.
+    """Plain video files and frame folders, by index, without labels.
 
-    `choose` gives the frames to keep of a video with that many. `found` has, for each file that was read,
-    what it holds or why it does not decode.
+    A video is decoded once, when it is read. `choose` maps a video's number of frames to the indices of the
+    frames to keep. `found` has the facts or the decoding error of each file that was read.
     """
 
     def __init__(self, paths: Sequence[Path], choose: Callable[[int], Int64[np.ndarray, " T"]]):
@@ -169,7 +169,7 @@ class FileDataset:
 
 
 def read_file(path: Path) -> bytes:
-    """The file's content. Raises DecodeError where there is none."""
+    """Read a file's content. Raises DecodeError where it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -179,9 +179,9 @@ def read_file(path: Path) -> bytes:
 def open_dataset(
     name: str, data_dir: str | Path, split: str, decoder: decode.Decoder = decode.decode_frames
 ) -> VideoDataset:
-    """Opens the newest version of a prepared dataset, whose clips `decoder` will decode.
+    """Open the newest version of a prepared dataset, whose clips `decoder` will decode.
 
-    Raises UserError if the dataset or the split is not there, or is not what its manifest says.
+    Raises UserError if the dataset or the split is missing, unreadable or different from its manifest.
     """
     directory = find_dataset(name, data_dir)
     if directory is None:
@@ -206,7 +206,7 @@ def open_dataset(
 
 
 def find_dataset(name: str, data_dir: str | Path) -> Path | None:
-    """The directory of the newest finished version of a dataset, if there is one."""
+    """Find the directory of the newest finished version of a dataset, or None."""
     versions = []
     for path in Path(data_dir, name).glob(f"*/{manifest.FILE_NAME}"):
         if match := _VERSION.fullmatch(path.parent.name):

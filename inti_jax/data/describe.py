@@ -1,4 +1,4 @@
-"""Describe prepared datasets from their manifests: classes, durations, sizes, and videos there twice."""
+"""Describe prepared datasets from their manifests: classes, durations, sizes and duplicate videos."""
 
 import collections
 import statistics
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_NAMED = 5  # labels or videos in a note
-_BARS = 40  # labels with a bar and a name of their own
+_NAMED = 5  # most labels or videos that a note names
+_BARS = 40  # most labels that get a bar and a name each
 
 
 class Place(NamedTuple):
-    """Where a video is: in which dataset's split, under which id and label."""
+    """The place of a video: its dataset and split, and its id and label there."""
 
     dataset: str
     split: str
@@ -27,7 +27,10 @@ class Place(NamedTuple):
 
 
 class Described(NamedTuple):
-    """Prepared datasets by name, or by directory where two have one name, and videos that are there twice."""
+    """Prepared datasets by name, and the videos that occur more than once in them.
+
+    Datasets that share a name go by their directories instead.
+    """
 
     directories: dict[str, Path]
     datasets: dict[str, Manifest]
@@ -35,7 +38,10 @@ class Described(NamedTuple):
 
 
 def describe(directories: Sequence[Path]) -> Described:
-    """Read the manifests of prepared datasets. Raises UserError where there is none that can be relied on."""
+    """Read the manifests of prepared datasets.
+
+    Raises UserError where one is missing or cannot be relied on.
+    """
     read = {directory: manifest.read(directory) for directory in directories}
     uses = collections.Counter(contents.name for contents in read.values())
     names = {
@@ -47,7 +53,7 @@ def describe(directories: Sequence[Path]) -> Described:
 
 
 def find_copies(datasets: Mapping[str, Manifest]) -> list[list[Place]]:
-    """Find the videos that are there more than once, byte for byte by their SHA-256, in dataset order."""
+    """Group the videos that occur more than once, byte for byte by their SHA-256, in dataset order."""
     places = [
         (name, split_name, video)
         for name, contents in datasets.items()
@@ -63,14 +69,17 @@ def find_copies(datasets: Mapping[str, Manifest]) -> list[list[Place]]:
 
 
 def class_notes(labels: Sequence[str], counts: Mapping[str, Mapping[str, int]]) -> list[str]:
-    """Say which labels have no video, or none to train on. `counts` are by split and label."""
+    """Write notes on labels without a video, and on labels of `val` without one to train on.
+
+    `counts` are by split and label.
+    """
     empty = [label for label in labels if not any(of.get(label) for of in counts.values())]
     found = [f"{_have(empty)} no video: {_named(empty)}"] if empty else []
     return found + _only(labels, counts, "val", "train")
 
 
 def notes(contents: Manifest) -> list[str]:
-    """Say what of a dataset may surprise: labels without videos, and videos that are there twice."""
+    """Write notes on labels that lack videos, at all or in one split, and on duplicate videos."""
     counts = counts_of(contents)
     found = class_notes(contents.labels, counts) + _only(contents.labels, counts, "train", "val")
     copies = find_copies({contents.name: contents})
@@ -96,14 +105,14 @@ def counts_of(contents: Manifest) -> dict[str, dict[str, int]]:
 
 
 def counted(split: Split) -> str:
-    """Say how many videos a split has, how many were rejected, and how many have doubtful frames."""
+    """Write a split's numbers of videos, of rejected files and of videos with doubtful frames."""
     doubtful = [video.doubtful for video in split.videos if video.doubtful]
     more = f", {len(doubtful)} with doubtful frames ({sum(doubtful)} in all)" if doubtful else ""
     return f"{split.count} videos, {len(split.rejected)} rejected{more}"
 
 
 def facts(described: Described) -> dict[str, Any]:
-    """Give all figures, JSON-able."""
+    """Return all figures, JSON-able."""
     return {
         "datasets": [
             {
@@ -126,7 +135,7 @@ def facts(described: Described) -> dict[str, Any]:
 
 
 def text(described: Described) -> str:
-    """Write the figures as lines for people."""
+    """Format the figures as lines for people."""
     lines = []
     for dataset, contents in described.datasets.items():
         directory = described.directories[dataset]
@@ -149,7 +158,7 @@ def text(described: Described) -> str:
 
 
 def draw(described: Described, pyplot: Any) -> "Figure":
-    """Draw class counts, durations, frames and sizes, a colour for each split, for `drawing.png`."""
+    """Draw class counts, durations, frames and sizes in a colour for each split, for `drawing.png`."""
     figure, axes = pyplot.subplots(2, 2, figsize=(12, 9), layout="constrained")
     splits = _named_splits(described)
     _draw_labels(axes[0, 0], described)
@@ -172,7 +181,7 @@ def draw(described: Described, pyplot: Any) -> "Figure":
 
 
 def _draw_labels(axis: "Axes", described: Described) -> None:
-    """Draw a bar for each label where there are few, else the counts in order."""
+    """Draw a bar for each label where there are few, else a line of the sorted counts."""
     for dataset, contents in described.datasets.items():
         bottom = [0] * len(contents.labels)
         few = len(contents.labels) <= _BARS and len(described.datasets) == 1
@@ -224,7 +233,7 @@ def _split_lines(name: str, split: Split) -> list[str]:
 
 
 def _overlaps(described: Described) -> dict[tuple[str, str], int]:
-    """Count, for every two splits, the different videos that are in both."""
+    """Count the distinct videos that each pair of splits shares."""
     names = list(_named_splits(described))
     counts = {(one, two): 0 for number, one in enumerate(names) for two in names[number + 1 :]}
     for places in described.copies:
@@ -270,13 +279,13 @@ def _time(seconds: float) -> str:
 
 
 def _pair(places: Sequence[Place], field: str) -> tuple[Place, Place]:
-    """Give the first of equal videos, and the first of them that differs from it in `field`."""
+    """Return the first of identical videos, and the first that differs from it in `field`."""
     first = places[0]
     return first, next(place for place in places if getattr(place, field) != getattr(first, field))
 
 
 def _only(labels: Sequence[str], counts: Mapping[str, Mapping[str, int]], one: str, other: str) -> list[str]:
-    """Say which labels have videos in split `one` and none in `other`, where there are both."""
+    """Write a note on labels with videos in split `one` and none in `other`, if neither is empty."""
     if not any(counts.get(one, {}).values()) or not any(counts.get(other, {}).values()):
         return []
     only = [label for label in labels if counts[one].get(label) and not counts[other].get(label)]

@@ -1,7 +1,7 @@
-"""The manifest of a prepared dataset: what it holds, what was rejected, and hashes that pin it.
+"""Write and read the manifest of a prepared dataset: its videos, its rejected files and their hashes.
 
-It is `manifest.json` beside the dataset's files, and the last file written, so a directory that has one is
-a finished dataset.
+The manifest is `manifest.json` beside the dataset's files. It is the last file written, so a directory that
+has one is a finished dataset.
 """
 
 import dataclasses
@@ -19,10 +19,10 @@ FILE_NAME = "manifest.json"
 
 @dataclasses.dataclass(frozen=True)
 class Video:
-    """One video of the dataset. `label` is the class name, `bytes` the size of the encoded video.
+    """One video of the dataset.
 
-    `doubtful` is the number of frames that are damaged or missing, see `decode.VideoInfo`; 0 in datasets from
-    before it was counted.
+    `label` is the class name, and `bytes` the size of the encoded video. `doubtful` is the number of frames
+    that are damaged or missing, see `decode.VideoInfo`. It is 0 where a dataset is older than the count.
     """
 
     id: str
@@ -38,7 +38,7 @@ class Video:
 
 @dataclasses.dataclass(frozen=True)
 class Rejected:
-    """A file that was left out: where it came from, and a one-line reason."""
+    """A file that was left out, with its source and a one-line reason."""
 
     source: str
     reason: str
@@ -46,7 +46,7 @@ class Rejected:
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """One of the files that hold a split's videos, in order: its name, number of videos and hash."""
+    """One of the files that hold a split's videos in order, by name, number of videos and hash."""
 
     file: str
     count: int
@@ -57,8 +57,8 @@ class Shard:
 class Split:
     """One split, its videos in dataset order.
 
-    `sha256` is over each video's id, label and content; two splits with equal hashes hold the same examples.
-    It does not depend on the shards, of which a dataset from before they were listed has none here.
+    `sha256` covers each video's id, label and content: two splits with equal hashes hold the same examples.
+    It does not depend on `shards`, which is empty in datasets that are older than the list.
     """
 
     count: int
@@ -71,6 +71,7 @@ class Split:
     def of(
         cls, videos: Iterable[Video], rejected: Iterable[Rejected], shards: Iterable[Shard] = ()
     ) -> "Split":
+        """Make a split of its videos, and compute its hash."""
         videos = tuple(videos)
         sha256 = digest([[v.id, v.label, v.sha256] for v in videos])
         return cls(len(videos), sha256, videos, tuple(rejected), tuple(shards))
@@ -78,11 +79,12 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """A dataset's manifest. `sha256` is over name, version, labels and the splits' hashes.
+    """The contents of a dataset's manifest.
 
-    `source` is the fingerprint of what the dataset was prepared from, and `sampling` the `data.sampling` that
-    belongs to it, or "". They and what was rejected are no part of these hashes: they do not change its
-    examples. `files` has the hashes of TFDS's metadata.
+    `sha256` covers name, version, labels and the splits' hashes. `source` is the fingerprint of the source
+    that the dataset was prepared from. `sampling` is the `data.sampling` that belongs to it, or "". Neither
+    these two nor the rejected files are part of `sha256`, for they do not change the examples. `files` has
+    the hashes of TFDS's metadata.
     """
 
     name: str
@@ -105,15 +107,16 @@ class Manifest:
         sampling: str = "",
         files: dict[str, str] | None = None,
     ) -> "Manifest":
+        """Make a manifest, and compute its hash."""
         labels = tuple(labels)
         hashes = sorted((split_name, split.sha256) for split_name, split in splits.items())
         sha256 = digest([[name, version], labels, *hashes])
         return cls(name, version, labels, splits, source, sha256, sampling, files or {})
 
     def write(self, directory: Path) -> None:
-        """Writes the manifest into `directory`; readers see all of it or nothing.
+        """Write the manifest into `directory`; readers see all of it or nothing.
 
-        `checksum` is added, a hash of all of it.
+        The file also has `checksum`, a hash of the whole manifest.
         """
         path = directory / FILE_NAME
         partial = path.with_suffix(".partial")
@@ -126,7 +129,7 @@ class Manifest:
         partial.replace(path)
 
     def summary(self) -> dict[str, Any]:
-        """The manifest without its lists of videos: counts and hashes, JSON-able."""
+        """Return the counts and hashes without the lists of videos, JSON-able."""
         splits = {
             name: {"count": split.count, "rejected": len(split.rejected), "sha256": split.sha256}
             for name, split in self.splits.items()
@@ -136,14 +139,14 @@ class Manifest:
 
 
 def read(directory: Path) -> Manifest:
-    """The manifest in `directory`, its hashes checked.
+    """Read the manifest in `directory` and check its hashes.
 
-    Raises UserError if it cannot be read, or if it does not hash to what it says.
+    Raises UserError if it cannot be read, or if its hashes do not match its contents.
     """
     path = directory / FILE_NAME
     try:
         raw = json.loads(path.read_text())
-        # What is asked for with a default is absent from datasets that were prepared before it was written.
+        # Keys that are read with a default are missing in datasets that are older than the key.
         checksum = raw.pop("checksum", None)
         unchanged = checksum is None or checksum == digest([raw])
         splits = {
@@ -172,13 +175,16 @@ def read(directory: Path) -> Manifest:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256, in hex, of a file's content."""
+    """Compute the SHA-256 of a file's content, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digest(lines: Iterable[Any]) -> str:
-    """SHA-256, in hex, over the lines as JSON, which keeps any two different lists of lines apart."""
+    """Compute the SHA-256 of the lines as JSON, in hex.
+
+    JSON keeps any two different lists of lines apart.
+    """
     sha256 = hashlib.sha256()
     for line in lines:
         sha256.update(json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode() + b"\n")

@@ -1,4 +1,4 @@
-"""Work on many items: by threads, in order, a few ahead at a time, and with progress on stderr."""
+"""Map a function over many items on threads, in order, and report progress on stderr."""
 
 import collections
 import sys
@@ -18,10 +18,11 @@ _SECONDS_BETWEEN_LINES = 10
 def in_order(
     function: Callable[[Item], Result], items: Iterable[Item], workers: int
 ) -> Generator[Result, None, None]:
-    """`map(function, items)` on `workers` threads, which have at most twice as many items in hand.
+    """Yield `map(function, items)`, computed on `workers` threads.
 
-    Threads, for FFmpeg releases the interpreter's lock: of the time that a frame of 340x256 pixels takes, 3 %
-    is Python's when it is decoded, and 2 % when it is encoded. Beyond some 32 cores that is what limits them.
+    About twice as many items as threads are in hand at a time. Threads suffice because FFmpeg releases the
+    interpreter's lock. Of the time that a frame of 340x256 pixels takes, Python needs 3 % in decoding and 2 %
+    in encoding. Beyond some 32 cores this share is the limit.
     """
     with ThreadPoolExecutor(workers) as pool:
         pending: collections.deque[Future[Result]] = collections.deque()
@@ -37,7 +38,10 @@ def in_order(
 
 
 def progress(items: Iterable[Item], total: int, name: str, *, done: int = 0) -> Generator[Item, None, None]:
-    """Passes `items` on: with a bar on a terminal, a line now and then elsewhere. `done` came before them."""
+    """Pass `items` on and report progress: a bar on a terminal, a line now and then elsewhere.
+
+    `done` is the number of items that came before these.
+    """
     if sys.stderr.isatty():
         yield from tqdm.tqdm(items, desc=name, total=total, initial=done, unit="video", file=sys.stderr)
         return

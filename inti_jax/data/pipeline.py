@@ -1,8 +1,8 @@
-"""Batches of clips: which videos a step sees, and how Grain loads them.
+"""Order the clips of training and evaluation, and load them as batches.
 
-Everything random is a function of (seed, epoch, index, repeat), and the videos of step s are a function of
-the seed and s. So the batch of a step does not depend on the number of hosts, worker processes or threads,
-nor on where the run was started or resumed.
+All randomness is a function of (seed, epoch, index, repeat). The videos of step s are a function of the seed
+and s. So the batch of a step does not depend on the number of hosts, worker processes or threads, nor on the
+step at which the run was started or resumed.
 """
 
 import functools
@@ -25,10 +25,11 @@ log = logging.getLogger("inti_jax")
 
 
 class TrainBatch(TypedDict):
-    """This host's part of one step's batch.
+    """This host's part of a training step's batch.
 
-    The label of a mirrored clip is its mirror image's, see `mirror.mirrored_labels`. A row whose video did
-    not decode is zeros, its `mask` False; where not even its record could be read, its label is -1.
+    A mirrored clip has the label of its mirror image, see `mirror.mirrored_labels`. A row whose video did not
+    decode has zeros as its video and False as its `mask`. If not even its record could be read, its label
+    is -1.
     """
 
     video: UInt8[np.ndarray, "b T R R 3"]
@@ -41,7 +42,7 @@ class EvalBatch(TypedDict):
     """This host's part of an evaluation batch.
 
     V is clips x crops, clip by clip. `mask` marks a video that decoded, `missing` one that did not. Rows
-    that only fill the last batch have neither, and index -1.
+    that pad the last batch have neither, and index -1.
     """
 
     video: UInt8[np.ndarray, "b V T R R 3"]
@@ -52,14 +53,16 @@ class EvalBatch(TypedDict):
 
 
 class TrainOrder:
-    """Element k of a host with b rows: the (epoch, index, repeat) of its row k % b in step k // b.
+    """The order in which a host loads training clips, by (epoch, index, repeat).
 
-    Over all rows of a batch and step by step, each epoch is a permutation of the dataset. A step may
-    straddle two epochs, so no video is dropped. With `repeats`, a step's batch is that many times the same
-    videos, one time after the other, and repeat counts the times: neighbours are never of one video.
+    For a host with b rows, element k is row k % b of step k // b. Over all rows of a batch and step by step,
+    each epoch is a permutation of the dataset. A step may straddle two epochs, so no video is dropped.
 
-    With `balanced`, its epochs take the place of permutations; a video that comes again in an epoch has other
-    repeats than before.
+    With `repeats`, a step's batch lists its videos that many times, and `repeat` is the number of the pass.
+    One whole pass follows the other, so neighbours are never of one video.
+
+    With `balanced`, its epochs replace the permutations. A video that comes again in an epoch has other
+    values of `repeat` than before.
     """
 
     def __init__(
@@ -73,7 +76,7 @@ class TrainOrder:
         rows: Sequence[int] | None = None,
         balanced: balance.Balanced | None = None,
     ):
-        """`rows` of each batch are this host's, by default all."""
+        """Take `rows` of each batch as this host's, by default all."""
         self._size = size
         self._seed = seed
         self._repeats = repeats
@@ -96,10 +99,13 @@ class TrainOrder:
 
 
 class EvalOrder:
-    """Element k of a host with b rows: the index at its row k % b of batch k // b, or -1 past the dataset."""
+    """The order in which a host loads evaluation videos, by index.
+
+    For a host with b rows, element k is row k % b of batch k // b. Past the dataset it is -1.
+    """
 
     def __init__(self, size: int, *, global_batch: int, rows: Sequence[int] | None = None):
-        """`rows` of each batch are this host's, by default all."""
+        """Take `rows` of each batch as this host's, by default all."""
         self._size = size
         self._global_batch = global_batch
         self.rows = range(global_batch) if rows is None else rows
@@ -114,14 +120,14 @@ class EvalOrder:
 
 
 class TrainBatches(Iterator[TrainBatch]):
-    """The batches of a run, loaded ahead in the background; made by `train_batches`.
+    """The training batches of a run, loaded ahead in the background; made by `train_batches`.
 
-    Close it, or use it as a context manager, to stop the threads and processes that load. A process that
-    dies is replaced; asking for a batch raises LoadingError where that does not help.
+    Close it, or use it as a context manager, to stop the loading threads and processes. A process that dies
+    is replaced. Where that does not help, asking for a batch raises LoadingError.
     """
 
     def __init__(self, loaded_from: Callable[[int], batches.Batches]):
-        """`loaded_from` gives the batches from a step on."""
+        """Load by `loaded_from`, which returns the batches from a given step on."""
         self._loaded_from = loaded_from
         self._batches = loaded_from(0)
 
@@ -129,12 +135,12 @@ class TrainBatches(Iterator[TrainBatch]):
         return next(self._batches)
 
     def set_state(self, state: dict[str, int]) -> None:
-        """Continue with step `state["next_step"]`, in the thread that iterates."""
+        """Continue with step `state["next_step"]`; call this in the thread that iterates."""
         self.close()
         self._batches = self._loaded_from(state["next_step"])
 
     def close(self) -> None:
-        """End the loading, from any thread. A thread that waits for a batch gets LoadingError."""
+        """Stop the loading, from any thread; a thread that waits for a batch gets LoadingError."""
         self._batches.close()
 
     def __enter__(self) -> "TrainBatches":
@@ -155,11 +161,12 @@ def train_batches(
     classes: Int[np.ndarray, " N"] | None = None,
     workers: Workers | None = None,
 ) -> TrainBatches:
-    """Load the training batches of one host, of steps 0 to `num_steps` - 1: `rows` of each, by default all.
+    """Load one host's training batches of steps 0 to `num_steps` - 1.
 
-    With `classes`, the class of each video, all come equally often, see `balance.Balanced`. `workers` load if
-    they are given, else processes or threads of their own. Raises UserError if `cfg.flip` is set and the
-    labels cannot be mirrored.
+    `rows` of each batch are this host's, by default all. With `classes`, the class of each video, all classes
+    come equally often, see `balance.Balanced`. If `workers` are given, they load the rows. Otherwise the
+    batches start processes or threads of their own. Raises UserError if `cfg.flip` is set and the labels
+    cannot be mirrored.
     """
     order = TrainOrder(
         len(dataset),
@@ -185,10 +192,11 @@ def eval_batches(
     rows: Sequence[int] | None = None,
     workers: Workers | None = None,
 ) -> batches.Batches:
-    """Load the evaluation batches of one host, an EvalBatch each, as many on each: `rows`, by default all.
+    """Load one host's evaluation batches, each an EvalBatch.
 
-    Over all rows every video comes exactly once. By `workers` if they are given, as in training. To be
-    closed. Raises LoadingError as TrainBatches does.
+    `rows` of each batch are this host's, by default all. Every host has the same number of batches, and over
+    all rows every video comes exactly once. If `workers` are given, they load the rows, as in training. The
+    caller closes the result. Raises LoadingError as TrainBatches does.
     """
     order = EvalOrder(len(dataset), global_batch=eval_cfg.batch, rows=rows)
     load = functools.partial(_load_eval, dataset, cfg, eval_cfg)
@@ -197,7 +205,10 @@ def eval_batches(
 
 
 def view_indices(total: int, cfg: config.Data, eval_cfg: config.Eval) -> Int64[np.ndarray, " n"]:
-    """The frames that are evaluated of a video with `total`: those of `eval_cfg.clips`, clip by clip."""
+    """Return the indices of the frames that are evaluated of a video with `total` frames.
+
+    They are those of its `eval_cfg.clips` clips, clip by clip.
+    """
     clips = [
         sampling.clip_indices(
             total,
@@ -213,7 +224,7 @@ def view_indices(total: int, cfg: config.Data, eval_cfg: config.Eval) -> Int64[n
 
 
 def load_views(example: Example, cfg: config.Data, eval_cfg: config.Eval) -> UInt8[np.ndarray, "V T R R 3"]:
-    """The views of one video that are evaluated: `eval_cfg.clips` x `eval_cfg.crops`, clip by clip.
+    """Decode the evaluation views of one video: `eval_cfg.clips` x `eval_cfg.crops`, clip by clip.
 
     Raises DecodeError.
     """
@@ -227,7 +238,10 @@ def load_views(example: Example, cfg: config.Data, eval_cfg: config.Eval) -> UIn
 def _load_train(
     dataset: Source, cfg: config.Data, seed: int, mirrored: tuple[int, ...], element: tuple[int, int, int]
 ) -> dict[str, Any]:
-    """Row `element`, an (epoch, index, repeat); `mirrored` gives the label of a mirrored clip."""
+    """Load the row of `element`, an (epoch, index, repeat).
+
+    `mirrored` has, for each label, the label of a mirrored clip.
+    """
     epoch, index, repeat = element
     row = {
         "video": np.zeros(_shape(cfg), np.uint8),
@@ -248,11 +262,11 @@ def _load_train(
             row["label"] = np.int32(mirrored[example.label])
         row["mask"] = np.bool_(True)
     except decode.DecodeError as error:
-        _say_masked(index, str(error))  # and not replaced: it shifts no other video
+        _say_masked(index, str(error))  # the video is not replaced, so that no other shifts
     return row
 
 
-@functools.cache  # once in each process
+@functools.cache  # so it warns once in each process
 def _say_masked(index: int, reason: str) -> None:
     log.warning("video %d of the training split is masked: %s", index, reason)
 
@@ -278,7 +292,7 @@ def _load_eval(dataset: Source, cfg: config.Data, eval_cfg: config.Eval, index: 
 
 
 def _shape(cfg: config.Data) -> tuple[int, int, int, int]:
-    """Of a clip."""
+    """Return the shape of a clip."""
     return cfg.num_frames, cfg.resolution, cfg.resolution, 3
 
 

@@ -1,4 +1,4 @@
-"""Which frames of a video make a clip: pure NumPy, no decoding.
+"""Choose the frames of a clip by index, in pure NumPy and without decoding.
 
 Indices are in presentation order, never decrease, and stay in [0, total).
 """
@@ -19,10 +19,10 @@ def clip_indices(
     clip: int = 0,
     clips: int = 1,
 ) -> Int64[np.ndarray, " {num_frames}"]:
-    """Frame indices of one clip of a video with `total` frames.
+    """Choose the frame indices of one clip of a video with `total` frames.
 
-    With `rng`, a random clip for training. Without, test clip number `clip` of `clips`, always the same.
-    `stride` counts source frames and is read by `dense` only.
+    With `rng`, the clip is random, for training. Without, it is test clip number `clip` of `clips`, always
+    the same. `stride` counts source frames, and only `dense` uses it.
     """
     if sampling == "dense":
         return dense(total, num_frames, stride, rng, clip, clips)
@@ -30,7 +30,10 @@ def clip_indices(
 
 
 def span(num_frames: int, sampling: Literal["dense", "uniform"], stride: int) -> int:
-    """The frames a video should have: of a shorter one, clips repeat frames or take them closer together."""
+    """Compute the number of frames that a video should have.
+
+    Clips of a shorter video repeat frames, or take them closer together.
+    """
     return (num_frames - 1) * stride + 1 if sampling == "dense" else num_frames
 
 
@@ -42,9 +45,9 @@ def dense(
     clip: int = 0,
     clips: int = 1,
 ) -> Int64[np.ndarray, " {num_frames}"]:
-    """`num_frames` consecutive frames, `stride` apart.
+    """Choose `num_frames` consecutive frames, `stride` apart.
 
-    The start is random with `rng`; otherwise the `clips` starts spread evenly from the first to the last
+    With `rng`, the start is random. Otherwise the `clips` starts spread evenly from the first to the last
     possible one, and a single clip is centred. Where the video is shorter than the clip, its last frame is
     repeated.
     """
@@ -65,9 +68,9 @@ def uniform(
     clip: int = 0,
     clips: int = 1,
 ) -> Int64[np.ndarray, " {num_frames}"]:
-    """One frame from each of `num_frames` equal segments of the video (TSN, arXiv:1608.00859).
+    """Choose one frame from each of `num_frames` equal segments of the video (TSN, arXiv:1608.00859).
 
-    A random one with `rng`; otherwise the one in the segment's middle, or, for several clips, at
+    With `rng`, it is a random one. Otherwise it is the one in the segment's middle or, for several clips, at
     (clip + 1/2) / clips of the segment. Where the video has fewer frames than segments, frames repeat.
     """
     within = rng.random(num_frames) if rng is not None else (clip + 0.5) / clips

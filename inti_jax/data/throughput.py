@@ -1,4 +1,4 @@
-"""How fast a host can load training clips of a dataset, and what the time goes into."""
+"""Measure how fast a host loads training clips of a dataset, and how the time splits into stages."""
 
 import dataclasses
 import time
@@ -22,7 +22,7 @@ STAGES = ("read", "decode", "augment", "transfer")
 
 @dataclasses.dataclass(frozen=True)
 class Rate:
-    """Clips a second of the pipeline with so many worker processes and so many threads in each."""
+    """The pipeline's clips a second with `workers` processes and `threads` threads in each."""
 
     workers: int
     threads: int
@@ -31,9 +31,10 @@ class Rate:
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-    """What was measured. `seconds` are those of a clip on one core, by stage.
+    """The measurements of one host and dataset.
 
-    `bad` of the `clips` did not decode. `rates` are best first.
+    `seconds` are those of a clip on one core, by stage. `bad` of the `clips` did not decode. `rates` are
+    sorted, best first.
     """
 
     clips: int
@@ -45,10 +46,12 @@ class Bench:
 
     @property
     def clips_per_second_per_core(self) -> float:
+        """The clips a second that one core takes through all stages."""
         return 1 / sum(self.seconds.values())
 
     @property
     def shares(self) -> dict[str, float]:
+        """The share of each stage in the time of a clip."""
         total = sum(self.seconds.values())
         return {stage: seconds / total for stage, seconds in self.seconds.items()}
 
@@ -60,14 +63,14 @@ class Bench:
 
     @property
     def batches_per_second(self) -> float:
-        """What the host can feed so."""
+        """The batches a second that the host loads with the recommended setting."""
         return self.recommended.clips_per_second / self.batch
 
 
 def measure(dataset: LabelledSource, cfg: config.Data, *, batch: int, clips: int, seed: int = 0) -> Bench:
-    """Loads `clips` training clips on one thread, stage by stage, then as many by the pipeline each way.
+    """Time `clips` training clips on one thread by stage, then as many in the pipeline in each setting.
 
-    `batch` is the host's. Raises UserError if no clip decodes, or JAX has no devices to use.
+    `batch` is the host's batch size. Raises UserError if no clip decodes, or JAX has no devices to use.
     """
     backend.start()
     order = pipeline.TrainOrder(len(dataset), seed=seed, global_batch=clips, num_steps=1)
@@ -105,7 +108,7 @@ def measure(dataset: LabelledSource, cfg: config.Data, *, batch: int, clips: int
 
 
 def to_json(found: Bench) -> dict[str, Any]:
-    """Everything that was measured, and what follows from it."""
+    """Return the measurements and the figures derived from them, JSON-able."""
     return dataclasses.asdict(found) | {
         "shares": found.shares,
         "clips_per_second_per_core": found.clips_per_second_per_core,
@@ -115,7 +118,7 @@ def to_json(found: Bench) -> dict[str, Any]:
 
 
 def describe(found: Bench) -> str:
-    """The same for people."""
+    """Format the measurements as lines for people."""
     lines = [f"one core: {found.clips_per_second_per_core:.1f} clips/s, {found.bad} of {found.clips} bad"]
     lines += [
         f"  {stage:<9} {1000 * found.seconds[stage]:8.2f} ms a clip  {share:4.0%}"
@@ -136,7 +139,10 @@ def describe(found: Bench) -> str:
 
 
 def _settings(cores: int) -> Iterator[tuple[int, int]]:
-    """Worker processes and threads in each: threads alone, and a core for each worker, with one left over."""
+    """Yield the settings to try, as the number of worker processes and of threads in each.
+
+    They are threads alone, a worker for each core, and the same with one core left over.
+    """
     yield 0, 1
     if cores > 1:
         yield 0, cores
@@ -146,7 +152,7 @@ def _settings(cores: int) -> Iterator[tuple[int, int]]:
 
 
 def _transfer_seconds(clips: np.ndarray) -> float:
-    """Of one clip from host memory onto a device, the best of three."""
+    """Time the transfer of a clip from host memory onto a device, the best of three."""
     times = []
     for _ in range(4):
         started = time.perf_counter()
@@ -158,11 +164,11 @@ def _transfer_seconds(clips: np.ndarray) -> float:
 def _pipeline_rate(
     dataset: LabelledSource, cfg: config.Data, workers: int, threads: int, clips: int, seed: int
 ) -> float:
-    """Clips a second, at least `clips` of them."""
-    # Small batches: what is loaded ahead before the clock starts counts for nothing, so it should be little.
+    """Measure the pipeline's clips a second, over at least `clips` of them."""
+    # Batches are small so that little is loaded ahead before the clock starts: that work is not timed.
     batch = max(8, 2 * workers)
     cfg = dataclasses.replace(cfg, workers=workers, threads=threads, prefetch=1)
-    ahead, steps = 5, -(-clips // batch)  # more than is loaded ahead, so that is used up first
+    ahead, steps = 5, -(-clips // batch)  # more batches than are loaded ahead, to use those up first
     with pipeline.train_batches(
         dataset, cfg, seed=seed, global_batch=batch, num_steps=2 * ahead + steps
     ) as batches:

@@ -1,4 +1,4 @@
-"""Whether the views of an evaluation differ: a view that repeats another costs time and changes nothing."""
+"""Check that the views of an evaluation differ: a repeated view costs time and changes nothing."""
 
 import functools
 import logging
@@ -12,7 +12,7 @@ log = logging.getLogger("inti_jax")
 
 
 def check(dataset: VideoDataset, data: config.Data, settings: config.Eval) -> None:
-    """Raises ConfigError where in every video one clip repeats another, or one crop; warns where in some."""
+    """Raise ConfigError if clips, or crops, repeat each other in every video; warn if they do in some."""
     videos = manifest.read(dataset.directory).splits[dataset.split].videos
 
     @functools.cache

@@ -1,6 +1,7 @@
-"""What all processes have to have in common before a run starts: the files they see, and what they compute.
+"""Check that all processes see the same files and are about to compute the same thing.
 
-Each tells process 0, whose answer all raise: one line that names a process and what differs.
+Each process sends its facts to process 0. All processes then raise the answer of process 0: one line that
+names a process and the difference.
 """
 
 import hashlib
@@ -18,21 +19,24 @@ import jax
 from inti_jax.distributed import coordination, liveness
 from inti_jax.errors import UserError, naming
 
-# Where a host keeps things and how it loads may differ from host to host.
+# Hosts may differ in where they keep files and in how they load them.
 _OWN = ("config.model.pretrained", "config.data.data_dir", "config.data.workers", "config.data.threads")
-# Seconds in which a file that one host wrote should be there for the others: network file systems look late.
+# Seconds in which a file that one host wrote should appear on the others: network file systems lag.
 _VISIBLE = 20
-# Milliseconds; the watch ends what waits in vain long before.
+# Milliseconds. The watch ends a process that waits in vain long before that.
 _LONGEST = 24 * 3600 * 1000
 
 Facts = dict[str, Any]
 
-# All processes agree on the same things in the same order; a key of the service is set once.
+# All processes count the same rounds in the same order. A key of the service can be set only once.
 _rounds = itertools.count()
 
 
 def check_workdir(workdir: Path) -> None:
-    """Raises UserError, on all processes, where one does not see what process 0 writes to `workdir`."""
+    """Check that every process sees the files that process 0 writes to `workdir`.
+
+    Raises UserError, on all processes, where one does not.
+    """
     if jax.process_count() == 1:
         return
     liveness.note("whether all see the same workdir", slow=True)
@@ -52,9 +56,10 @@ def check_workdir(workdir: Path) -> None:
 
 
 def check(record: Facts, validation_sha256: str, *, mode: str, step: int) -> None:
-    """Raises UserError, on all processes, where one is about to compute something else than process 0.
+    """Check that every process is about to compute the same thing as process 0.
 
-    `record` is the run's record as flat `{"config.a.b": value}`, `step` what they start from.
+    Raises UserError, on all processes, where one is not. `record` is the run's record as flat
+    `{"config.a.b": value}`. `step` is the step that they start from.
     """
     if jax.process_count() == 1:
         return
@@ -73,7 +78,7 @@ def check(record: Facts, validation_sha256: str, *, mode: str, step: int) -> Non
 
 
 def gather(number: int) -> list[int]:
-    """Give the numbers of all processes, from that of each."""
+    """Gather a number from every process, in the order of the processes."""
     if jax.process_count() == 1:
         return [number]
     client, prefix = coordination.client(), f"inti_jax/gather/{next(_rounds)}/"
@@ -85,7 +90,11 @@ def gather(number: int) -> list[int]:
 
 
 def _agree(facts: Facts, complaint: Callable[[Facts, Facts], str | None]) -> None:
-    """`complaint` says what is wrong with another process's facts, given process 0's and theirs."""
+    """Send `facts` to process 0, and raise its complaint on all processes.
+
+    `complaint` takes the facts of process 0 and those of another process. It returns a message where they do
+    not agree. Raises UserError with the first such message.
+    """
     client, index = coordination.client(), jax.process_index()
     prefix = f"inti_jax/agree/{next(_rounds)}/"
     posted = {"host": socket.gethostname(), "process": index, **facts}
@@ -103,6 +112,7 @@ def _agree(facts: Facts, complaint: Callable[[Facts, Facts], str | None]) -> Non
 
 
 def _sees(probe: Path, token: str) -> bool:
+    """Wait until `probe` holds `token`; return False where it does not in time."""
     deadline = time.monotonic() + _VISIBLE
     while True:
         try:
@@ -140,7 +150,7 @@ def _name(facts: Facts) -> str:
 
 
 def _code() -> str:
-    """A hash of this package's source."""
+    """Hash this package's source."""
     digest = hashlib.sha256()
     root = Path(__file__).parents[1]
     for path in sorted(root.rglob("*.py")):

@@ -1,4 +1,4 @@
-"""JAX's devices, touched for the first time: one clear line where the platform is not there."""
+"""Start JAX on its devices, with one clear error line where its platform is missing."""
 
 import jax
 
@@ -10,23 +10,23 @@ _PACKAGES = {"tpu": "jax[tpu]", "cuda": "jax[cuda13]"}
 def start() -> None:
     """Start JAX on the devices of this process.
 
-    Every command does this before anything else touches a device. Raises UserError that says what JAX
-    lacks where its platform cannot be used.
+    Every command calls this before anything else touches a device. Raises UserError where the platform cannot
+    be used; its message says what JAX lacks.
     """
     try:
         jax.devices()
-    # JAX asserts where JAX_PLATFORMS names a known platform that is not installed.
+    # JAX fails an assertion where JAX_PLATFORMS names a known platform that is not installed.
     except (RuntimeError, AssertionError) as error:
         raise UserError(_explained(platforms(), _one_line(str(error)))) from error
 
 
 def platforms() -> str:
-    """Read the platforms that JAX is told to use, with commas between; none where it may choose."""
+    """Return the platforms that JAX is told to use, separated by commas; empty where JAX may choose."""
     return jax.config.jax_platforms or ""  # type: ignore[attr-defined]
 
 
 def _one_line(text: str) -> str:
-    # JAX's own advice may not help: without devices, a run on CPUs alone is seldom what was wanted.
+    # Leave out JAX's own advice: it leads to a run on CPUs alone, which is seldom wanted.
     return " ".join(text.partition("(set JAX_PLATFORMS='' to")[0].split())
 
 

@@ -1,7 +1,7 @@
-"""Several processes as one run: how they find each other, agree before they start, and end together.
+"""Join several processes into one run: connect them at the start, and end them together.
 
-Cloud TPU, SLURM and Open MPI say in the environment how many processes there are, and JAX finds the rest;
-elsewhere three flags do (`cli.add_process_arguments`). One process on one machine starts nothing.
+Cloud TPU, SLURM and Open MPI give the number of processes in the environment, and JAX finds the rest.
+Elsewhere three flags give it (`cli.add_process_arguments`). One process on one machine starts nothing.
 """
 
 import atexit
@@ -15,20 +15,20 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-from jax._src import cloud_tpu_init, clusters  # JAX's own answers to where it runs
+from jax._src import cloud_tpu_init, clusters  # JAX's own detection of the cluster
 
 from inti_jax import config
 from inti_jax.distributed import backend, coordination, liveness
 from inti_jax.distributed.relay import Relay
 from inti_jax.errors import Stopped, UsageError, UserError
 
-# Seconds for all processes to appear.
+# Seconds in which all processes should connect.
 INITIALIZATION_TIMEOUT = 300
-# Seconds after which JAX ends a process for another's silence. liveness.py does that sooner, and says whose.
+# Seconds of silence of one process after which JAX ends the others. liveness.py acts sooner, and names it.
 HEARTBEAT_TIMEOUT = 600
-# Seconds that JAX waits, once all are done, for all to have said so.
+# Seconds that JAX waits at the end for all processes to report that they are done.
 SHUTDOWN_TIMEOUT = 60
-# Seconds that a process which failed may take to end.
+# Seconds that a failed process may take to exit.
 _EXIT_TIMEOUT = 20
 
 _BY_FLAGS = "give --coordinator_address, --process_count and --process_id"
@@ -36,7 +36,11 @@ _BY_FLAGS = "give --coordinator_address, --process_count and --process_id"
 
 @dataclasses.dataclass(frozen=True)
 class _Cluster:
-    """Where process 0 listens, and which process this is. `devices` are those of its machine, if not all."""
+    """The place of this process among the others.
+
+    Process 0 listens at `coordinator_address`. `devices` are this process's devices where it does not use all
+    of its machine's.
+    """
 
     coordinator_address: str
     process_count: int
@@ -48,11 +52,11 @@ class _Cluster:
 def joined(
     coordinator_address: str | None, process_count: int | None, process_id: int | None, limits: config.Hosts
 ) -> Iterator[None]:
-    """Within it this process is one of several, where flags or the environment say so.
+    """Make this process one of several inside the context, where flags or the environment say so.
 
-    To be entered before any device is touched. An error that ends it ends the other processes too, and so
-    does a process that is lost or stands still: see liveness.py. Raises UsageError for flags that do not make
-    sense, UserError where the processes do not find each other.
+    Enter it before any device is touched. An error inside ends the other processes too, and so does a process
+    that is lost or stalled: see liveness.py. Raises UsageError for flags that make no sense, UserError where
+    the processes do not find each other.
     """
     cluster = _cluster(coordinator_address, process_count, process_id)
     if cluster is None or cluster.process_count == 1:
@@ -61,12 +65,12 @@ def joined(
     watch = liveness.start(*_initialize(cluster), limits)
     try:
         yield
-    except (Stopped, SystemExit):  # all processes do that at the same point
+    except (Stopped, SystemExit):  # all processes raise these at the same point
         _leave(watch)
         raise
     except Exception as error:
         if _another_may_be_lost(error):
-            time.sleep(limits.silent_seconds + 5)  # the watch ends this process if that is so
+            time.sleep(limits.silent_seconds + 5)  # if one is lost, the watch ends this process
         _end_soon(error.exit_code if isinstance(error, UserError) else 1)
         watch.fail(_one_line(error))
         raise
@@ -78,14 +82,14 @@ def joined(
 
 
 def _leave(watch: liveness.Watch) -> None:
-    """Waits for the others to be done, too: process 0 is what they talk through."""
+    """Wait until all processes are done: process 0 runs the service through which they talk."""
     watch.leave()
     coordination.client().wait_at_barrier("inti_jax/done", int(1000 * watch.limits.slow_seconds))
     watch.stop()
 
 
 def _another_may_be_lost(error: BaseException | None) -> bool:
-    """Whether JAX's runtime is behind `error`: what a collective raises when another process is gone."""
+    """Tell whether JAX's runtime caused `error`, as when a collective loses another process."""
     while error is not None:
         if isinstance(error, jax.errors.JaxRuntimeError):
             return True
@@ -99,16 +103,16 @@ def _one_line(error: Exception) -> str:
 
 
 def _end_soon(code: int) -> None:
-    """Ends this process without JAX's farewell, which waits for processes that are ending themselves."""
+    """End this process without JAX's shutdown, which waits for processes that are ending themselves."""
 
     def end() -> None:
-        with contextlib.suppress(OSError):  # whoever reads may have gone
+        with contextlib.suppress(OSError):  # the reader of a pipe may be gone
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(code)
 
-    atexit.register(end)  # runs before JAX's, which is registered already
-    # And where threads that nobody stopped keep the interpreter from coming so far:
+    atexit.register(end)  # runs before JAX's handler, which was registered earlier
+    # Threads that still run may keep the interpreter from reaching that handler.
     timer = threading.Timer(_EXIT_TIMEOUT, end)
     timer.daemon = True
     timer.start()
@@ -117,6 +121,10 @@ def _end_soon(code: int) -> None:
 def _cluster(
     coordinator_address: str | None, process_count: int | None, process_id: int | None
 ) -> _Cluster | None:
+    """Find this process's place from the flags or the environment; None where it runs alone.
+
+    Raises UsageError for flags that make no sense, UserError where the other processes cannot be found.
+    """
     given = (coordinator_address, process_count, process_id)
     if any(flag is not None for flag in given):
         return _check_flags(*given)
@@ -137,10 +145,14 @@ def _cluster(
 
 
 def _initialize(cluster: _Cluster) -> tuple[Any, threading.Event]:
-    """Joins the others; the service's client, and what is set when the connection to it breaks."""
-    # Set whatever the platform: simulated hosts compute on CPUs.
+    """Connect to the other processes.
+
+    Returns the service's client, and an event that is set when the connection to the service breaks. Raises
+    UserError where the processes do not find each other.
+    """
+    # Set it on every platform: simulated hosts compute on CPUs.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    # preemption.py does that: JAX's own would swallow a SIGTERM that comes before the first step.
+    # preemption.py handles SIGTERM. JAX's own service would swallow one that comes before the first step.
     jax.config.update("jax_enable_preemption_service", False)
     address, closed = cluster.coordinator_address, threading.Event()
     if cluster.process_id != 0:
@@ -188,8 +200,8 @@ def _check_flags(
 
 
 def _environment_has_others() -> bool:
-    """Whether a launcher, or the machine itself, says that this is one of several processes."""
-    # All of these are there under srun alone.
+    """Tell whether a launcher or the machine itself says that this is one of several processes."""
+    # Only srun sets all of these.
     slurm = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS")
     if all(name in os.environ for name in slurm) and int(os.environ["SLURM_NTASKS"]) > 1:
         return True
@@ -211,5 +223,5 @@ def _on_tpu_pod() -> bool:
     hosts = os.environ.get("TPU_PROCESS_ADDRESSES", os.environ.get("TPU_WORKER_HOSTNAMES"))
     if hosts is not None:
         return "," in hosts
-    # On a plain TPU machine JAX asks the metadata server, unless it was told that there is none.
+    # On a TPU machine without these variables JAX asks the metadata server, unless it is told to skip it.
     return "TPU_SKIP_MDS_QUERY" not in os.environ

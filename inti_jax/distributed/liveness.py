@@ -1,9 +1,10 @@
-"""Which process the others wait for: a thread in each says that it lives and what it does, and ends it.
+"""Detect the straggler by heartbeats and end the run with its name.
 
-Every process posts to the coordination service how far it is, as a count of `note`s: all processes make the
-same ones in the same order, so those with the lowest count are those that the others wait for. Process 0
-judges all and posts the verdict beside its own place; the others judge process 0. So what is read does not
-grow with the square of the hosts. A verdict ends every process, also one that is stuck in a collective.
+A thread in each process posts to the coordination service how far the process is, as a count of `note`s. All
+processes make the same notes in the same order, so the others wait for those with the lowest count. Process 0
+reads all posts, judges them, and posts its verdict with its own place. The other processes read and judge
+process 0 alone, so the number of reads does not grow with the square of the hosts. A verdict ends every
+process, also one that is stuck in a collective.
 """
 
 import contextlib
@@ -26,26 +27,26 @@ log = logging.getLogger("inti_jax")
 
 _PLACES = "inti_jax/places/"
 _POLL_SECONDS = 1.0
-# Of the time after which a process that stands still ends the run, the share after which it is warned of.
+# Warn of a stalled process after this share of the time after which it ends the run.
 _WARN_SHARE = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where a process is, as it posts it. `beat` counts posts, `count` notes."""
+    """The progress of a process, as it posts it. `beat` counts posts, `count` counts notes."""
 
     host: str
     beat: int = 0
     count: int = 0
     doing: str = "starting"
     slow: bool = True
-    left: bool = False  # it is done, and waits for the others to be
+    left: bool = False  # it is done, and waits for the others
     failed: str = ""  # the error that ended it
-    verdict: str = ""  # process 0's
+    verdict: str = ""  # of process 0 alone
 
 
 class Judge:
-    """Says which process is lost or stands still, from their places as seen over time, in seconds."""
+    """Names the process that is lost or stalled, from the places seen over time. Times are in seconds."""
 
     def __init__(self, processes: range, limits: config.Hosts, now: float):
         self._limits = limits
@@ -54,6 +55,7 @@ class Judge:
         self._moved_at = dict.fromkeys(processes, now)
 
     def see(self, now: float, places: Mapping[int, Place]) -> None:
+        """Record the places that were read at the time `now`."""
         for index, place in places.items():
             before = self._places[index]
             if place.beat != before.beat:
@@ -63,17 +65,21 @@ class Judge:
             self._places[index] = place
 
     def verdict(self) -> str | None:
-        """Process 0's."""
+        """Return the verdict that process 0 posted; None where it posted none."""
         return self._places[0].verdict or None
 
     def failed(self) -> str | None:
+        """Describe the first process that posted an error; None where none did."""
         for index, place in self._places.items():
             if place.failed:
                 return f"{self._name(index)} failed: {place.failed}"
         return None
 
     def silent(self, now: float, *, closed: bool = False) -> str | None:
-        """Of a process that has not been heard from; `closed` says that process 0's connection broke."""
+        """Describe a process that has been silent for too long; None where there is none.
+
+        `closed` says that the connection to process 0 broke.
+        """
         for index, beat_at in self._beat_at.items():
             if (closed and index == 0) or now - beat_at > self._limits.silent_seconds:
                 return (
@@ -84,7 +90,7 @@ class Judge:
         return None
 
     def standing(self, now: float) -> str | None:
-        """Of the processes that the others wait for, once nobody has moved for too long."""
+        """Describe the processes that the others wait for, once no process has moved for too long."""
         behind, limit = self._behind()
         still = now - max(self._moved_at.values())
         if not behind or still <= limit:
@@ -97,20 +103,24 @@ class Judge:
         return f"{self._describe(behind, now)}, and the others wait"
 
     def waited_for(self, now: float) -> str | None:
-        """As `standing`, long before that is too long."""
+        """Describe the processes that the others wait for, at a fraction of that time, for a warning."""
         behind, limit = self._behind()
         if 0 < len(behind) < len(self._places) and now - max(self._moved_at.values()) > _WARN_SHARE * limit:
             return f"waiting for {self._describe(behind, now)}"
         return None
 
     def _behind(self) -> tuple[list[int], float]:
-        """Those that the others wait for, all if they are equal; and for how long nobody may move."""
+        """Return the processes that the others wait for, and the seconds for which none may move.
+
+        Where processes have ended while others go on, those that ended are behind. Else those with the lowest
+        count are, which may be all.
+        """
         there = {index: place.count for index, place in self._places.items() if not place.left}
         if not there:
             return [], 0.0
         left = [index for index in self._places if index not in there]
         behind = left or [index for index, count in there.items() if count == min(there.values())]
-        # Whoever is left is at work, not behind: it may be writing the report that ends a run.
+        # Where some have ended, the others may be at work, such as on the report that ends a run.
         slow = left or len(behind) == len(there) or any(self._places[index].slow for index in behind)
         return behind, self._limits.slow_seconds if slow else self._limits.stall_seconds
 
@@ -126,10 +136,14 @@ class Judge:
 
 
 class Watch:
-    """This process's part: posts its place, sees those of the others, and ends the process on a verdict."""
+    """Posts this process's place, reads those of the others, and ends the process on a verdict."""
 
     def __init__(self, client: Any, closed: threading.Event, limits: config.Hosts):
-        """`client` is JAX's of the coordination service; `closed` is set when the connection to it breaks."""
+        """Start the two threads of the watch.
+
+        `client` is JAX's client of the coordination service. `closed` is set when the connection to it
+        breaks.
+        """
         self.limits = limits
         self._client, self._closed = client, closed
         self._index = jax.process_index()
@@ -138,33 +152,39 @@ class Watch:
         self._place = Place(socket.gethostname())
         self._lock = threading.Lock()
         self._stopped = threading.Event()
-        self._ending = False  # the main thread is about to end this process, with its own error
+        self._ending = False  # the main thread is about to end this process with its own error
         self._warned = ""
-        # Two threads: the exchange may itself hang, when process 0 is gone.
+        # Two threads, since the exchange may hang when process 0 is gone.
         for work in (self._exchange, self._watch):
             threading.Thread(target=work, daemon=True, name="watch").start()
 
     def note(self, doing: str, *, slow: bool) -> None:
+        """Record that this process goes on to `doing`."""
         with self._lock:
             self._place = dataclasses.replace(
                 self._place, doing=doing, slow=slow, count=self._place.count + 1
             )
 
     def leave(self) -> None:
+        """Record that this process is done and waits for the others."""
         self._change(left=True)
 
     def stop(self) -> None:
+        """Stop the threads."""
         self._stopped.set()
 
     def fail(self, reason: str) -> None:
-        """Tell the others the error that the main thread ends with, and wait until they can know it."""
+        """Tell the others the error that ends the main thread, and wait until they can have read it."""
         with self._lock:
             self._ending = True
         self.tell_failed(reason)
-        time.sleep(3 * _POLL_SECONDS)  # one to post, one for process 0 to pass it on, one to read it
+        time.sleep(3 * _POLL_SECONDS)  # one to post it, one for process 0 to pass it on, one to read it
 
     def tell_failed(self, reason: str) -> None:
-        """Tell the others of an error of another thread; the verdict on it ends this process too."""
+        """Tell the others of an error in another thread of this process.
+
+        The verdict on it ends this process too.
+        """
         with self._lock:
             self._place = dataclasses.replace(self._place, failed=self._place.failed or reason)
 
@@ -177,7 +197,7 @@ class Watch:
             with self._lock:
                 self._place = dataclasses.replace(self._place, beat=self._place.beat + 1)
                 place = json.dumps(dataclasses.asdict(self._place))
-            # Whatever fails here, the next round may not; and if it does, the other thread notices.
+            # The next round may succeed. If none does, the other thread notices.
             with contextlib.suppress(Exception):
                 self._client.key_value_set(f"{_PLACES}{self._index}", place, allow_overwrite=True)
                 if self._index == 0:
@@ -194,7 +214,7 @@ class Watch:
             try:
                 with self._lock:
                     verdict = self._verdict(now)
-            except Exception:  # a bug: a run without anyone who watches could hang for ever
+            except Exception:  # a bug; without a watch the run could hang for ever
                 log.exception("the watch over the processes failed, and goes on")
                 continue
             if verdict is not None:
@@ -214,7 +234,7 @@ class Watch:
     def _end(self, verdict: str) -> None:
         if self._index == 0:
             self._change(verdict=verdict)
-            time.sleep(2 * _POLL_SECONDS)  # one to post, one for the others to read it
+            time.sleep(2 * _POLL_SECONDS)  # one to post it, one for the others to read it
         if not self._ending:
             say(f"error: {verdict}; all processes end")
             os._exit(1)
@@ -224,17 +244,17 @@ _watch: Watch | None = None
 
 
 def start(client: Any, closed: threading.Event, limits: config.Hosts) -> Watch:
-    """The watch of this process, to which `note` speaks from now on."""
+    """Start the watch of this process, to which `note` reports from now on."""
     global _watch
     _watch = Watch(client, closed, limits)
     return _watch
 
 
 def note(doing: str, *, slow: bool = False) -> None:
-    """Says that this process goes on to `doing`: all processes say the same, in the same order.
+    """Record that this process goes on to `doing`.
 
-    `slow` is what may take long now and then (compiling, reading weights, a checkpoint). A single process
-    says it to nobody.
+    All processes make the same notes in the same order. `slow` marks work that may take long now and then
+    (compiling, reading weights, a checkpoint). In a process that runs alone it does nothing.
     """
     if _watch is not None:
         _watch.note(doing, slow=slow)
@@ -243,7 +263,8 @@ def note(doing: str, *, slow: bool = False) -> None:
 def tell_failed(reason: str) -> None:
     """Tell the other processes of an error in a thread of this one, before its main thread can.
 
-    The main thread may wait for them, and they for what failed. A single process tells nobody.
+    The main thread may be waiting for them, and they for the thread that failed. In a process that runs alone
+    it does nothing.
     """
     if _watch is not None:
         _watch.tell_failed(reason)

@@ -1,10 +1,12 @@
-"""Stopping in good order when a signal says so, on all hosts at the same point.
+"""Stop all hosts at the same point when a signal asks for it.
 
-SIGTERM, which schedulers send before they take a machine away, SIGINT (Ctrl-C) and SIGHUP (the terminal is
-gone) ask for it; a second SIGTERM or SIGINT ends the process at once. All hosts pass the same points in the
-same order: one after each step, and one after each batch of an evaluation. A host that is asked tells the
-others; each says how many points it has passed, waits there until all have said so, and all stop at the one
-after the furthest. So it is enough that one of them is asked, and nothing has to be sent while none is.
+Three signals ask to stop: SIGTERM, which schedulers send before they take a machine away, SIGINT (Ctrl-C) and
+SIGHUP (the terminal is gone). A second SIGTERM or SIGINT ends the process at once.
+
+All hosts pass the same points in the same order: one after each step, and one after each batch of an
+evaluation. A host that gets a signal tells the others. Each host then posts the number of points it has
+passed, and waits at its next point until all have posted. All hosts stop one point after the furthest of
+them. So it is enough that one host gets a signal, and hosts send nothing before that.
 """
 
 import contextlib
@@ -27,27 +29,27 @@ from inti_jax.errors import Stopped, UserError, say
 log = logging.getLogger("inti_jax")
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-# Seconds between two looks at whether another host was asked.
+# Seconds between two checks for a signal to another host.
 _POLL = 1.0
-# Seconds in which all hosts should have said how far they are; their threads do, whatever the hosts compute.
+# Seconds in which all hosts should post their counts. Their threads do so whatever the hosts compute.
 _AGREE = 60
-# Seconds in which a repeated signal is the same request: launchers pass on what the process gets anyway.
+# Seconds in which a repeated signal is the same request: launchers forward one that the process also gets.
 _SAME = 0.5
-_END = 0  # no signal's number
+_END = 0  # not the number of any signal
 
-# All processes make the same ones in the same order; a key of the service is set once.
+# All processes count the same rounds in the same order. A key of the service can be set only once.
 _rounds = itertools.count()
 
 
 class Preemption:
-    """Meanwhile signals are requests to stop, which `reached` tells."""
+    """Turns signals into requests to stop while its context is open; `reached` reports them."""
 
     def __init__(self) -> None:
         self._client = coordination.client()
         self._index, self._count = jax.process_index(), jax.process_count()
         self._key = f"inti_jax/preemption/{next(_rounds)}"
         self._changed = threading.Condition()
-        # All of these under `_changed`.
+        # `_changed` guards these.
         self._passed = 0
         self._signal: int | None = None
         self._agreeing = False
@@ -60,13 +62,13 @@ class Preemption:
 
     def __enter__(self) -> "Preemption":
         if threading.current_thread() is threading.main_thread():
-            # Signals are read by a thread of their own: Python's handlers wait for the main thread, which may
-            # be in a compilation for minutes.
+            # A thread of its own reads signals: Python's handlers wait for the main thread, which may be in a
+            # compilation for minutes.
             self._pipe = os.pipe()
             os.set_blocking(self._pipe[1], False)
             self._previous_fd = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
             for number in _SIGNALS:
-                if signal.getsignal(number) != signal.SIG_IGN:  # as nohup, or a script's `&`, wants it
+                if signal.getsignal(number) != signal.SIG_IGN:  # ignored under nohup, or a script's `&`
                     self._handlers[number] = signal.signal(number, _note)
             self._start(self._listen)
         if self._client is not None:
@@ -87,9 +89,9 @@ class Preemption:
             os.close(end)
 
     def reached(self) -> bool:
-        """One point that all hosts pass: whether it is the one to stop at.
+        """Pass one point, and return whether it is the one to stop at.
 
-        Raises UserError where the hosts cannot agree on one.
+        All hosts pass the same points. Raises UserError where the hosts cannot agree on the one to stop at.
         """
         with self._changed:
             self._changed.wait_for(lambda: not self._agreeing)
@@ -99,12 +101,12 @@ class Preemption:
             return self._stop_at is not None and self._passed >= self._stop_at
 
     def check(self, step: int) -> None:
-        """One point, after the checkpoint of `step`: raises Stopped where it is the one to stop at."""
+        """Pass the point after the checkpoint of `step`. Raises Stopped where it is the one to stop at."""
         if self.reached():
             raise self.stopped(step)
 
     def stopped(self, step: int) -> Stopped:
-        """What ends the run once the checkpoint of `step` is saved."""
+        """Make the exception that ends the run once the checkpoint of `step` is saved."""
         assert self._signal is not None
         return Stopped(
             f"stopped by {signal.Signals(self._signal).name} at step {step}; its checkpoint is saved; "
@@ -123,7 +125,7 @@ class Preemption:
             if number not in self._handlers:
                 continue
             if number == signal.SIGHUP:
-                # The kernel, the shell and the session's manager all send it, and the last SIGTERM besides.
+                # The kernel, the shell and the login manager all send it, the last with a SIGTERM too.
                 if asked is None and not hung_up:
                     self._ask(number)
                 hung_up = True
@@ -140,7 +142,7 @@ class Preemption:
             return
         try:
             self._client.key_value_set(f"{self._key}/signal", str(number), allow_overwrite=True)
-            # In a thread of its own, so that a second signal is heard meanwhile.
+            # In a thread of its own, so that `_listen` still reads a second signal.
             self._start(functools.partial(self._agree, number))
         except Exception as error:
             self._give_up(number, error)
@@ -153,17 +155,17 @@ class Preemption:
                 return
 
     def _say_done(self) -> None:
-        """A host that is asked from now on, when this one has passed all its points, need not wait for it."""
+        """Post the final count of points, so that no host that gets a signal later waits for this one."""
         with self._changed:
             if self._client is None or self._signal is not None:
-                return  # nobody asks; or all were asked, and `_agree` says it
+                return  # there is no other host, or `_agree` posts the count
             self._signal = _END
-        # What cannot be said is what those who wait for it notice.
+        # Where this fails, the hosts that wait for the count report it.
         with contextlib.suppress(Exception):
             self._client.key_value_set(f"{self._key}/passed/{self._index}", str(self._passed))
 
     def _agree(self, number: int) -> None:
-        """Stops after the furthest of all hosts."""
+        """Exchange counts of points with all hosts, and stop after the furthest."""
         with self._changed:
             if self._signal is not None:
                 return
@@ -176,7 +178,7 @@ class Preemption:
                 for process in range(self._count)
             ]
             if min(all_passed) == 0:
-                # All are about to exit: the first host, whose end JAX answers by aborting the others, last.
+                # All are about to exit. Host 0 exits last, since JAX aborts the others when it is gone.
                 self._client.wait_at_barrier(f"{self._key}/exit", _AGREE * 1000)
                 time.sleep(1 if self._index == 0 else 0)
         except Exception as error:  # of the coordination service, or the connection to it
@@ -187,8 +189,8 @@ class Preemption:
     def _stop(self, number: int, passed: list[int]) -> None:
         name = signal.Signals(number).name
         if min(passed) == 0:
-            # Then no step is done since the start: of each, all hosts do a part. There is nothing to save,
-            # and the main thread may be compiling for a while yet.
+            # A step takes all hosts, so none is complete since the start, and there is nothing to save.
+            # The main thread may still compile for a while, so the process ends here.
             _exit(f"stopped by {name} before the first step; run the same command to go on", number)
         log.info("%s: stopping after this step; a second one stops at once", name)
         with self._changed:
@@ -207,11 +209,11 @@ class Preemption:
 
 
 def _note(number: int, frame: FrameType | None) -> None:
-    """A handler there has to be, for the signal's number to be written where `_listen` reads it."""
+    """Do nothing: only with a handler does Python write the signal's number where `_listen` reads it."""
 
 
 def _exit(message: str, number: int) -> None:
-    """Ends this process without waiting for any of its threads."""
+    """End this process without waiting for any of its threads."""
     say(message)
     os._exit(128 + number)
 
@@ -219,5 +221,5 @@ def _exit(message: str, number: int) -> None:
 def _lookup(client: Any, key: str) -> str | None:
     try:
         return client.key_value_try_get(key)
-    except Exception:  # not there; or the service is gone, which whoever needs it will say
+    except Exception:  # no such key; or the service is gone, which its next user reports
         return None

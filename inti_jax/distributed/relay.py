@@ -1,8 +1,8 @@
-"""A way to process 0's coordination service that stays open when process 0 is gone.
+"""Relay the connection to process 0's coordination service, and keep it open when process 0 is gone.
 
-JAX's client of that service ends its process by a C++ abort the moment the connection breaks, before anything
-could say which host was lost. Through a relay the connection only falls silent, and `lost` is set:
-liveness.py takes it from there, long before JAX gives up on the service (`distributed.HEARTBEAT_TIMEOUT`).
+JAX's client of that service aborts its process in C++ the moment the connection breaks, before anything can
+say which host was lost. Through a relay the connection only falls silent, and `lost` is set. liveness.py then
+ends the run, long before JAX gives up on the service (`joining.HEARTBEAT_TIMEOUT`).
 """
 
 import contextlib
@@ -16,10 +16,16 @@ _RETRY_SECONDS = 0.5
 
 
 class Relay:
-    """Listens on this machine alone and passes bytes on to `host`:`port`, both ways."""
+    """Listens on this machine alone, and passes bytes on to `host`:`port` and back.
+
+    `lost` is set when the connection to it breaks.
+    """
 
     def __init__(self, host: str, port: int, timeout: float):
-        """Waits until the service answers. Raises UserError where it does not in `timeout` seconds."""
+        """Wait until the service answers, then listen.
+
+        Raises UserError where it does not answer in `timeout` seconds.
+        """
         self._target = (host, port)
         self.lost = threading.Event()
         self._connections: list[_Connection] = []
@@ -29,6 +35,7 @@ class Relay:
 
     @property
     def address(self) -> str:
+        """The `HOST:PORT` at which the relay listens."""
         return f"127.0.0.1:{self._listener.getsockname()[1]}"
 
     def _accept(self) -> None:
@@ -36,13 +43,15 @@ class Relay:
             try:
                 client, _ = self._listener.accept()
                 connection = _Connection(client, self._target, self.lost)
-            except (OSError, RuntimeError):  # no descriptors or threads are left: nothing gets through then
+            except (OSError, RuntimeError):  # no descriptors or threads are left, so nothing gets through
                 self.lost.set()
                 return
             self._connections.append(connection)  # also keeps the client's side open
 
 
 class _Connection:
+    """One connection of a client through the relay, with a thread for each direction."""
+
     def __init__(self, client: socket.socket, target: tuple[str, int], lost: threading.Event):
         self._client, self._lost = client, lost
         self._client_left = False
@@ -66,7 +75,7 @@ class _Connection:
 
 
 def _pass_on(source: socket.socket, sink: socket.socket) -> socket.socket:
-    """Passes bytes on until one of the two has ended, and returns that one."""
+    """Pass bytes on until one of the two sockets ends, and return that one."""
     while True:
         try:
             data = source.recv(2**16)

@@ -1,7 +1,7 @@
-"""The device mesh, and where each parameter lives on it.
+"""Make the device mesh, and shard parameters and batches over it.
 
-Mesh axes: `data` (the batch), `fsdp` (the batch, and a slice of every large parameter) and `tensor`
-(heads and MLP channels, as in Megatron-LM, arXiv:1909.08053).
+Mesh axes: `data` (the batch), `fsdp` (the batch, and a slice of every large parameter) and `tensor` (heads
+and MLP channels, as in Megatron-LM, arXiv:1909.08053).
 """
 
 import functools
@@ -24,11 +24,11 @@ R = TypeVar("R")
 
 AXES = ("data", "fsdp", "tensor")
 
-# Leaves smaller than this many elements are copied to every device: a slice would not pay its gather.
+# Leaves with fewer elements are copied to every device: slicing them would not pay for the gather.
 _SMALLEST_SLICED = 2**12
 
-# For each top-level module, rules of (parameter path, the dimension that `tensor` splits). The first
-# match counts; a parameter without a match, or a rule that matches nothing, is an error.
+# For each top-level module, rules of (pattern of parameter paths, the dimension that `tensor` splits). The
+# first match counts. A parameter without a match is an error, and so is a rule that matches nothing.
 _RULES: dict[str, Sequence[tuple[str, int | None]]] = {
     "tower": (
         (r"blocks\.\d+\.attn\.qkv\.(kernel|bias)", -2),
@@ -40,8 +40,8 @@ _RULES: dict[str, Sequence[tuple[str, int | None]]] = {
         (r"patch_embed\.kernel", None),
         (r"(class|positional)_embedding", None),
     ),
-    # Narrow beside what they are added to: with `tensor` each device computes all of them, from inputs that
-    # every device of a `tensor` group has anyway, and no sum over the group is needed after them.
+    # Adapters are narrow beside the layers they are added to. With `tensor` each device computes all of them,
+    # from inputs that every device of a `tensor` group has anyway, so no sum over the group has to follow.
     "adapters": ((r"\d+\..*", None),),
     "temporal": ((r"embedding", None),),
     "compressors": ((r"\d+\..*", None),),
@@ -50,7 +50,7 @@ _RULES: dict[str, Sequence[tuple[str, int | None]]] = {
 
 
 def make_mesh(sizes: config.Mesh, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
-    """Make the mesh over `devices`, by default all.
+    """Make the mesh over `devices`, by default all of them.
 
     Raises ConfigError where the sizes do not multiply up, UserError where JAX has no devices to use.
     """
@@ -75,10 +75,10 @@ def one_device_mesh() -> jax.sharding.Mesh:
 
 
 def _arranged(shape: Sequence[int], devices: Sequence[Any]) -> np.ndarray:
-    """The devices of a mesh of `shape`: neighbours along its axes are near each other, as far as may be.
+    """Arrange devices in a mesh of `shape`, with neighbours along its axes as near each other as possible.
 
-    Several slices of TPUs, between which there is but the data centre's network, are put along `data`, or
-    else along `fsdp`. Raises ConfigError where neither is a multiple of their number.
+    Several slices of TPUs are connected only by the data centre's network. They are put along `data`, or else
+    along `fsdp`. Raises ConfigError where neither is a multiple of their number.
     """
     if devices[0].platform != "tpu":
         return mesh_utils.create_device_mesh(shape, devices)
@@ -97,7 +97,7 @@ def _arranged(shape: Sequence[int], devices: Sequence[Any]) -> np.ndarray:
 
 
 def check_batch(size: int, key: str, mesh: jax.sharding.Mesh) -> None:
-    """Raises ConfigError where `size` videos cannot be split evenly over the batch axes."""
+    """Check that `size` videos split evenly over the batch axes. Raises ConfigError where they do not."""
     shards = _batch_shards(mesh)
     if size % shards:
         raise ConfigError(
@@ -111,41 +111,43 @@ def _batch_shards(mesh: jax.sharding.Mesh) -> int:
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
+    """Return the sharding that copies an array to every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
-    """The first dimension over `data` and `fsdp`."""
+    """Return the sharding that splits the first dimension over `data` and `fsdp`."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
-@functools.lru_cache(maxsize=4)  # asked for each batch, and a mesh does not change
+@functools.lru_cache(maxsize=4)  # called for each batch, and a mesh does not change
 def host_shards(mesh: jax.sharding.Mesh) -> tuple[int, ...]:
-    """Which of the parts that the mesh cuts a batch into are on devices of this host.
+    """Return the indices of the batch shards that are on devices of this host.
 
-    Where `tensor` spans hosts, several have the same.
+    Where `tensor` spans hosts, several hosts have the same shards.
     """
     processes = np.vectorize(lambda device: device.process_index)(mesh.devices)
     return tuple(shards_on(jax.process_index(), processes))
 
 
 def shards_on(process: int, processes: np.ndarray) -> list[int]:
-    """Which parts of a batch are on `process`, where `processes` are those of a mesh's devices."""
+    """Return the indices of the batch shards on `process`, from the process of each device of a mesh."""
     parts = processes.reshape(-1, processes.shape[-1])  # [data * fsdp, tensor]
     return [part for part, there in enumerate(parts) if process in there]
 
 
 def host_rows(mesh: jax.sharding.Mesh, size: int) -> list[int]:
-    """The rows of a batch of `size` that this host loads, in order."""
+    """Return the rows of a batch of `size` that this host loads, in order."""
     part = size // _batch_shards(mesh)
     return [shard * part + row for shard in host_shards(mesh) for row in range(part)]
 
 
 def over_batch(x: Any) -> Any:
-    """`x`, whose first dimension counts videos or frames, kept over `data` and `fsdp` inside a jitted step.
+    """Keep `x` sharded over `data` and `fsdp` by its first dimension, inside a jitted step.
 
-    Where arrays inside a step live, the compiler finds out from state and batch; but without this it may cut
-    activations as parameters are cut, and gather them. Does nothing where no mesh is in use; see `using`.
+    The first dimension counts videos or frames. The compiler derives the shardings inside a step from those
+    of state and batch. Without this constraint it may shard activations as parameters are sharded, and gather
+    them. Does nothing where no mesh is in use; see `using`.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
@@ -154,7 +156,7 @@ def over_batch(x: Any) -> Any:
 
 
 def using(mesh: jax.sharding.Mesh, function: Callable[..., R]) -> Callable[..., R]:
-    """`function`, traced with `mesh` in use."""
+    """Wrap `function` so that it is traced with `mesh` in use."""
 
     @functools.wraps(function)
     def traced(*arguments: Any) -> R:
@@ -165,16 +167,16 @@ def using(mesh: jax.sharding.Mesh, function: Callable[..., R]) -> Callable[..., 
 
 
 def compiler_options(mesh: jax.sharding.Mesh) -> dict[str, str]:
-    """What is set of the compiler for programs on `mesh`."""
+    """Return the compiler options for programs on `mesh`."""
     if mesh.devices.flat[0].platform != "tpu":
         return {}
-    # Parameters in slices are gathered, then used. By default a product with one is cut into as many parts as
-    # there are slices, whose sums go through memory each time: for matrices of our sizes twice the traffic.
+    # Gather sliced parameters before they are used. By default XLA cuts a product with one into as many parts
+    # as there are slices, and each partial sum goes through memory: twice the traffic for our matrix sizes.
     return {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
 
 
 def place_batch(batch: Mapping[str, Any], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
-    """The rows `host_rows` onto this host's devices, as its part of the global batch."""
+    """Place the rows `host_rows` on this host's devices, as its part of the global batch."""
     sharding, shards = batch_sharding(mesh), host_shards(mesh)
 
     def place(rows: Any) -> jax.Array:
@@ -193,9 +195,10 @@ def place_batch(batch: Mapping[str, Any], mesh: jax.sharding.Mesh) -> dict[str, 
 def parameter_shardings(
     shapes: Mapping[str, jax.ShapeDtypeStruct], mesh: jax.sharding.Mesh
 ) -> dict[str, NamedSharding]:
-    """Where each parameter lives: `tensor` by the rules, `fsdp` on the widest dimension it divides.
+    """Shard each parameter: `tensor` by the rules, `fsdp` on the widest dimension that it divides.
 
-    Raises ConfigError where `tensor` does not divide what it splits.
+    Raises ConfigError where `tensor` does not divide the dimension that it splits. Raises ValueError for a
+    parameter without a rule and a rule without a parameter.
     """
     unused = {(module, rule) for module in {_module(path) for path in shapes} for rule in _RULES[module]}
     result = {}
@@ -223,7 +226,7 @@ def like_parameters(
     shardings: Mapping[str, NamedSharding],
     mesh: jax.sharding.Mesh,
 ) -> Any:
-    """Shardings for an optimizer state: each moment lives where its parameter does."""
+    """Shard an optimizer state: each moment is placed like its parameter."""
     return optax.tree_map_params(
         transform,
         lambda _, sharding: sharding,

@@ -18,6 +18,7 @@ from inti_jax.host.paths import local_path
 
 
 def main() -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(
         prog="python -m inti_jax.doctor",
         description="Tries each layer of a run: packages, decoder, the processes, devices, the host's cores "
@@ -63,7 +64,7 @@ def main() -> None:
 
 @contextlib.contextmanager
 def _stdout_to_stderr() -> Iterator[None]:
-    """Send what libraries write to stdout to stderr: stdout is for what was found."""
+    """Send output of libraries from stdout to stderr: stdout is for the results."""
     sys.stdout.flush()
     kept = os.dup(1)
     os.dup2(2, 1)

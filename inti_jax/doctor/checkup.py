@@ -1,4 +1,4 @@
-"""The layers of a run, each tried with its own code and on its own, timed, with what to do about it."""
+"""Try each layer of a run on its own, with its own code, time it, and name a remedy where it fails."""
 
 import contextlib
 import dataclasses
@@ -20,11 +20,11 @@ from inti_jax.host import limits
 
 log = logging.getLogger("inti_jax")
 
-# The coordinator's address, how many processes there are, and which of them this is.
+# The coordinator's address, the number of processes, and the index of this one.
 ProcessFlags = tuple[str | None, int | None, int | None]
 
 _BURST_SECONDS = 2.0
-# Of the embedded dataset, which is rendered where no config names another.
+# Size of the dataset that is rendered where no config names one.
 _MOVEMENTS = {"train": 20, "val": 10}
 
 _LESS_MEMORY = (
@@ -49,7 +49,7 @@ _REMEDIES = {
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """What was found of one layer: `detail` says what there is, what is wrong, or what it would need."""
+    """The result of one layer. `detail` says what there is, what is wrong, or which layers it needs."""
 
     name: str
     status: Literal["ok", "failed", "skipped"]
@@ -60,7 +60,7 @@ class Layer:
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
-    """The layers in order, and which process of the run found them."""
+    """The layers in order, and the index of the process that tried them."""
 
     layers: list[Layer]
     process_index: int
@@ -69,11 +69,11 @@ class Findings:
 def examine(
     settings: Config | None, workdir: Path | None, temporary: Path, flags: ProcessFlags = (None, None, None)
 ) -> Findings:
-    """Try every layer, in order; one that needs another that is not well is skipped.
+    """Try every layer, in order, and skip those that need a layer that is not well.
 
-    Without `settings` it is a tiny run on videos that are rendered into `temporary`; without `workdir` the
-    checkpoint is written there, too. `flags` are those of `distributed.joined`. Raises UsageError for flags
-    that make no sense.
+    Without `settings` it tries a tiny run on videos that are rendered into `temporary`. Without `workdir` the
+    checkpoint is written there, too. `flags` are those of `joining.joined`. Raises UsageError for flags that
+    make no sense.
     """
     patient = _Patient(settings, workdir, temporary, flags)
     examinations: list[tuple[str, tuple[str, ...], Callable[[], str]]] = [
@@ -103,6 +103,7 @@ def examine(
 
 
 def _try(name: str, run: Callable[[], str]) -> Layer:
+    """Try one layer, and turn what it raises into a failed layer with its remedy."""
     started = time.perf_counter()
     try:
         detail = run()
@@ -112,7 +113,7 @@ def _try(name: str, run: Callable[[], str]) -> Layer:
         found = Layer(name, "failed", 0.0, str(error), _REMEDIES[name])
     except OSError as error:
         found = Layer(name, "failed", 0.0, f"{error.filename}: {error.strerror}", _REMEDIES[name])
-    except Exception as error:  # whatever a broken machine raises: the other layers are tried all the same
+    except Exception as error:  # a broken machine may raise anything, and the other layers are still tried
         log.info("%s", traceback.format_exc().rstrip())
         reason = str(error).strip().partition("\n")[0]
         found = Layer(name, "failed", 0.0, f"{type(error).__name__}: {reason}", _REMEDIES[name])
@@ -122,13 +123,16 @@ def _try(name: str, run: Callable[[], str]) -> Layer:
 
 
 class _Patient:
-    """The layers, each a method that says what it found or raises, with what the later ones need of it."""
+    """The run under examination, with a method for each layer.
+
+    A method returns a line on what it found, or raises. It keeps what later layers need.
+    """
 
     def __init__(self, settings: Config | None, workdir: Path | None, temporary: Path, flags: ProcessFlags):
         self._given, self._workdir, self._temporary, self._flags = settings, workdir, temporary, flags
-        self.joined = contextlib.ExitStack()  # while it is open, this process is one of the run's
+        self.joined = contextlib.ExitStack()  # while it is open, this process has joined the run's others
         self.index, self._count = flags[2] or 0, flags[1] or 1
-        self._device_count: int | None = None  # None where the devices are not well
+        self._device_count: int | None = None  # None until the devices are found to be well
 
     @functools.cached_property
     def _settings(self) -> Config:
@@ -146,6 +150,7 @@ class _Patient:
         )
 
     def packages(self) -> str:
+        """Compare the installed packages with the requirements."""
         from importlib import metadata
 
         from packaging.requirements import Requirement
@@ -166,11 +171,12 @@ class _Patient:
         return ", ".join(found)
 
     def decoder(self) -> str:
+        """Encode a few frames, and compare them with the decoded ones."""
         import numpy as np
 
         from inti_jax.data.codec import decode, encode
 
-        # A brighter band moves down, a row each frame: frames that are mixed up or grey would show.
+        # A brighter band moves down by its height each frame: mixed-up or grey frames would show.
         frames = np.full((16, 64, 64, 3), 40, np.uint8)
         for t, frame in enumerate(frames):
             frame[4 * t : 4 * t + 4] = 200
@@ -182,7 +188,8 @@ class _Patient:
         return f"H.264, {len(wanted)} of {len(frames)} frames back"
 
     def processes(self) -> str:
-        import jax  # a broken installation is found here
+        """Join the processes of the run."""
+        import jax  # a broken installation fails here
 
         from inti_jax.distributed import coordination, joining
 
@@ -193,6 +200,7 @@ class _Patient:
         return f"JAX {jax.__version__}, {which}"
 
     def devices(self) -> str:
+        """Start JAX, and list its devices."""
         import jax
 
         from inti_jax.distributed import backend
@@ -206,12 +214,13 @@ class _Patient:
         return f"{self._device_count} x {', '.join(known)}{of}"
 
     def host(self) -> str:
+        """Report the cores, and compare the open files that a run needs with the limits."""
         from inti_jax.data.loading import batches, processes
 
         cores, quota = limits.cores(), limits.cpu_quota()
         allowed = f"{cores} cores" + (f" (a CPU quota of {quota:.3g})" if quota is not None else "")
         data, batch = self._settings.data, self._settings.train.global_batch
-        # The processes of a run share its batch. Without devices, as many as accelerators would have.
+        # The processes share the batch. Without devices, count the workers that accelerators would have.
         batch = max(1, batch // self._count)
         workers = batches.worker_count(data, batch) if self._device_count else max(data.workers, cores - 1)
         needed = limits.open_files() + limits.SPARE_FILES + processes.files_needed(workers)
@@ -222,6 +231,7 @@ class _Patient:
         return f"{allowed}; {files}" + (f", which is raised to {most}" if needed > soft else "")
 
     def mesh_divides(self) -> str:
+        """Make the mesh, and check that it divides the batches."""
         from inti_jax.distributed import sharding
 
         settings = self._settings
@@ -233,6 +243,7 @@ class _Patient:
         return f"{sizes}; {settings.train.global_batch} videos a step"
 
     def weights(self) -> str:
+        """Open the pretrained weights, and check their hash."""
         from inti_jax.pretrained.converted import open_converted
         from inti_jax.pretrained.file import content_hash
         from inti_jax.runs import initial
@@ -249,6 +260,7 @@ class _Patient:
         return f"{model.pretrained}: {model.backbone}, sha256 {file.hash[:16]}"
 
     def dataset(self) -> str:
+        """Open the dataset, check that its training clips decode, and measure the loading rate."""
         from inti_jax.data import pipeline, views
         from inti_jax.data.dataset import open_dataset
 
@@ -262,7 +274,7 @@ class _Patient:
         views.check(validation, settings.data, settings.eval)
         data = settings.data
         if self._device_count is None and data.workers < 0:
-            data = dataclasses.replace(data, workers=0)  # how many suit depends on the devices
+            data = dataclasses.replace(data, workers=0)  # the number that suits depends on the devices
         batches = pipeline.train_batches(
             self.train,
             data,
@@ -285,6 +297,7 @@ class _Patient:
         return f"{len(self.train)} + {len(validation)} videos; {total} clips decode, {rate:.0f} a second"
 
     def writable(self) -> str:
+        """Write a probe to the run's directory, and read the free space of its disk."""
         with _made(self._root):
             probe = self._root / f".doctor-{self.index}"
             with naming(probe), probe.open("w") as file:
@@ -299,6 +312,7 @@ class _Patient:
         return self._workdir or self._temporary
 
     def compile(self) -> str:
+        """Compile the training step."""
         import jax
         from flax import nnx
 
@@ -326,6 +340,7 @@ class _Patient:
         return f"the training step; {(needs - memory.alias_size_in_bytes) / 2**30:.2f} GiB a device"
 
     def step(self) -> str:
+        """Run one training step from the initial state."""
         import jax
 
         from inti_jax.host import memory
@@ -342,6 +357,7 @@ class _Patient:
         return f"loss {loss:.3f} in {seconds:.2f} s" + (f", peak {peak / 2**30:.2f} GiB" if peak else "")
 
     def checkpoint(self) -> str:
+        """Save a checkpoint, restore it, and compare the two states."""
         import jax
         import numpy as np
         from jax.experimental import multihost_utils
@@ -364,18 +380,18 @@ class _Patient:
         scratch = self._root / ".doctor"
         with _made(self._root), contextlib.ExitStack() as stack:
             if jax.process_index() == 0:
-                shutil.rmtree(scratch, ignore_errors=True)  # of one that was killed
+                shutil.rmtree(scratch, ignore_errors=True)  # left by a doctor that was killed
                 stack.callback(shutil.rmtree, scratch, ignore_errors=True)
             with checkpoint.Checkpoints(scratch, keep, start=None) as checkpoints:
                 started = time.perf_counter()
                 checkpoints.save(1, self.state, {"next_step": 1, "bad": 0})
                 checkpoints.wait()
-                multihost_utils.sync_global_devices("saved")  # the first host gives it its name
+                multihost_utils.sync_global_devices("saved")  # the first host gives the checkpoint its name
                 saved = time.perf_counter()
             restored, position = checkpoint.restore(scratch, 1, self.target)
             jax.block_until_ready(restored)
             ended = time.perf_counter()
-            multihost_utils.sync_global_devices("restored")  # before it is deleted
+            multihost_utils.sync_global_devices("restored")  # until all have restored it: then it is deleted
         same = all(
             np.array_equal(a.data, b.data)
             for ours, theirs in zip(leaves, jax.tree.leaves(restored), strict=True)
@@ -388,7 +404,7 @@ class _Patient:
 
 @contextlib.contextmanager
 def _made(directory: Path) -> Iterator[None]:
-    """Meanwhile `directory` is there. If it was made for this and stays empty, it is gone in the end."""
+    """Make `directory` for the context. A directory made here that stays empty is removed at the end."""
     new = [path for path in (directory, *directory.parents) if not path.exists()]
     directory.mkdir(parents=True, exist_ok=True)
     try:
@@ -400,7 +416,7 @@ def _made(directory: Path) -> Iterator[None]:
 
 
 def _requirements() -> list[str]:
-    """What a run needs: of the installed package, or of the checkout."""
+    """Read the requirements of a run, from the checkout or else from the installed package."""
     from importlib import metadata
 
     project = Path(__file__).parents[2] / "pyproject.toml"

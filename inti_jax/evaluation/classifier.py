@@ -1,4 +1,4 @@
-"""A trained run as a function from videos to logits: `inti_jax.load(DIR)`."""
+"""Load a trained run as a function from videos to logits: `inti_jax.load(DIR)`."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from inti_jax.runs import checkpoint, trained
 
 
 class VideoClassifier:
-    """A trained model on one device. `labels[k]` names logit k."""
+    """A trained model on one device, as a function from videos to logits. `labels[k]` names logit k."""
 
     def __init__(
         self, graphdef: nnx.GraphDef[VideoModel], params: Params, config: Config, labels: tuple[str, ...]
@@ -35,18 +35,18 @@ class VideoClassifier:
         """Compute the logits of one clip, uint8 `[T, H, W, 3]`, or of several, `[B, T, H, W, 3]`.
 
         Arrays may be NumPy's, JAX's or torch's, on any device. A list of frames (arrays, or Pillow's
-        pictures) is a clip, a list of clips is several. Frames are RGB of any size; of grey ones, with one
-        channel, the others are copies, and the opacity of RGBA is left out, both as in decoding. T is any
-        number of frames the compressors can halve; frames are resized and cropped to the centre as in
-        evaluation. No clips, B = 0, have no logits. Files are for `inti_jax.predict`, which takes their
-        frames as the evaluation does. Raises UserError for another shape or type.
+        pictures) is one clip, and a list of clips is several. Frames are RGB of any size. A grey frame, with
+        one channel, is copied to all three, and the opacity of RGBA is dropped, both as in decoding. T is any
+        number of frames that the compressors can halve. Frames are resized and cropped to the centre as in
+        evaluation. An empty batch, B = 0, gives no logits. For files use `inti_jax.predict`, which takes
+        their frames as the evaluation does. Raises UserError for another shape or type.
         """
         return self._apply(self._logits, video)
 
     def features(self, video: Any) -> Float[np.ndarray, "*B D"]:
-        """Compute what the classifier's last layer sees: the mean of the frames' normalised class tokens.
+        """Compute the input of the last layer: the mean over frames of the normalised class tokens.
 
-        Takes what a call takes, and raises what it raises.
+        Takes the same input as a call, and raises the same errors.
         """
         return self._apply(self._features, video)
 
@@ -74,12 +74,12 @@ class VideoClassifier:
 def load(
     path: str | Path, *, pretrained: str | Path | None = None, step: checkpoint.Step = None
 ) -> VideoClassifier:
-    """Load the classifier that a run trained, from its directory or a file that `convert --to trained` wrote.
+    """Load the classifier that a run trained, from its directory or a file of `convert --to trained`.
 
-    Of a run it is the newest checkpoint, that of `step`, or with "best" the best of those that were
-    evaluated. A file goes on the CLIP `pretrained`, converted or to be, by default the one that the run
-    named. What can be folded into the backbone is. Raises UserError where `path` holds no finished
-    checkpoint, or the two do not belong together.
+    From a run it loads the newest checkpoint, that of `step`, or with "best" the best of those that were
+    evaluated. A file is added to the CLIP weights `pretrained`, by default those that the run named, which
+    are converted first where they are not yet. What can be folded into the backbone is folded. Raises
+    UserError where `path` holds no finished checkpoint, or the two do not belong together.
     """
     mesh = sharding.one_device_mesh()
     weights = None if pretrained is None else local_path(pretrained)

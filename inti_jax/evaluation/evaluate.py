@@ -1,4 +1,4 @@
-"""Evaluation: every video once, several views each, the softmax averaged over a video's views."""
+"""Evaluate a model: every video once, several views each, the softmax averaged over a video's views."""
 
 import contextlib
 import dataclasses
@@ -40,28 +40,29 @@ Output = Callable[[VideoModel, Array], Array]
 class Predictions:
     """The probabilities of every video that decoded, in the order of the dataset."""
 
-    index: Int[np.ndarray, " M"]  # which video of the dataset
+    index: Int[np.ndarray, " M"]  # of the video in the dataset
     labels: Int[np.ndarray, " M"]
     views: Float[np.ndarray, "M V K"]
     missing: Int[np.ndarray, " L"]  # the videos that did not decode
 
     @property
     def probabilities(self) -> Float[np.ndarray, "M K"]:
+        """The probabilities averaged over the views of each video."""
         return self.views.mean(axis=1)
 
 
 def probabilities(model: VideoModel, video: UInt8[Array, "B T H W 3"]) -> Float[Array, "B K"]:
-    """Compute the softmax of the model's logits, what evaluation averages over a video's views."""
+    """Compute the softmax of the model's logits, which evaluation averages over a video's views."""
     return jax.nn.softmax(model(video))
 
 
 def make_forward(
     graphdef: nnx.GraphDef[VideoModel], mesh: jax.sharding.Mesh, output: Output = probabilities
 ) -> Forward:
-    """Make a jitted `(params, batch) -> batch with `values` [b, V, ...] for `video``, on every host.
+    """Make a jitted `(params, batch) -> batch` that replaces `video` by `values` [b, V, ...].
 
-    The values are those of `output`. Views are taken one after another, so that memory does not grow with
-    their number.
+    `output` computes the values of one view. The result is replicated on every host. Views are taken one
+    after another, so that memory does not grow with their number.
     """
 
     def values(params: Params, video: UInt8[Array, "B V T H W 3"]) -> Float[Array, "B V ..."]:
@@ -75,7 +76,7 @@ def make_forward(
             **{key: batch[key] for key in ("index", "label", "mask", "missing")},
         }
 
-    # Replicated: then each host can fetch, and account for, the videos of all.
+    # Replicated, so that each host can fetch and count the videos of all hosts.
     return jax.jit(forward, out_shardings=sharding.replicated(mesh))
 
 
@@ -91,8 +92,8 @@ def forward_batches(
 ) -> Generator[dict[str, np.ndarray], None, None]:
     """Run every video of `source` through the model, over all hosts, and yield the rows batch by batch.
 
-    `after_batch` is called as often on each, and may raise to end it. Videos are loaded by `workers` if they
-    are given, else by processes or threads of its own.
+    Every host calls `after_batch` the same number of times; it may raise to end the evaluation. Videos are
+    loaded by `workers` if they are given, else by processes or threads of its own.
     """
     sharding.check_batch(settings.batch, "eval.batch", mesh)
     rows = sharding.host_rows(mesh, settings.batch)
@@ -101,7 +102,7 @@ def forward_batches(
     with pipeline.eval_batches(source, data, settings, rows=rows, workers=workers) as batches:
         for number, batch in enumerate(batches, start=2):
             result = forward(params, sharding.place_batch(batch, mesh))
-            # Fetched one batch late, so that the host loads videos while the devices compute.
+            # Fetch one batch late, so that the host loads videos while the devices compute.
             if pending is not None:
                 yield jax.device_get(pending)
             pending = result
@@ -121,7 +122,10 @@ def predict(
     after_batch: Callable[[], None] = lambda: None,
     workers: Workers | None = None,
 ) -> Predictions:
-    """Run every video of `source` through the model, as `forward_batches`, and gather the probabilities."""
+    """Run every video of `source` through the model, as `forward_batches`, and gather the probabilities.
+
+    Raises UserError where a probability is not finite.
+    """
     results = []
     with contextlib.closing(Progress("evaluate", -(-len(source) // settings.batch))) as progress:
         for rows in forward_batches(forward, params, source, data, settings, mesh, after_batch, workers):
@@ -153,8 +157,8 @@ def evaluate(
 ) -> dict[str, float | int]:
     """Compute accuracies over all of `dataset`; see `predict` for the rest.
 
-    Videos that cannot be decoded count as `missing` and in no accuracy. `*_one_view` is the middle clip's
-    middle crop alone.
+    Videos that cannot be decoded count as `missing` and enter no accuracy. `*_one_view` is the accuracy of
+    the middle clip's middle crop alone. Raises UserError where no video can be decoded.
     """
     started = time.perf_counter()
     found = predict(forward, params, dataset, data, settings, mesh, after_batch, workers)
@@ -178,12 +182,11 @@ def evaluate(
 
 
 def evaluate_run(settings: Config, workdir: Path, step: checkpoint.Step = None) -> None:
-    """Evaluates a checkpoint of `workdir` under `settings`, and adds the record to its metrics.
+    """Evaluate a checkpoint of `workdir` under `settings`, and add the record to its metrics.
 
-    It is the newest one, or that of `step`.
-
-    Where there is no checkpoint, that is what the run would start from, as step 0: zero-shot classification
-    by the pretrained weights, or what another run trained (`model.start_from`).
+    The checkpoint is the newest one, or that of `step`. Where there is none, the start of the run is
+    evaluated as step 0: zero-shot classification by the pretrained weights, or the model that another run
+    trained (`model.start_from`). Raises UsageError where there is no such start either.
     """
     with layout.lock(workdir):
         _evaluate_run(settings, workdir, step)
@@ -226,7 +229,7 @@ def _evaluate_run(settings: Config, workdir: Path, step: checkpoint.Step) -> Non
 
 
 def summary(figures: dict[str, float | int]) -> str:
-    """One line for people."""
+    """Format the figures of an evaluation as one line."""
     text = (
         f"top-1 {figures['top1']:.3f}, top-5 {figures['top5']:.3f}, mean class {figures['mean_class']:.3f} "
         f"over {figures['evaluated']} videos"

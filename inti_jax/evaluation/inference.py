@@ -1,4 +1,4 @@
-"""A trained model on video files, by the sampling, decoding and views of its evaluation."""
+"""Run a trained model on video files, with the sampling, decoding and views of its evaluation."""
 
 import contextlib
 import dataclasses
@@ -26,22 +26,22 @@ from inti_jax.runs.writers import Progress
 
 log = logging.getLogger("inti_jax")
 
-_SAY_SECONDS = 60  # where no terminal shows a bar
+_SAY_SECONDS = 60  # between progress lines, where no terminal shows a bar
 _UNUSABLE = "its frames cannot be used"
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a model gave for one video, or why it gave nothing."""
+    """The values that a model computed for one video, or the reason why there are none."""
 
     path: Path
     info: VideoInfo | None
-    values: Float[np.ndarray, "V ..."] | None  # by view: clip by clip, and crop by crop in each
+    values: Float[np.ndarray, "V ..."] | None  # views clip by clip, and crop by crop in each clip
     error: str = ""
 
 
 class FileModel:
-    """A trained model on one device, as a function of video files."""
+    """A trained model on one device, as a function from video files to values."""
 
     def __init__(
         self,
@@ -52,16 +52,17 @@ class FileModel:
         step: checkpoint.Step = None,
         clips: int | None = None,
     ):
-        """Load a run's checkpoint, see `trained.load`; `output` computes values of the model and one view.
+        """Load a run's checkpoint; see `trained.load`.
 
-        With `clips`, that many are taken of a video instead of the run's own number.
+        `output` computes values from the model and one view. With `clips`, that many are taken of a video
+        instead of the run's own number.
         """
         self._mesh = sharding.one_device_mesh()
         found = trained.load(path, self._mesh, pretrained=pretrained, step=step)
         graphdef, self._params = found.for_inference()
         self._forward = evaluate.make_forward(graphdef, self._mesh, output)
         self.record: RunRecord = found.record
-        # In threads, not processes: what was found of a file is kept in this one.
+        # Decode in threads, not processes: this process keeps the information found for each file.
         self.data: config.Data = dataclasses.replace(found.record.config.data, workers=0)
         self.settings: config.Eval = found.record.config.eval
         if clips is not None:
@@ -70,8 +71,8 @@ class FileModel:
     def __call__(self, paths: Sequence[Path], *, progress: str = "") -> Generator[Outcome, None, None]:
         """Yield an outcome for each path, in order, in memory that does not grow with their number.
 
-        They come in batches of the run's `eval.batch`. With `progress`, that is the name of a bar. Raises
-        UserError where the model gives values that are not finite.
+        Outcomes come in batches of the run's `eval.batch`. `progress` is the name of a progress bar; without
+        it there is none. Raises UserError where the model gives values that are not finite.
         """
         settings = dataclasses.replace(self.settings, batch=min(self.settings.batch, len(paths)))
         source = FileDataset(
@@ -87,7 +88,7 @@ class FileModel:
                 bar = stack.enter_context(contextlib.closing(Progress(progress, len(paths))))
             for rows in batches:
                 for index, mask, values in zip(rows["index"], rows["mask"], rows["values"], strict=True):
-                    if index < 0:  # it fills the last batch
+                    if index < 0:  # padding of the last batch
                         continue
                     found = source.found.pop(int(index))
                     yield self._outcome(paths[index], found, values if mask else None)
@@ -100,11 +101,11 @@ class FileModel:
 
     @property
     def width(self) -> int:
-        """Numbers of a feature, D."""
+        """The number of values of a feature, D."""
         return BACKBONES[self.record.config.model.backbone].width
 
     def frames_of_views(self, info: VideoInfo) -> Int64[np.ndarray, "clips T"]:
-        """Give the frame numbers of each clip that is taken of a video."""
+        """Return the frame numbers of each clip that is taken of a video."""
         return pipeline.view_indices(info.frames, self.data, self.settings).reshape(self.settings.clips, -1)
 
     def _outcome(self, path: Path, found: VideoInfo | DecodeError, values: np.ndarray | None) -> Outcome:

@@ -1,4 +1,4 @@
-"""The videos that a command is asked for: files, folders of them, frame folders, and lists."""
+"""Collect the videos that a command is given: files, folders of them, frame folders, and lists."""
 
 import argparse
 import os
@@ -14,14 +14,14 @@ _LISTS = (".txt", ".csv", ".tsv", ".lst")
 
 
 class Videos(NamedTuple):
-    """Files and folders of frames, in the order in which they were asked for; what was left out, and why."""
+    """Video files and frame folders in the order given, and the places left out with the reason."""
 
     paths: list[Path]
     left_out: list[tuple[Path, str]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that say which videos, and by which trained model."""
+    """Add the arguments that name the videos and the trained model."""
     parser.add_argument(
         "videos",
         nargs="*",
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check_output(path: Path, suffix: str) -> None:
-    """Raise UsageError where `path` cannot be a new file of that kind."""
+    """Raise UsageError where no file with this suffix can be written at `path`."""
     if path.suffix.lower() != suffix:
         raise UsageError(f"--out {path}: it will be a {suffix[1:]} file, so let its name end in {suffix}")
     if path.is_dir():
@@ -64,9 +64,9 @@ def check_output(path: Path, suffix: str) -> None:
 def collect(arguments: argparse.Namespace) -> Videos:
     """Find the videos that the arguments of `add_arguments` name.
 
-    A file that is named is a video whatever it is called, and whether it is there is seen when it is read.
-    Raises UsageError where nothing is named, a list cannot be one, or a list is given in place of a video;
-    UserError where a folder holds no video.
+    A named file is taken as a video, whatever its name; it need not exist until it is read. Raises UsageError
+    where nothing is named, a list is unusable, or a list is given in place of a video, and UserError where a
+    folder holds no video.
     """
     named = [*arguments.videos, *(_read_list(arguments.list) if arguments.list is not None else [])]
     if not named:
@@ -83,13 +83,13 @@ def collect(arguments: argparse.Namespace) -> Videos:
 
 
 def _add_folder(folder: Path, videos: Videos) -> None:
-    """Add the videos below a folder, told as `prepare folder` tells them: by name, else by opening them."""
-    # Late: --help need not wait for the decoder.
+    """Add the videos below a folder, recognised as in `prepare folder`: by name, else by opening them."""
+    # Imported here, so that --help does not wait for the decoder.
     from inti_jax.data.builders.files import frames_among, is_video_name, source_of
     from inti_jax.data.builders.frames import is_image
     from inti_jax.data.builders.walk import walk
 
-    found: list[tuple[Path, set[str]]] = []  # with the frames' names where it is a folder of frames
+    found: list[tuple[Path, set[str]]] = []  # with its frames' names, for a folder of frames
     stems: set[str] = set()
     skipped = []
     for path, files, _, left_out in walk(folder):
@@ -99,9 +99,9 @@ def _add_folder(folder: Path, videos: Videos) -> None:
             found.append((path, {PurePosixPath(name).stem for name in series.names}))
         others = (path / name for name in files if not is_image(name))
         found += [(file, set()) for file in others if isinstance(source_of(file), Path)]
-    # Images that are called like videos show what is in these.
+    # Images with the names of videos are pictures of those videos, not frames.
     paths = [path for path, frames in found if frames.isdisjoint(stems)]
-    # What is read by another path, or is not called like a video, is nothing that was asked for.
+    # Not reported: a place that is read by another path, and a file whose suffix is not a video's.
     missing = [
         (place.path, place.reason)
         for place in skipped
@@ -121,7 +121,7 @@ def _read_list(path: Path) -> list[Path]:
         raise UsageError(f"--list {path}: it cannot be read: {error.strerror}") from None
     if b"\0" in content:
         raise UsageError(f"--list {path}: it is no text file with the path of a video on each line")
-    # Names need not be UTF-8; editors may put a mark at the start, or a carriage return at a line's end.
+    # Names need not be UTF-8. Editors may put a byte order mark first, and a carriage return at a line's end.
     lines = [line.removesuffix(b"\r") for line in content.removeprefix(b"\xef\xbb\xbf").split(b"\n")]
     paths = []
     for number, line in enumerate(lines, start=1):

@@ -1,23 +1,26 @@
-"""Accuracies of a whole evaluation, in NumPy: every host computes the same figures from the same rows."""
+"""Compute the accuracies of a whole evaluation in NumPy.
+
+Every host computes the same figures from the same rows.
+"""
 
 import numpy as np
 from jaxtyping import Float, Int
 
 
 def ranks(probabilities: Float[np.ndarray, "M K"], labels: Int[np.ndarray, " M"]) -> Int[np.ndarray, " M"]:
-    """How many classes stand before the true one; of equal classes the lower index stands first."""
+    """Count the classes ranked before the true one; of equal classes the lower index comes first."""
     own = np.take_along_axis(probabilities, labels[:, None], axis=1)
     before = np.arange(probabilities.shape[1]) < labels[:, None]
     return ((probabilities > own) | ((probabilities == own) & before)).sum(axis=1)
 
 
 def topk_accuracy(rank: Int[np.ndarray, " M"], k: int) -> float:
-    """The share of videos whose true class is among the first k."""
+    """Compute the share of videos whose true class is among the first k."""
     return float((rank < k).mean())
 
 
 def mean_class_accuracy(rank: Int[np.ndarray, " M"], labels: Int[np.ndarray, " M"]) -> float:
-    """Top-1 accuracy of each class that occurs, averaged over those classes."""
+    """Compute the top-1 accuracy of each class that occurs, averaged over those classes."""
     correct = np.bincount(labels, weights=rank == 0)
     count = np.bincount(labels)
     return float((correct[count > 0] / count[count > 0]).mean())

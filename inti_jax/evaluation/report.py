@@ -1,4 +1,4 @@
-"""Write the page that compares runs: table, curves and configs. A run writes it for itself alone, too."""
+"""Write the page that compares runs: table, curves and configs. Each run also writes one for itself."""
 
 import base64
 import dataclasses
@@ -36,9 +36,9 @@ _TIMED_ROUNDS = 7
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What is read of a run: its record, its metrics and its evaluations by setting and step.
+    """A run as read from its directory: record, metrics, and evaluations by setting and step.
 
-    The first setting is the run's own, and its evaluations may be none. `final` is the step of the newest
+    The first setting is the run's own, which may have no evaluations. `final` is the step of the newest
     checkpoint, or the last step of the metrics where there are no checkpoints.
     """
 
@@ -51,6 +51,7 @@ class Run:
 
     @property
     def own(self) -> Setting:
+        """The run's own setting, under which it evaluates itself."""
         return next(iter(self.evaluated))
 
 
@@ -58,8 +59,9 @@ class Run:
 class Summary:
     """One row of the table: an evaluation of a run.
 
-    `name` is the run's alone for its own evaluation of its final step, and says what differs for others.
-    Accuracies are None where the run has no such evaluation, and `inference_clips` where it was not timed.
+    For the run's own evaluation of its final step `name` is the run's name. For other evaluations it also
+    says what differs. Accuracies are None where the run has no such evaluation, and `inference_clips` is None
+    where it was not timed.
     """
 
     name: str
@@ -94,9 +96,9 @@ _COLUMNS = (
 
 
 def write_own(workdir: Path) -> None:
-    """Write the report of a run that has ended to its directory.
+    """Write the report of a finished run to its directory.
 
-    The run is done whatever happens here: a fault is one line in the log.
+    An error does not fail the run: it becomes one line in the log.
     """
     try:
         record = RunRecord.read(workdir)
@@ -108,7 +110,7 @@ def write_own(workdir: Path) -> None:
 
 
 def write(workdirs: Sequence[Path], out: Path, title: str, *, timed: bool) -> str:
-    """Write report.html, curves.png and report.json to `out`, and give the table as text.
+    """Write report.html, curves.png and report.json to `out`, and return the table as text.
 
     With `timed`, each model's forward pass is timed on this machine, in turns. A picture that cannot be drawn
     is left out, with a warning. Raises UserError for a run that was never evaluated.
@@ -133,7 +135,7 @@ def write(workdirs: Sequence[Path], out: Path, title: str, *, timed: bool) -> st
     ):
         path = out / name
         if content is None:
-            path.unlink(missing_ok=True)  # that of an earlier report
+            path.unlink(missing_ok=True)  # left by an earlier report
             continue
         partial = out / f"{name}.partial"
         with naming(partial):
@@ -143,14 +145,15 @@ def write(workdirs: Sequence[Path], out: Path, title: str, *, timed: bool) -> st
 
 
 def final_step(workdir: Path, metrics: Iterable[dict[str, Any]]) -> int:
-    """Find the step that a run has come to: that of its newest checkpoint, or of its last record."""
-    from inti_jax.runs import checkpoint  # imports Orbax, for which --help should not wait
+    """Find the last step of a run: that of its newest checkpoint, or else of its last record."""
+    from inti_jax.runs import checkpoint  # late: it imports Orbax, and --help need not wait for it
 
     saved = checkpoint.steps(workdir)
     return saved[-1] if saved else max((entry["step"] for entry in metrics), default=0)
 
 
 def _read(workdir: Path, name: str) -> Run:
+    """Read a run from its directory. Raises UserError where it was never evaluated."""
     record, metrics, found = RunRecord.read(workdir), read_metrics(workdir), evaluations.read(workdir)
     if not found:
         raise UserError(f"{workdir} was not evaluated: run main on it first")
@@ -162,7 +165,7 @@ def _read(workdir: Path, name: str) -> Run:
 
 
 def _notes(runs: Sequence[Run]) -> list[str]:
-    """Say what a reader of the table has to know: accuracies that are missing, or do not compare."""
+    """List the notes that the table needs: accuracies that are missing, or do not compare."""
     notes = [
         f"{run.name} was not evaluated at its last step, {run.final}, with the views and the dataset of its "
         "config: `main --mode eval` does that."
@@ -180,7 +183,7 @@ def _notes(runs: Sequence[Run]) -> list[str]:
 
 
 def _names(workdirs: Sequence[Path]) -> dict[Path, str]:
-    """Each directory, once, with as few of the last parts of its path as tell it from the others."""
+    """Name each directory, once, by the fewest last parts of its path that tell it from the others."""
     paths = {Path(os.path.abspath(workdir)): workdir for workdir in workdirs}  # noqa: PTH100 - links stay
     names = {}
     for path, workdir in paths.items():
@@ -194,7 +197,7 @@ def _names(workdirs: Sequence[Path]) -> dict[Path, str]:
 
 
 def _summarize(run: Run, speed: float | None) -> list[Summary]:
-    """The run's own evaluation of its final step, then the last one of each other kind."""
+    """Make a run's rows: its own evaluation of its final step, then the last of each other kind."""
     from inti_jax.models import parameters
     from inti_jax.runs import state
 
@@ -232,13 +235,13 @@ def _summarize(run: Run, speed: float | None) -> list[Summary]:
 
 
 def _label(run: Run, found: Evaluation) -> str:
-    """The run's name, and how `found` differs from the run's own evaluation of its final step."""
+    """Label an evaluation: the run's name, and the differences from its own evaluation of its final step."""
     step = [] if found.step == run.final else [f"step {found.step}"]
     return ", ".join([run.name, *found.setting.differences(run.own), *step])
 
 
 def _time_inference(runs: Sequence[Run]) -> dict[Path, float]:
-    """Clips a second of each run's model on one device, from the median of rounds taken in turns.
+    """Measure the clips a second of each run's model on one device: the median of rounds in turns.
 
     A run without a checkpoint, of which only the start was evaluated, is left out.
     """
@@ -305,7 +308,7 @@ def _page(
     picture: bytes | None,
     runs: Sequence[Run],
 ) -> str:
-    """A page that needs nothing beside it."""
+    """Render the report as a page of HTML without other files."""
     head = "".join(f"<th>{html.escape(header)}</th>" for header in headers)
     body = "".join(
         "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in cells

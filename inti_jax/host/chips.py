@@ -1,6 +1,6 @@
-"""What accelerators can do at most: for the utilisation of one, and for what binds a step.
+"""List accelerators' peak rates, to compute utilisation and to tell what limits a step.
 
-Figures are of one JAX device, as their makers publish them, without sparsity.
+Figures are for one JAX device, as the makers publish them, without sparsity.
 """
 
 import dataclasses
@@ -13,22 +13,24 @@ class Chip:
 
     name: str
     kinds: tuple[str, ...]  # `device_kind`, as JAX reports it
-    flops: float  # a second, of matrix products in bfloat16
+    flops: float  # per second, for matrix products in bfloat16
     memory_gib: int  # the makers' GB, which are GiB
-    memory_bandwidth: float  # bytes a second
-    link_bandwidth: float  # bytes a second to other chips, one way, over all links
+    memory_bandwidth: float  # bytes per second
+    link_bandwidth: float  # bytes per second to other chips, one way, over all links
 
 
 @runtime_checkable
 class Device(Protocol):
-    """What is read of a jax.Device."""
+    """The part of jax.Device that is read here."""
 
     @property
-    def device_kind(self) -> str: ...
+    def device_kind(self) -> str:
+        """The kind of device, as JAX reports it."""
 
 
-# Cloud TPU's documents, a page each (cloud.google.com/tpu/docs/v4 and so on), "Key specifications". Their
-# interconnect is given in Gbit/s a chip and direction (v5e: 1,600), or of both directions (400 GB/s).
+# From Cloud TPU's documentation, "Key specifications", one page per chip (cloud.google.com/tpu/docs/v4 and so
+# on). It gives the interconnect in Gbit/s per chip and direction (v5e: 1,600), or over both directions
+# (400 GB/s).
 _TPUS = (
     Chip("v4", ("TPU v4",), 275e12, 32, 1200e9, 300e9),
     Chip("v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 16, 819e9, 200e9),
@@ -37,8 +39,8 @@ _TPUS = (
 )
 
 
-# NVIDIA's data sheets of each product; where they give figures with sparsity, half of them. They give NVLink
-# and PCIe in both directions.
+# From NVIDIA's data sheet of each product. Its figures with sparsity are halved, and so are those for NVLink
+# and PCIe, which count both directions.
 _GPUS = (
     Chip("A100 40GB", ("NVIDIA A100-SXM4-40GB",), 312e12, 40, 1555e9, 300e9),
     Chip("A100 40GB PCIe", ("NVIDIA A100-PCIE-40GB",), 312e12, 40, 1555e9, 32e9),
@@ -57,10 +59,10 @@ _GPUS = (
 
 _BY_KIND = {kind: chip for chip in (*_TPUS, *_GPUS) for kind in chip.kinds}
 
-# By the name before the colon in `v5e:4x4`.
+# By the name before the colon in a topology such as `v5e:4x4`.
 TPU_FAMILIES = {chip.name: chip for chip in _TPUS}
 
 
 def chip_of(device: Device) -> Chip | None:
-    """The chip of a JAX device, or None for one that is not known here, such as a CPU."""
+    """Look up the chip of a JAX device; None for one that is not listed here, such as a CPU."""
     return _BY_KIND.get(device.device_kind)

@@ -1,4 +1,4 @@
-"""What this process may use of its host: cores, and open files."""
+"""Read this process's limits on cores and open files, and raise the latter."""
 
 import math
 import os
@@ -8,17 +8,17 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-# Open files that are left for what nobody counts: checkpoints, records, sockets, libraries.
+# Open files to reserve for uncounted uses: checkpoints, records, sockets, libraries.
 SPARE_FILES = 128
 
-# Soft limits above this do nothing for us, and programs that walk over all possible files do so for long.
+# A higher soft limit gains us nothing, and slows programs that loop over all possible file descriptors.
 _MOST_OPEN_FILES = 2**20
 
 
 def cores() -> int:
-    """Count the cores that this process may use: by its affinity, and by the CPU quotas of its cgroups.
+    """Count the cores that this process may use, by its affinity and the CPU quotas of its cgroups.
 
-    A quota that is not whole is rounded up. On Python 3.13 and later PYTHON_CPU_COUNT counts as well.
+    A fractional quota is rounded up. On Python 3.13 and later PYTHON_CPU_COUNT applies as well.
     """
     available = _affinity()
     quota = cpu_quota()
@@ -26,10 +26,11 @@ def cores() -> int:
 
 
 def cpu_quota(process: Path = Path("/proc/self")) -> float | None:
-    """Read how many cores' time the cgroups of `process` allow it, or None if they set no limit.
+    """Read the CPU quota of `process` from its cgroups, in cores; None where they set no limit.
 
-    Heeds cgroups v1 and v2, and every group from the process's own up to the one that is mounted: a container
-    in a pod has the least of both (https://docs.kernel.org/admin-guide/cgroup-v2.html, `cpu.max`).
+    Reads cgroups v1 and v2, and every group from the process's own up to the mounted root. The lowest quota
+    applies, so a container in a pod is under both (https://docs.kernel.org/admin-guide/cgroup-v2.html,
+    `cpu.max`).
     """
     try:
         mounts = (process / "mountinfo").read_text().splitlines()
@@ -48,11 +49,11 @@ def cpu_quota(process: Path = Path("/proc/self")) -> float | None:
 
 def open_files() -> int:
     """Count the file descriptors that this process has open."""
-    return sum(1 for _ in Path("/proc/self/fd").iterdir()) - 1  # without that of the listing
+    return sum(1 for _ in Path("/proc/self/fd").iterdir()) - 1  # less the one that lists them
 
 
 def file_limits() -> tuple[int, int]:
-    """Read how many files this process may open: now, and after raising the limit itself."""
+    """Read how many files this process may open: now, and after it raises the limit as far as it can."""
     soft, hard = (
         _MOST_OPEN_FILES if limit == resource.RLIM_INFINITY else limit
         for limit in resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -61,9 +62,9 @@ def file_limits() -> tuple[int, int]:
 
 
 def raise_file_limit(needed: int) -> int:
-    """Let this process and those it starts have `needed` files open, as far as the hard limit allows.
+    """Let this process and those it starts open `needed` files, as far as the hard limit allows.
 
-    Gives the limit that is in force afterwards.
+    Gives the limit in force afterwards.
     """
     soft, most = file_limits()
     if needed <= soft:
@@ -80,7 +81,7 @@ def _affinity() -> int:
 
 
 def _cpu_mounts(mounts: list[str]) -> Iterator[tuple[str, Path, int]]:
-    """Of each mounted hierarchy that may limit CPU time: its mounted root, where it is, and the version."""
+    """Find the cgroup hierarchies that may limit CPU time; yield each one's root, mount point and version."""
     for line in mounts:
         # 31 23 0:28 /root /where options [tags] - type source options
         fields, _, filesystem = line.partition(" - ")
@@ -97,7 +98,7 @@ def _octal(match: re.Match[str]) -> str:
 
 
 def _groups(lines: list[str], version: int) -> Iterator[str]:
-    """The group of the process in the hierarchy of `version`: a line is `id:controllers:path`."""
+    """Yield the process's group in the hierarchy of `version`. A line is `id:controllers:path`."""
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if (controllers == "") if version == 2 else ("cpu" in controllers.split(",")):
@@ -105,9 +106,9 @@ def _groups(lines: list[str], version: int) -> Iterator[str]:
 
 
 def _upwards(root: str, mounted: Path, group: str) -> Iterator[Path]:
-    """The directories of `group` and of the groups it is in, as far as they are mounted."""
+    """Yield the directories of `group` and of the groups that contain it, as far as they are mounted."""
     below = Path(group)
-    # A container may see its own group's path as the host does, and have no more than it mounted.
+    # A container may see its group's path as the host does, while only its own group is mounted.
     if not below.is_relative_to(root) or ".." in below.parts:
         below = Path(root)
     parts = below.relative_to(root).parts

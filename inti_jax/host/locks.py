@@ -1,4 +1,4 @@
-"""Files that one process at a time can hold, over machines and network file systems."""
+"""Lock files so that one process at a time holds them, across machines and network file systems."""
 
 import contextlib
 import errno
@@ -12,20 +12,20 @@ from typing import BinaryIO
 
 from inti_jax.errors import naming
 
-# In a row that may fail because other processes remove the directory.
+# Attempts to open the file that may fail in a row because other processes remove its directory.
 _ATTEMPTS = 100
 
 
 class HeldError(Exception):
-    """Another process holds the file; the message is what it wrote there of itself."""
+    """The error that another process holds the file. Its message is that process's note about itself."""
 
 
 @contextlib.contextmanager
 def held(path: Path) -> Iterator[None]:
-    """Hold the file `path`, which is made with its directory and removed in the end.
+    """Hold the file `path`: create it, with its directory, lock it, and remove it in the end.
 
-    What ends a process, however hard, ends its hold. Where a file system has no locks, several may hold it.
-    Raises HeldError where another process does.
+    The lock ends with the process, however abruptly that ends. Where a file system has no locks, several
+    processes may hold the file. Raises HeldError where another process holds it.
     """
     with _locked(path) as file:
         try:
@@ -34,29 +34,29 @@ def held(path: Path) -> Iterator[None]:
                 file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
             yield
         finally:
-            # While it is locked: who has opened it by now finds that it is gone, and makes another.
-            if _is_called(file, path):  # else it is another's, who found the path free
+            # Removed while locked: a process that has opened it by now finds it gone, and makes another.
+            if _is_called(file, path):  # else the path is a file of another process, which found it free
                 path.unlink()
 
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[BinaryIO]:
-    """Open and lock the file that `path` leads to from then on."""
+    """Open and lock the file at `path`, and make sure that `path` still leads to it once it is locked."""
     for attempt in itertools.count(1):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Unbuffered: else closing it would try again what a full disk refused.
+            # Unbuffered: closing a buffered file would try again a write that a full disk refused.
             file = path.open("ab+", buffering=0)
         except (FileNotFoundError, FileExistsError):
             if attempt == _ATTEMPTS:
                 raise
-            continue  # another process may have just removed the directory
+            continue  # another process may just have removed the directory
         with file:
             _lock(file)
             if _is_called(file, path):
                 yield file
                 return
-        # Another process held the file when this one opened it, and has removed it since.
+        # Another process held the file when this one opened it, and has removed it since: try again.
 
 
 def _lock(file: BinaryIO) -> None:
@@ -68,13 +68,13 @@ def _lock(file: BinaryIO) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.ENOTSUP):
             raise
-        # A file system without locks: then users have to take care.
+        # The file system has no locks: users have to take care themselves.
 
 
 def _is_called(file: BinaryIO, path: Path) -> bool:
     """Tell whether `path` still leads to the open `file`."""
     try:
-        with path.open("rb") as found:  # network file systems look anew for an open, not for a stat
+        with path.open("rb") as found:  # network file systems look anew at an open, not at a stat
             return os.path.samestat(os.fstat(found.fileno()), os.fstat(file.fileno()))
     except FileNotFoundError:
         return False

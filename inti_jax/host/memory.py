@@ -1,4 +1,4 @@
-"""The memory a run holds on its host and on its devices."""
+"""Measure the memory that a run holds on its host and on its devices."""
 
 import multiprocessing
 import os
@@ -8,15 +8,16 @@ import jax
 
 
 def resident_bytes() -> int:
-    """Resident memory of this process and its workers. What they share with each other counts for each."""
+    """Sum the resident memory of this process and its worker processes. Shared memory counts for each."""
     processes = [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
     return sum(_resident_pages(process) for process in processes) * os.sysconf("SC_PAGE_SIZE")
 
 
 def device_bytes() -> dict[str, int]:
-    """`hbm_bytes` in use now and `hbm_peak_bytes` since the start, on the fullest device of this process.
+    """Measure the devices' memory: `hbm_bytes` in use now and `hbm_peak_bytes` since the start.
 
-    Empty where devices do not say, as CPUs.
+    Each is the highest of this process's devices. The result is empty where devices do not report it, as CPUs
+    do not.
     """
     stats = [found for device in jax.local_devices() if (found := device.memory_stats())]
     if not stats:
@@ -30,5 +31,5 @@ def device_bytes() -> dict[str, int]:
 def _resident_pages(process: int | None) -> int:
     try:
         return int(Path(f"/proc/{process}/statm").read_text().split()[1])
-    except (FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+    except (FileNotFoundError, ProcessLookupError):  # the process has ended
         return 0

@@ -1,4 +1,4 @@
-"""Paths: those that users write, and those that libraries can read."""
+"""Read the paths that users write, and make paths that any library can read."""
 
 import contextlib
 import fcntl
@@ -9,16 +9,16 @@ from pathlib import Path
 
 from inti_jax.errors import UsageError
 
-# What no library takes for more than a part of a name.
+# Characters to which no library gives a meaning of its own.
 _PLAIN = re.compile(r"[\w./@+=,-]+", re.ASCII)
 
 
 def local_path(text: str | os.PathLike[str]) -> Path:
     """Turn a user's text into a path on this machine, with a leading `~` or `~user` expanded.
 
-    A shell expands `~` at the start of a word alone: not in `--data_dir=~/data`, and not in a config file.
-    Where `~name` is no user's home but a file, it is that file. Raises UsageError for an unknown home, a URL
-    (of which pathlib would make a directory `gs:`), an empty text and a null character.
+    A shell expands `~` only at the start of a word: not in `--data_dir=~/data`, and not in a config file.
+    Where `~name` is no user's home but a file exists under that name, it is that file. Raises UsageError for
+    an unknown home, a URL (of which pathlib would make a directory `gs:`), an empty text or a null character.
     """
     text = os.fspath(text)
     if "://" in text:
@@ -36,17 +36,18 @@ def local_path(text: str | os.PathLike[str]) -> Path:
                 user = path.parts[0][1:]
                 unknown = f"there is no user {user!r}" if user else "the home directory is not known"
                 raise UsageError(f"{text}: {unknown}; write ./{text} for a file that is called so") from None
-    # `./~x` is `~x` to pathlib, which would be expanded when it is read again, from a run's config.json say.
+    # pathlib shortens `./~x` to `~x`, which would be expanded when read again, say from a run's config.json.
     return path.absolute() if str(path).startswith("~") else path
 
 
 @contextlib.contextmanager
 def plain(directory: Path, gather: Callable[[int], list[int]] = lambda number: [number]) -> Iterator[Path]:
-    """Give a path to `directory` that any library can read, good in this process until the context ends.
+    """Give a path to `directory` that any library can read, valid in this process until the context ends.
 
-    Orbax puts a path into a glob, TensorStore into JSON, and ArrayRecord takes UTF-8 alone; a directory's
-    name may have brackets, or any bytes. Where it has, this is the kernel's name of the open directory.
-    `gather` makes that the same in all processes: from a number of each it gives those of all.
+    Orbax puts a path into a glob, TensorStore puts it into JSON, and ArrayRecord takes only UTF-8, but a
+    directory's name may have brackets or any bytes. For such a name the path is the kernel's name of the open
+    directory. `gather` makes that the same in all processes: it takes this process's number and gives all
+    processes' numbers.
     """
     if _PLAIN.fullmatch(str(directory)):
         yield directory
@@ -54,7 +55,8 @@ def plain(directory: Path, gather: Callable[[int], list[int]] = lambda number: [
     opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         while len(numbers := set(gather(opened))) > 1:
-            # The lowest that is free from the highest of all on. It rises until it is free in each.
+            # Take the lowest descriptor that is free from the highest of all processes on. The number rises
+            # until it is free in each process.
             again = (
                 fcntl.fcntl(opened, fcntl.F_DUPFD_CLOEXEC, max(numbers)) if opened < max(numbers) else opened
             )

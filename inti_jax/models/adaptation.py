@@ -1,7 +1,7 @@
-"""What each adaptation method adds to CLIP's blocks, and a block with these additions.
+"""Add an adaptation method's modules to CLIP's blocks, and run the blocks with them.
 
-A method is a choice of modules for named places in the block, so that methods, temporal modules and
-compressors combine. The tower stays CLIP's own; what is added is beside it, one `BlockAdapters` a block.
+A method chooses modules for named places in the block, so methods, temporal modules and compressors combine.
+The tower stays CLIP's own. The added modules are beside it, in one `BlockAdapters` for each block.
 """
 
 from typing import NamedTuple
@@ -24,33 +24,39 @@ from inti_jax.models.vit import Block, attend
 Tokens = Float[Array, "BT N D"]
 Sizes = Float[Array, "BT N"]  # patches that each token stands for
 
-# What equals a change of the matrices beside it, and is gone once that is made (see fold.py).
+# Modules that fold.py folds into the matrices next to them; a folded model does not have them.
 _FOLDING = (LinearAdapter, LowRank)
 
 
 def temporal_modules(config: Model) -> set[str]:
-    """The temporal modules of the method and those on top of it: "attention", "conv", "shift"."""
+    """Collect the temporal modules: the method's own and `model.temporal`."""
     return {TEMPORAL_OF.get(config.adaptation, "none"), config.temporal} - {"none"}
 
 
 def has_temporal_embedding(config: Model) -> bool:
-    """AIM and ZeroI2V have one; and attention over time knows no order without it."""
+    """Tell whether the model adds a temporal embedding to its tokens.
+
+    AIM and ZeroI2V have one. Without it, attention over time does not see the order of frames.
+    """
     return config.adaptation == "zero_i2v" or "attention" in temporal_modules(config)
 
 
 class BlockMacs(NamedTuple):
-    """Multiply-accumulates of a block for one frame, by what is multiplied."""
+    """Multiply-accumulates of a block for one frame, by kind."""
 
-    matrices: int  # the tower's, with activations
-    products: int  # of activations with each other: the attention's two
-    additions: int  # the method's own modules
-    merging: int  # ToMe's choice of patches
+    matrices: int  # the tower's matrices with activations
+    products: int  # activations with each other: the two products of attention
+    additions: int  # the added modules
+    merging: int  # the similarities by which ToMe chooses patches
 
 
 class BlockAdapters(nnx.Module):
-    """One block's additions, a module or None for each place; called, it runs the block with them."""
+    """The modules added to one block: a module or None for each place.
 
-    # The places, in the order of the forward pass. `lora_*` are beside the matrix of that name.
+    Calling it runs the block with them.
+    """
+
+    # The places, in the order of the forward pass. A `lora_*` module is beside the matrix of that name.
     before_attn: TemporalConv | None
     temporal_in: Adapter | None
     temporal_out: Adapter | None
@@ -77,7 +83,10 @@ class BlockAdapters(nnx.Module):
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
-        """`block` counts from 0. With `folded`, without what fold.fold takes up into the tower."""
+        """Build the modules of block `block`, counted from 0.
+
+        With `folded`, the modules that `fold.fold` folds into the tower are left out.
+        """
         modules = _modules(config, size, dtype=dtype, rngs=rngs)
         if folded:
             modules = {place: module for place, module in modules.items() if not isinstance(module, _FOLDING)}
@@ -85,7 +94,7 @@ class BlockAdapters(nnx.Module):
             setattr(self, place, modules.get(place))
         self.shifts = config.zero_i2v.shifts if "shift" in temporal_modules(config) else ()
         self.beside_scale = config.aim.scale
-        # AIM drops what it adds; where the block itself trains, its own branches are dropped.
+        # Stochastic depth drops the added branches and, where the block itself trains, its own too.
         self.drops_block = config.adaptation == "full"
         self.merging = tome.merging(config, size.layers)[block]
         self.merges_alike = config.compression.matching == "clip" or (
@@ -95,10 +104,11 @@ class BlockAdapters(nnx.Module):
     def __call__(
         self, block: Block, x: Tokens, sizes: Sizes | None, frames: int, key: Key | None, drop_rate: Rate
     ) -> tuple[Float[Array, "BT M D"], Float[Array, "BT M"] | None]:
-        """Videos of `frames` frames through `block`; `key` is given in training, when trained branches are
-        dropped at `drop_rate`.
+        """Run videos of `frames` frames through `block` with the added modules.
 
-        `sizes` is None as long as every token stands for one patch.
+        `sizes` are the patches that each token stands for, None as long as that is one. Returns the tokens
+        and their sizes. In training, `key` is given: trained branches are dropped at `drop_rate`, and
+        ZeroI2V's adapters apply their dropout.
         """
         x = sharding.over_batch(x)
         keys = [fold_in(key, i) for i in range(8)]
@@ -128,13 +138,13 @@ class BlockAdapters(nnx.Module):
         return x, sizes
 
     def _over_time(self, block: Block, out: Adapter, x: Tokens, frames: int) -> Tokens:
-        """The block's own attention, along the frames at each position, and the adapter behind it."""
+        """Attend along the frames at each position, with the block's own attention, then apply `out`."""
         y = rearrange(block.ln_1(x), "(b t) n d -> (b n) t d", t=frames)
         y = self._attend(block, *self._project(block, _through(self.temporal_in, y, None)), None)
         return rearrange(out(y), "(b n) t d -> (b t) n d", n=x.shape[1])
 
     def _project(self, block: Block, x: Tokens) -> tuple[Array, Array, Array]:
-        """Queries, keys and values, `[B, N, A, Dh]` each."""
+        """Compute queries, keys and values, `[B, N, A, Dh]` each, with LoRA's updates."""
         projected = block.attn.project(x)
         updates = (self.lora_query, self.lora_key, self.lora_value)
         return tuple(
@@ -143,7 +153,10 @@ class BlockAdapters(nnx.Module):
         )  # type: ignore[return-value]
 
     def _attend(self, block: Block, q: Array, k: Array, v: Array, sizes: Sizes | None) -> Tokens:
-        """Attention to tokens in proportion to the patches they stand for (ToMe), and the output matrix."""
+        """Attend, then apply the output matrix with LoRA's update.
+
+        With `sizes`, attention to a token is in proportion to the patches it stands for (ToMe).
+        """
         bias = None if sizes is None else jnp.log(sizes).astype(q.dtype)[:, None, None, :]
         mixed = attend(q, k, v, bias=bias)
         out = block.attn.out(mixed)
@@ -152,6 +165,7 @@ class BlockAdapters(nnx.Module):
         return keep(out)
 
     def _mlp(self, block: Block, x: Tokens) -> Tokens:
+        """Run the block's MLP with LoRA's updates."""
         hidden = block.mlp.fc(x)
         if self.lora_fc is not None:
             hidden = hidden + self.lora_fc(x)
@@ -160,21 +174,22 @@ class BlockAdapters(nnx.Module):
         return keep(out if self.lora_proj is None else out + self.lora_proj(hidden))
 
     def _shift(self, x: Float[Array, "BT N A Dh"], frames: int) -> Float[Array, "BT N A Dh"]:
+        """Take some heads from other frames of the same video; see `shift_heads`."""
         by_video = rearrange(x, "(b t) n a h -> b t n a h", t=frames)
         return rearrange(shift_heads(by_video, self.shifts), "b t n a h -> (b t) n a h")
 
     def macs(self, block: Block, tokens: int, frames: int, *, merging: int, folded: bool) -> int:
-        """Multiply-accumulates of `block` with all this, for one of `frames` frames with `tokens` tokens.
+        """Count the multiply-accumulates of `block` with the added modules, for one frame.
 
-        As if it were asked to merge `merging` patches. With `folded`, what can be folded into the block's
-        matrices costs nothing.
+        The frame is one of `frames` and has `tokens` tokens. The block counts as if it were asked to merge
+        `merging` patches. With `folded`, modules that fold into the block's matrices cost nothing.
         """
         return sum(self.macs_by_kind(block, tokens, frames, merging=merging, folded=folded))
 
     def macs_by_kind(
         self, block: Block, tokens: int, frames: int, *, merging: int, folded: bool
     ) -> BlockMacs:
-        """The same, split up."""
+        """Count what `macs` counts, split by kind."""
         left = tokens - tome.merged(tokens, merging)
         matrices = block.attention_macs(tokens) + block.mlp_macs(left)
         products = block.attention_product_macs(tokens)
@@ -198,7 +213,7 @@ _BEHIND_MERGE = PLACES[PLACES.index("before_mlp") :]
 def _modules(
     config: Model, size: BackboneSize, *, dtype: DTypeLike, rngs: nnx.Rngs
 ) -> dict[str, Adapter | LinearAdapter | LowRank | TemporalConv]:
-    """The modules of the config's method and temporal module, by place."""
+    """Build the modules of the config's method and temporal module, by place."""
     width = size.width
     modules: dict[str, Adapter | LinearAdapter | LowRank | TemporalConv] = {}
 
@@ -243,6 +258,7 @@ def _modules(
 
 
 def _through(module: Adapter | LinearAdapter | None, x: Tokens, key: Key | None) -> Tokens:
+    """Apply `module`; where there is none, return `x`."""
     if module is None:
         return x
     return module(x, key) if isinstance(module, LinearAdapter) else module(x)

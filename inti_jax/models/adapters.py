@@ -1,7 +1,7 @@
-"""The small modules that adaptation methods add to a block's branches.
+"""Define the small modules that adaptation methods add to a block.
 
-All but the convolution start as nothing: they give zero, or with a skip connection their input. Each counts
-its own multiply-accumulates, `macs(tokens, ...)` for one frame.
+Each starts without effect: it gives zero or, where it adds to its input, the input. Those that have a place
+in a block count their multiply-accumulates for one frame with `macs(tokens)`.
 """
 
 import jax
@@ -18,7 +18,7 @@ _DOWN_INIT = nnx.initializers.truncated_normal(0.02)
 
 
 class Adapter(nnx.Module):
-    """AIM's bottleneck (arXiv:2302.03024): down, exact GELU, up; `skip` adds the input."""
+    """AIM's bottleneck adapter (arXiv:2302.03024): down, exact GELU, up; `skip` adds the input."""
 
     def __init__(self, width: int, inner: int, *, skip: bool, dtype: DTypeLike, rngs: nnx.Rngs):
         self.down = nnx.Linear(width, inner, kernel_init=_DOWN_INIT, dtype=dtype, rngs=rngs)
@@ -26,15 +26,20 @@ class Adapter(nnx.Module):
         self.skip = skip
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        """Apply the adapter."""
         y = self.up(jax.nn.gelu(keep(self.down(x)), approximate=False))
         return x + y if self.skip else y
 
     def macs(self, tokens: int) -> int:
+        """Count the multiply-accumulates for one frame of `tokens` tokens."""
         return 2 * tokens * self.down.in_features * self.down.out_features
 
 
 class LinearAdapter(nnx.Module):
-    """ZeroI2V's (arXiv:2310.01324): x + scale * up(down(x)), which folds into the matrix next to it."""
+    """ZeroI2V's linear adapter (arXiv:2310.01324): x + scale * up(down(x)).
+
+    It folds into the matrix next to it; see fold.py.
+    """
 
     def __init__(
         self, width: int, inner: int, *, scale: float, dropout: float, dtype: DTypeLike, rngs: nnx.Rngs
@@ -45,19 +50,21 @@ class LinearAdapter(nnx.Module):
         self.dropout = dropout
 
     def __call__(self, x: Float[Array, "*B D"], key: Key | None = None) -> Float[Array, "*B D"]:
+        """Apply the adapter; `key` turns on dropout between down and up."""
         return x + self.scale * self.up(dropout(keep(self.down(x)), self.dropout, key))
 
     def macs(self, tokens: int) -> int:
+        """Count the multiply-accumulates for one frame of `tokens` tokens."""
         return 2 * tokens * self.down.in_features * self.down.out_features
 
 
 class LowRank(nnx.Module):
-    """LoRA's update of a matrix (arXiv:2106.09685): scale * x @ down @ up."""
+    """LoRA's low-rank update of a matrix (arXiv:2106.09685): scale * x @ down @ up."""
 
     def __init__(
         self, inputs: int, outputs: int, *, rank: int, alpha: float, dtype: DTypeLike, rngs: nnx.Rngs
     ):
-        # Uniform with the bound of torch's linear layers, as in the paper's own code.
+        # Uniform, with the bound of torch's linear layers, as in the paper's own code.
         init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
         self.down = nnx.Linear(inputs, rank, use_bias=False, kernel_init=init, dtype=dtype, rngs=rngs)
         self.up = nnx.Linear(
@@ -66,37 +73,46 @@ class LowRank(nnx.Module):
         self.scale = alpha / rank
 
     def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
+        """Compute the update of the matrix's output."""
         return self.scale * self.up(keep(self.down(x)))
 
     def macs(self, tokens: int) -> int:
+        """Count the multiply-accumulates for one frame of `tokens` tokens."""
         return tokens * self.down.out_features * (self.down.in_features + self.up.out_features)
 
 
 class TemporalConv(nnx.Module):
-    """ST-Adapter's (arXiv:2206.13559): down, depthwise convolution over three frames, up.
+    """ST-Adapter's module (arXiv:2206.13559): down, depthwise convolution over three frames, up.
 
-    It is added to the patches; the class token passes. Beyond the first and last frame there are zeros.
+    Its output is added to the patches; the class token passes unchanged. The convolution pads with zeros
+    before the first frame and after the last.
     """
 
     def __init__(self, width: int, inner: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # torch's
+        init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # as in torch's linear layers
         self.down = nnx.Linear(width, inner, kernel_init=init, dtype=dtype, rngs=rngs)
         self.conv = DepthwiseTime(inner, dtype=dtype)
         self.up = nnx.Linear(inner, width, kernel_init=init, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "BT N D"], frames: int) -> Float[Array, "BT N D"]:
-        # The class token is narrowed for nothing: else a copy of the others is kept for the backward pass.
+        """Add the output to the patches of videos of `frames` frames."""
+        # The class token is narrowed too, though unused: slicing it off before would make a copy of the
+        # patches, which would be kept for the backward pass.
         hidden = rearrange(keep(self.down(x))[:, 1:], "(b t) n c -> b t n c", t=frames)
         added = self.up(rearrange(self.conv(hidden), "b t n c -> (b t) n c"))
         return x.at[:, 1:].add(added)
 
     def macs(self, tokens: int) -> int:
+        """Count the multiply-accumulates for one frame of `tokens` tokens."""
         inner = self.down.out_features
         return (tokens - 1) * (2 * self.down.in_features * inner + 3 * inner)
 
 
 class DepthwiseTime(nnx.Module):
-    """Each channel's weighted sum of the frame before, this and the next; starts at zero."""
+    """Depthwise convolution over time: each channel's weighted sum of the previous, this and the next frame.
+
+    Weights and bias start at zero.
+    """
 
     def __init__(self, channels: int, *, dtype: DTypeLike):
         self.kernel = nnx.Param(jnp.zeros((3, channels)))
@@ -104,7 +120,9 @@ class DepthwiseTime(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: Float[Array, "B T N C"]) -> Float[Array, "B T N C"]:
-        return jax.checkpoint(self._convolve)(x)  # rather than keep three shifted copies
+        """Convolve over T."""
+        # The backward pass computes this again, rather than keep three shifted copies.
+        return jax.checkpoint(self._convolve)(x)
 
     def _convolve(self, x: Float[Array, "B T N C"]) -> Float[Array, "B T N C"]:
         frames = x.shape[1]
@@ -115,12 +133,16 @@ class DepthwiseTime(nnx.Module):
 
 
 class TemporalEmbedding(nnx.Module):
-    """A vector for each frame of a clip, at first zero; interpolated for another number of frames."""
+    """A learned vector for each frame of a clip, which starts at zero.
+
+    For another number of frames than its own, it is interpolated linearly.
+    """
 
     def __init__(self, frames: int, width: int):
         self.embedding = nnx.Param(jnp.zeros((frames, width)))
 
     def __call__(self, frames: int) -> Float[Array, "{frames} D"]:
+        """Give the vectors for a clip of `frames` frames."""
         known = self.embedding[...]
         return (
             known if frames == known.shape[0] else jax.image.resize(known, (frames, known.shape[1]), "linear")
@@ -130,9 +152,10 @@ class TemporalEmbedding(nnx.Module):
 def shift_heads(
     x: Float[Array, "B T N A Dh"], shifts: tuple[tuple[int, int], ...]
 ) -> Float[Array, "B T N A Dh"]:
-    """ZeroI2V's STDHA: for each (offset, heads), that many more heads are the frame's `offset` away.
+    """Replace heads by those of other frames: ZeroI2V's STDHA (arXiv:2310.01324).
 
-    Where there is no such frame, they keep their own.
+    Each (offset, heads) in `shifts` takes the next `heads` heads from the frame that is `offset` away. Where
+    there is no such frame, the heads stay the frame's own.
     """
     frames, first, parts = x.shape[1], 0, []
     for offset, heads in shifts:

@@ -1,4 +1,4 @@
-"""CLIP (arXiv:2103.00020): an image tower and a text tower with features in one space."""
+"""Define CLIP (arXiv:2103.00020): an image tower and a text tower with features in one space."""
 
 import dataclasses
 import math
@@ -15,7 +15,10 @@ from inti_jax.models.vit import ImageTower
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """The shape of a CLIP model. One of an image tower alone has no `text`, and maybe no `embed`."""
+    """The shape of a CLIP model.
+
+    A model with an image tower alone has `text` None, and may have `embed` None.
+    """
 
     image: BackboneSize
     embed: int | None  # width of the space that images and texts share
@@ -24,7 +27,10 @@ class Architecture:
 
 
 class CLIP(nnx.Module):
-    """Features of images and texts, not normalised; `logit_scale` is the logarithm CLIP learns."""
+    """Image and text encoders that share one feature space.
+
+    Features are not normalised. `logit_scale` is the learned logarithm of the factor on cosines.
+    """
 
     def __init__(self, architecture: Architecture, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         image, embed, text = architecture.image, architecture.embed, architecture.text
@@ -38,10 +44,16 @@ class CLIP(nnx.Module):
         self.architecture = architecture
 
     def encode_image(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B E"]:
-        """Of normalised images at the tower's resolution; without a projection, the tower's feature."""
+        """Compute the features of normalised images at the tower's resolution.
+
+        A model without a projection gives the tower's own features.
+        """
         feature = self.tower(images)
         return feature if self.architecture.embed is None else self.projection(feature)
 
     def encode_text(self, tokens: Int[Array, "B L"]) -> Float[Array, "B E"]:
-        """Of token ids, each row holding the end token. The model must have a text tower."""
+        """Compute the features of texts, given as token ids.
+
+        Each row must hold the end token. The model must have a text tower.
+        """
         return self.text(tokens)

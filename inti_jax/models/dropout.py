@@ -1,7 +1,7 @@
-"""Randomness in the forward pass of training: dropout and stochastic depth, by explicit keys.
+"""Apply dropout and stochastic depth in training, with explicit keys.
 
-Without a key, or at a rate of 0, everything passes as it is: that is how a model is evaluated. In a loop over
-blocks a rate, and the number of a key, is an array.
+Without a key, or at a rate of 0, everything passes unchanged: that is how a model is evaluated. In a loop
+over blocks, the rate and the number that is folded into a key are arrays.
 """
 
 import jax
@@ -14,19 +14,22 @@ Rate = float | Float[Array, ""]
 
 
 def dropout(x: Float[Array, "*B D"], rate: float, key: Key | None) -> Float[Array, "*B D"]:
-    """Each element zero with probability `rate`; the others larger, so that the mean stays."""
+    """Drop each element to zero with probability `rate`; scale up the others to keep the mean."""
     return _drop(x, rate, key, x.shape)
 
 
 def drop_path(x: Float[Array, "BT N D"], frames: int, rate: Rate, key: Key | None) -> Float[Array, "BT N D"]:
-    """A video's branch, `frames` rows of `x`, zero with probability `rate` (arXiv:1603.09382)."""
+    """Drop a branch to zero, for a whole video, with probability `rate` (arXiv:1603.09382).
+
+    A video is `frames` rows of `x`. The videos that keep the branch have it scaled up to keep the mean.
+    """
     videos = x.shape[0] // frames
     by_video = x.reshape(videos, -1)
     return _drop(by_video, rate, key, (videos, 1)).reshape(x.shape)
 
 
 def fold_in(key: Key | None, data: int | Int[Array, ""]) -> Key | None:
-    """A key for the part numbered `data`; none of none."""
+    """Derive the key for the part numbered `data`; without a key, return None."""
     return None if key is None else jax.random.fold_in(key, data)
 
 

@@ -1,7 +1,7 @@
-"""What an adaptation method adds, folded into the backbone where the algebra allows it, for inference.
+"""Fold linear adaptation modules into the backbone, for inference.
 
-LoRA's updates and ZeroI2V's linear adapters are linear and next to a matrix, which takes them up exactly
-(arXiv:2106.09685, arXiv:2310.01324). The model is then `VideoModel(..., folded=True)`.
+LoRA's updates (arXiv:2106.09685) and ZeroI2V's adapters (arXiv:2310.01324) are linear and next to a matrix,
+which takes them up exactly. The folded parameters are those of `VideoModel(..., folded=True)`.
 """
 
 import re
@@ -12,23 +12,24 @@ from jaxtyping import Array, Float
 
 from inti_jax.config import Model
 
-# The matrix that takes up what is at a place, and on which side of it the place is.
+# For each place, the matrix that takes up its module. The place is before, behind or beside that matrix.
 _BEFORE = {"attn_in": "attn.qkv", "mlp_in": "mlp.fc"}
 _BEHIND = {"attn_out": "attn.out", "mlp_out": "mlp.proj"}
 _BESIDE = {
     "lora_query": "attn.qkv", "lora_key": "attn.qkv", "lora_value": "attn.qkv",
     "lora_out": "attn.out", "lora_fc": "mlp.fc", "lora_proj": "mlp.proj",
 }  # fmt: skip
+# Index into the packed kernel of query, key and value.
 _PART = {"lora_query": 0, "lora_key": 1, "lora_value": 2}
 
 
 def fold(config: Model, params: Mapping[str, Array]) -> dict[str, Array]:
-    """The parameters, by path, of the folded model: what folds is gone, and in the tower's matrices.
+    """Fold the modules in `params`, by path, into the tower's matrices.
 
-    Those are float32 whatever they were.
+    Returns the parameters of the folded model: the modules that fold are gone. The kernels and biases that
+    took them up are float32, whatever they were.
     """
     result = dict(params)
-    # LoRA first: it is beside the matrix, and an adapter before or behind both.
     if config.adaptation == "lora":
         for prefix, block, place in _places(params, _BESIDE):
             _add_update(result, f"tower.blocks.{block}.{_BESIDE[place]}", prefix, place, config)
@@ -40,12 +41,13 @@ def fold(config: Model, params: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def _places(params: Mapping[str, Array], places: Mapping[str, str]) -> list[tuple[str, str, str]]:
-    """Each added module's path, its block's number and its place."""
+    """Find the modules at `places`: the path, the block's number and the place of each."""
     found = (re.fullmatch(r"(adapters\.(\d+)\.(\w+))\.down\.kernel", path) for path in params)
     return [(match[1], match[2], match[3]) for match in found if match and match[3] in places]
 
 
 def _add_update(params: dict[str, Array], matrix: str, prefix: str, place: str, config: Model) -> None:
+    """Add the LoRA update at `prefix` to `matrix`."""
     down, up = params.pop(f"{prefix}.down.kernel"), params.pop(f"{prefix}.up.kernel")
     update = config.lora.alpha / config.lora.rank * _product(down, up)
     kernel = params[f"{matrix}.kernel"].astype(jnp.float32)
@@ -58,14 +60,17 @@ def _add_update(params: dict[str, Array], matrix: str, prefix: str, place: str, 
 
 
 def _compose(params: dict[str, Array], matrix: str, prefix: str, scale: float, *, first: bool) -> None:
-    """x -> x + scale * ((x down + b) up + c), which is x -> x A + a, before or behind the matrix."""
+    """Fold the linear adapter at `prefix`, before `matrix` if `first` or else behind, into the matrix.
+
+    The adapter computes x + scale * ((x down + b) up + c), which is x A + a.
+    """
     down, down_bias, up, up_bias = (
         params.pop(f"{prefix}.{name}.{part}") for name in ("down", "up") for part in ("kernel", "bias")
     )
     slope = jnp.eye(down.shape[0]) + scale * _product(down, up)
     shift = scale * (_product(down_bias[None], up)[0] + up_bias)
     kernel, bias = (params[f"{matrix}.{part}"].astype(jnp.float32) for part in ("kernel", "bias"))
-    # The tower's matrices keep heads apart; here they are [in, out].
+    # The tower's kernels have dimensions for the heads; here they are flat, [in, out].
     flat = kernel.reshape(slope.shape[0], -1) if first else kernel.reshape(-1, slope.shape[0])
     if first:
         folded, folded_bias = _product(slope, flat), bias.reshape(-1) + _product(shift[None], flat)[0]

@@ -1,4 +1,4 @@
-"""Which parameters train: by the adaptation method, and by what a user freezes or unfreezes."""
+"""Select the parameters that train: by the adaptation method and by what a user freezes or unfreezes."""
 
 import difflib
 import fnmatch
@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from inti_jax.config import ConfigError, Model
 from inti_jax.config.backbones import BACKBONES
 
-# The first match counts; each parameter has to match.
+# Pairs of a pattern of parameter paths and whether these train. Each path has to match; the first match
+# counts.
 Rules = Sequence[tuple[str, bool]]
 
 _FROZEN_TOWER: Rules = ((r"tower\..*", False), (r"(adapters|temporal|compressors|head)\..*", True))
@@ -24,10 +25,10 @@ _BELOW_BLOCKS = r"tower\.(patch_embed\..*|class_embedding|positional_embedding|l
 
 
 def trained(model: Model, paths: Iterable[str]) -> frozenset[str]:
-    """Select those of the model's parameters, all of whose `paths` are given, that train.
+    """Select the parameters that train from `paths`, which are those of all parameters of the model.
 
-    Raises ConfigError where a pattern of `model.freeze` names none of them, or they name them all, and
-    ValueError where no rule covers a path.
+    Raises ConfigError where a pattern of `model.freeze` names no parameter that would train, or where the
+    patterns leave none. Raises ValueError where no rule covers a path.
     """
     paths = tuple(paths)
     candidates = {path for path in paths if _by_rules(model, path)}
@@ -41,12 +42,16 @@ def trained(model: Model, paths: Iterable[str]) -> frozenset[str]:
 
 
 def trains(model: Model, path: str) -> bool:
-    """Tell whether the parameter at `path` trains; `trained` also checks the patterns."""
+    """Tell whether the parameter at `path` trains.
+
+    It does not check the patterns of `model.freeze`; `trained` does. Raises ValueError where no rule covers
+    the path.
+    """
     return _by_rules(model, path) and not _is_frozen(model, path)
 
 
 def summary(model: Model) -> str:
-    """Say in a few words what differs from the method's own choice; empty where nothing does."""
+    """Summarize how the freezing keys change the method's own choice; empty where they do not."""
     said = []
     if model.freeze_blocks:
         said.append(f"first {model.freeze_blocks} blocks frozen")
@@ -58,6 +63,7 @@ def summary(model: Model) -> str:
 
 
 def _by_rules(model: Model, path: str) -> bool:
+    """Tell whether the parameter at `path` trains as long as `model.freeze` does not name it."""
     rules = _TRAINS[model.adaptation]
     if model.unfreeze_last:
         layers = BACKBONES[model.backbone].layers
@@ -78,11 +84,12 @@ def _is_frozen(model: Model, path: str) -> bool:
 
 
 def _matches(path: str, pattern: str) -> bool:
-    """A pattern is of a parameter's whole path, or of a module above it."""
+    """Match `pattern` with the whole path of a parameter, or with that of a module it is in."""
     return fnmatch.fnmatchcase(path, pattern) or fnmatch.fnmatchcase(path, f"{pattern}.*")
 
 
 def _why_none(pattern: str, paths: Sequence[str]) -> str:
+    """Explain why `pattern` names no parameter that would train."""
     if any(_matches(path, pattern) for path in paths):
         return "and nothing of it trains: leave it out"
     modules = {".".join(path.split(".")[:depth]) for path in paths for depth in range(1, 7)}

@@ -1,4 +1,4 @@
-"""Classifiers on a video's feature."""
+"""Define the classifiers on a video's feature."""
 
 import math
 
@@ -8,25 +8,26 @@ from jaxtyping import Array, Float
 
 
 class LinearHead(nnx.Linear):
-    """One layer, in float32."""
+    """A linear classifier, in float32."""
 
     def __init__(self, width: int, classes: int, *, rngs: nnx.Rngs):
         super().__init__(width, classes, kernel_init=nnx.initializers.normal(0.02), rngs=rngs)
 
     def macs(self) -> int:
+        """Count the multiply-accumulates for one feature."""
         return self.in_features * self.out_features
 
 
-# CLIP's scale of cosines is a factor from 1 to 100 (arXiv:2103.00020, section 2.5), this its logarithm.
+# Range of the logarithm of CLIP's factor on cosines, which is from 1 to 100 (arXiv:2103.00020, section 2.5).
 LOGIT_SCALE_RANGE = (0.0, math.log(100))
 
 
 class TextHead(nnx.Module):
-    """Classify as CLIP does, in float32: cosines with an embedding of each class, times a learned scale.
+    """CLIP's classifier, in float32: cosines with an embedding of each class, times a learned scale.
 
-    With the projection, embeddings and scale of a CLIP it gives CLIP's zero-shot logits; all three train on.
-    The optimizer keeps the scale in `LOGIT_SCALE_RANGE`, as CLIP's and open_clip's training do after each
-    step: a limit in the forward pass would have no gradient beyond it, and so no way back.
+    With the projection, embeddings and scale of a CLIP, it gives CLIP's zero-shot logits. All three train.
+    The optimizer keeps the scale in `LOGIT_SCALE_RANGE` after each step, as CLIP's and open_clip's training
+    do. A limit in the forward pass would have no gradient beyond it, and the scale could not come back.
     """
 
     def __init__(self, width: int, embed: int, classes: int, *, rngs: nnx.Rngs):
@@ -35,10 +36,12 @@ class TextHead(nnx.Module):
         self.logit_scale = nnx.Param(jnp.asarray(math.log(1 / 0.07)))
 
     def __call__(self, features: Float[Array, "B D"]) -> Float[Array, "B K"]:
+        """Compute the logits of videos from their features."""
         projected = self.projection(features)
         unit = projected / jnp.linalg.norm(projected, axis=-1, keepdims=True)
         return jnp.exp(self.logit_scale[...]) * self.classes(unit)
 
     def macs(self) -> int:
+        """Count the multiply-accumulates for one feature."""
         embed = self.classes.in_features
         return self.projection.in_features * embed + embed * self.classes.out_features

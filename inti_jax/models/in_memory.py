@@ -1,7 +1,7 @@
-"""Take videos and images in the forms in which programs hold them, as uint8 RGB frames in NumPy.
+"""Convert videos and images that a program has in memory to uint8 RGB frames in NumPy.
 
-Arrays are those of NumPy, JAX, torch or whatever gives its values to NumPy; of these libraries only NumPy is
-imported. What could mean two things is refused: floats (in 0..1, or normalised?), channels that come first.
+Arrays may come from NumPy, JAX, torch or any library whose arrays NumPy can read; of these only NumPy is
+imported. Ambiguous videos are refused: floats (in 0..1, or normalised?) and channels that come first.
 """
 
 import os
@@ -17,16 +17,17 @@ from inti_jax.errors import UserError
 _IMAGES = "images are an array [B, H, W, 3] or a list of them"
 _VIDEO = "a video is uint8 [T, H, W, 3] or [B, T, H, W, 3], or a list of frames"
 
-# Pictures of more than 8 bits a channel, which Pillow would cut.
+# Modes of pictures with more than 8 bits a channel, which Pillow would cut.
 _DEEP = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
 
 def clips(video: Any) -> tuple[list[UInt8[np.ndarray, "T H W 3"]], bool]:
-    """Take one clip or several: `[T, H, W, C]`, a list of frames, `[B, T, H, W, C]` or a list of clips.
+    """Convert one clip or several to clips in NumPy.
 
-    Frames are arrays `[H, W, C]` or Pillow's pictures, where C is 1 (grey), 3 or 4 (RGB and an opacity, which
-    is left out, as decoding a video does); in a list they may also be grey `[H, W]`. Gives the clips, and
-    whether they were several, of which there may be none. Raises UserError for anything else.
+    One clip is `[T, H, W, C]` or a list of frames. Several are `[B, T, H, W, C]` or a list of clips. Frames
+    are arrays `[H, W, C]` or Pillow images; in a list they may also be grey `[H, W]`. C is 1 (grey), 3 (RGB)
+    or 4 (RGBA, whose alpha is dropped, as decoding a video does). Returns the clips, and True if `video` was
+    several, of which there may be none. Raises UserError for anything else.
     """
     first = video[0] if isinstance(video, list | tuple) and video else video
     if isinstance(first, str | bytes | os.PathLike):
@@ -48,9 +49,10 @@ def clips(video: Any) -> tuple[list[UInt8[np.ndarray, "T H W 3"]], bool]:
 
 
 def pixels(images: Any) -> Shaped[np.ndarray, "..."]:
-    """Take images as an array: `[B, H, W, C]`, or a list of arrays or Pillow's pictures of one size.
+    """Convert images to one array, from `[B, H, W, C]` or a list of arrays or Pillow images of one size.
 
-    Grey and RGBA pixels (uint8) become RGB. Floats and what has another shape are given back as they are.
+    Grey and RGBA pixels (uint8) become RGB. Floats and arrays of other shapes are returned unchanged. Raises
+    UserError where NumPy cannot read the images, or where their sizes differ.
     """
     if isinstance(images, list | tuple) and images and isinstance(images[0], Image.Image):
         return _stack(images, "the list")
@@ -65,7 +67,7 @@ def pixels(images: Any) -> Shaped[np.ndarray, "..."]:
 
 
 def _is_clip(item: Any) -> bool:
-    """Whether an item of a list is a clip, or else a frame."""
+    """Tell whether an item of a list is a clip rather than a frame."""
     if isinstance(item, list | tuple):
         return True
     return not isinstance(item, Image.Image) and _array(item).ndim == 4
@@ -108,7 +110,7 @@ def _check(array: np.ndarray, wanted: str) -> None:
 
 
 def _rgb(array: UInt8[np.ndarray, "*B C"]) -> UInt8[np.ndarray, "*B D"]:
-    """Grey in all three channels, RGBA without its opacity; anything else as it is."""
+    """Repeat grey in three channels and drop the alpha of RGBA; return anything else unchanged."""
     if array.shape[-1] == 1:
         return np.repeat(array, 3, axis=-1)
     return array[..., :3] if array.shape[-1] == 4 else array
@@ -121,11 +123,11 @@ def _picture(picture: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
 
 
 def _array(value: Any, wanted: str = _VIDEO) -> np.ndarray:
-    """The value in NumPy, from whatever device it is on. Raises UserError where it is no array."""
+    """Convert the value to NumPy, from any device. Raises UserError where it is not an array."""
     if isinstance(value, Image.Image):
         raise UserError(f"{wanted}, not one picture: give a list of them")
     try:
-        for name in ("detach", "cpu"):  # torch's
+        for name in ("detach", "cpu"):  # torch's methods
             if callable(method := getattr(value, name, None)):
                 value = method()
         if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
@@ -144,7 +146,7 @@ def _describe(array: np.ndarray) -> str:
 
 
 def _hint(array: np.ndarray) -> str:
-    """What is most likely wrong with an array of this shape and type."""
+    """Suggest the most likely fix for an array of this shape and type."""
     shape = array.shape
     if len(shape) >= 3 and shape[-1] not in (1, 3, 4) and shape[-3] in (1, 3):
         return ": channels come last, as in np.moveaxis(x, -3, -1)"

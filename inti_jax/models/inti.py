@@ -1,8 +1,8 @@
-"""The InTI layer: a pair of neighbouring frames becomes one, by weights read from context.
+"""Blend each pair of neighbouring frames into one, by weights computed from context: the InTI layer.
 
-After arXiv:2408.06840, of which only the abstract is public: that two tokens at the same position of
-neighbouring frames are blended linearly, by weights from a multi-scale, context-aware network. The
-scales, widths and initialisation are our choices.
+It follows arXiv:2408.06840, of which only the abstract is public. By that, two tokens at the same position of
+neighbouring frames are blended linearly, by weights from a multi-scale, context-aware network. The scales,
+widths and initialisation are our choices.
 """
 
 import functools
@@ -22,19 +22,20 @@ Grid = tuple[int, int]
 
 
 class DepthwiseConv(nnx.Module):
-    """3x3 convolution of each channel by itself over the patch grid, with zeros beyond the edge.
+    """Depthwise 3x3 convolution over the patch grid, padded with zeros.
 
-    Written as nine shifted multiply-adds, which XLA fuses into one pass over memory on every platform;
-    grouped convolutions are slow on CPU.
+    It is written as nine shifted multiply-adds, which XLA fuses into one pass over memory on every platform.
+    Grouped convolutions are slow on CPU.
     """
 
     def __init__(self, channels: int, *, dilation: int, dtype: DTypeLike, rngs: nnx.Rngs):
-        # Every output channel sees 9 inputs.
+        # The deviation is 1 / sqrt(fan-in): every output channel sees 9 inputs.
         self.kernel = nnx.Param(nnx.initializers.normal(1 / 3)(rngs.params(), (3, 3, channels)))
         self.dilation = dilation
         self.dtype = dtype
 
     def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h w C"]:
+        """Convolve over the grid of h x w patches."""
         step = self.dilation
         height, width = x.shape[1:3]
         padded = jnp.pad(x, ((0, 0), (step, step), (step, step), (0, 0)))
@@ -49,15 +50,18 @@ class DepthwiseConv(nnx.Module):
 
 
 class InTI(nnx.Module):
-    """Blends frames 2i and 2i+1 into frame i, token by token.
+    """The InTI layer, which blends frames 2i and 2i+1 into frame i, token by token.
 
-    y[i, n] = w[i, n, 0] * x[2i, n] + w[i, n, 1] * x[2i + 1, n]; the weights are positive and sum to 1.
-    They come from both frames' tokens, narrowed to `width` channels each, through the sum of up to four
-    branches: `point` sees its own position, `local` its 3x3 neighbours, `region` 3x3 positions three
-    apart (7x7), `global` the mean over the frame's patches. The class token has no place on the grid
-    and takes the `point` and `global` branches alone, or follows the patches' mean weights, or is the mean of
-    the pair (`config.class_token`). The last layer starts at zero, so that the layer
-    starts as the mean of the pair.
+    y[i, n] = w[i, n, 0] * x[2i, n] + w[i, n, 1] * x[2i + 1, n]. The weights are positive and sum to 1.
+
+    They are computed from the tokens of both frames, narrowed to `config.width` channels each. The context is
+    the sum of up to four branches: `point` sees a token's own position, `local` the 3x3 positions around it,
+    `region` 3x3 positions three apart (a 7x7 window), and `global` the mean over the patches of both frames.
+
+    The class token has no place on the grid. By `config.class_token` its weights come from the `point` and
+    `global` branches ("own"), are the mean of the patches' weights ("patches"), or are equal ("mean").
+
+    The last linear layer starts at zero, so the InTI layer starts as the mean of the pair.
     """
 
     def __init__(
@@ -81,11 +85,12 @@ class InTI(nnx.Module):
         self.grid = grid
 
     def __call__(self, x: Float[Array, "B T N D"]) -> Float[Array, "B T//2 N D"]:
+        """Blend each pair of frames."""
         weights = self.weights(x)[..., None].astype(x.dtype)
         return weights[..., 0, :] * x[:, 0::2] + weights[..., 1, :] * x[:, 1::2]
 
     def weights(self, x: Float[Array, "B T N D"]) -> Float[Array, "B T//2 N 2"]:
-        """The share of the earlier and of the later frame in each blended token, in float32."""
+        """Compute the weights of the earlier and the later frame in each blended token, in float32."""
         batch = x.shape[0]
         narrow = self.down(self.norm(x))
         pairs = rearrange(narrow, "b (t two) n d -> (b t) n (two d)", two=2)
@@ -105,6 +110,7 @@ class InTI(nnx.Module):
                 return weights
 
     def _context(self, pairs: Float[Array, "P N C"]) -> Float[Array, "P N C"]:
+        """Sum the branches; those on the grid are added to the patches only."""
         patches = pairs[:, 1:]
         context = jnp.zeros_like(pairs)
         if "point" in self.scales:
@@ -121,14 +127,14 @@ class InTI(nnx.Module):
         return context.at[:, 1:].add(rearrange(neighbours, "p h w c -> p (h w) c"))
 
     def macs(self, frames: int) -> int:
-        """Multiply-accumulates for one video of `frames` frames, before they are halved."""
+        """Count the multiply-accumulates for one video of `frames` frames, before they are halved."""
         width = self.norm.num_features
         narrow = self.down.out_features
         pairs, patches, pair = frames // 2, self.grid[0] * self.grid[1], 2 * narrow
         tokens = patches + 1
-        total = frames * tokens * width * narrow  # down
-        total += pairs * tokens * pair * 2  # out
-        total += pairs * tokens * 2 * width  # the blend itself
+        total = frames * tokens * width * narrow  # `down`
+        total += pairs * tokens * pair * 2  # `out`
+        total += pairs * tokens * 2 * width  # the blend
         if "point" in self.scales:
             total += pairs * tokens * pair**2
         if "global" in self.scales:

@@ -1,7 +1,7 @@
-"""What a block's forward pass keeps for its backward pass; all else the backward pass computes again.
+"""Choose the values that a block's forward pass keeps; the backward pass computes all others again.
 
-Named to be kept are the outputs of matrix products, or sums with them, and those of attention. Of these, what
-no gradient depends on is not kept.
+`keep` marks the outputs of matrix products, or sums with them, and those of attention. A marked value on
+which no gradient depends is not kept.
 """
 
 import jax
@@ -10,9 +10,11 @@ from jaxtyping import Array
 
 _NAME = "kept"
 
+# Policies for `jax.checkpoint`: to keep nothing, or the values that `keep` marks.
 NOTHING = jax.checkpoint_policies.nothing_saveable
 NAMED = jax.checkpoint_policies.save_only_these_names(_NAME)
 
 
 def keep(x: Array) -> Array:
+    """Mark `x` as a value to keep for the backward pass."""
     return checkpoint_name(x, _NAME)

@@ -1,4 +1,4 @@
-"""The keys that modules are initialised with."""
+"""Make the random keys that modules are initialised with."""
 
 import jax
 import numpy as np
@@ -7,10 +7,10 @@ from jaxtyping import Array
 
 
 def make_rngs(seed: int) -> nnx.Rngs:
-    """Flax's `nnx.Rngs(seed)`, with the same keys, but quick where a model is traced, as for its shapes.
+    """Make `nnx.Rngs(seed)` with the same keys as Flax's, but fast to trace, as for a model's shapes.
 
-    Flax's own count of keys asks traced values for their shardings, and to say that there are none JAX goes
-    through all that was traced so far: that time grows with the square of the model's depth.
+    Flax's own counter of keys asks traced values for their shardings. To find that there are none, JAX goes
+    through everything traced so far, so the time grows with the square of the model's depth.
     """
     rngs = nnx.Rngs(seed)
     rngs.default = _CountedInPython(seed)  # type: ignore[attr-defined]
@@ -18,6 +18,8 @@ def make_rngs(seed: int) -> nnx.Rngs:
 
 
 class _CountedInPython(nnx.RngStream):
+    """A stream of keys that counts them in a Python integer."""
+
     def __init__(self, seed: int):
         super().__init__(seed, tag="default")
         self.drawn = 0

@@ -1,7 +1,7 @@
-"""One loop over modules that differ in their parameters alone.
+"""Run modules that differ only in their parameters in one loop.
 
-Unrolled, a deep tower is a program whose compilation takes time with its depth; a loop's does not.
-Parameters stay apart outside: they are stacked inside the step, and so are their gradients taken apart.
+The time to compile an unrolled tower grows with its depth; that of a loop does not. Outside the step, each
+module has its own parameters. The step stacks them, and takes their stacked gradients apart again.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,10 +22,11 @@ def scan(
     dtype: DTypeLike,
     kept: Callable[..., bool],
 ) -> Array:
-    """`x = body(module, x, *one)` for each of `modules`, in order, with its row `one` of each of `each`.
+    """Compute `x = body(module, x, *rows)` for each of `modules`, in order, and return the last `x`.
 
-    `modules` are alike: `nnx.graphdef` of each is the same. `dtype` is that of their computation. `kept` is
-    the policy of what the backward pass does not compute again.
+    `rows` are the module's rows of the arrays in `each`; an array that is None has None for all. `modules`
+    all have the same `nnx.graphdef`. `dtype` is that of their computation. `kept` is the `jax.checkpoint`
+    policy for the values that the backward pass does not compute again.
     """
     graphdef = nnx.graphdef(modules[0])
     states = [_as_computed(module, dtype) for module in modules]
@@ -35,13 +36,13 @@ def scan(
         arrays, *one = inputs
         return body(nnx.merge(graphdef, traverse_util.unflatten_dict(arrays)), x, *one), None
 
-    # In a loop nothing can take what is computed again to be what was computed before.
+    # XLA cannot merge the recomputation in one loop with the first computation in another: CSE is no risk.
     step = jax.checkpoint(step, policy=kept, prevent_cse=False)
     return jax.lax.scan(step, x, (stacked, *each))[0]
 
 
 def _as_computed(module: Any, dtype: DTypeLike) -> dict[tuple[Any, ...], Array]:
-    """The parameters by path, kernels in `dtype`, as their layers compute with them: less to stack."""
+    """Give the parameters by path; cast kernels to `dtype`, as their layers do, so that less is stacked."""
     wanted = jnp.dtype(dtype)
     arrays = traverse_util.flatten_dict(nnx.to_pure_dict(nnx.state(module)))
     return {

@@ -1,4 +1,7 @@
-"""CLIP's text tower (arXiv:2103.00020): the image tower's blocks, each token seeing those before it."""
+"""Define CLIP's text tower (arXiv:2103.00020).
+
+Its blocks are those of the image tower with causal attention: a token sees itself and those before it.
+"""
 
 import dataclasses
 
@@ -12,18 +15,18 @@ from inti_jax.models.vit import OPENAI, Block, LayerNorm, Numerics
 
 @dataclasses.dataclass(frozen=True)
 class TextSize:
-    """The shape of a text tower, and the token that ends a text: features are read there."""
+    """The shape of a text tower."""
 
     width: int
     layers: int
     heads: int
     vocabulary: int
-    context: int  # tokens a text, with those that start and end it
-    end_token: int
+    context: int  # tokens of a text, including its start and end tokens
+    end_token: int  # id of the token that ends a text; features are read there
 
 
 class TextTower(nnx.Module):
-    """Token ids to one feature a text, in the space that images share."""
+    """The text encoder: token ids to one feature for each text, in the space shared with images."""
 
     def __init__(
         self,
@@ -55,16 +58,17 @@ class TextTower(nnx.Module):
         self.dtype = dtype
 
     def embed(self, tokens: Int[Array, "B L"]) -> Float[Array, "B L D"]:
-        """Token ids, at most `context` a text, to what enters the first block."""
+        """Compute the input of the first block from token ids, at most `context` for each text."""
         positions = self.positional_embedding[: tokens.shape[1]].astype(self.dtype)
         return self.token_embedding(tokens) + positions[None]
 
     def pool(self, x: Float[Array, "B L D"], tokens: Int[Array, "B L"]) -> Float[Array, "B D"]:
-        """The normalised token at the first `end_token` of each text, which must hold one."""
+        """Select the token at the first `end_token` of each text, which must hold one, and normalise it."""
         last = jnp.argmax(tokens == self.end_token, axis=1)
         return self.ln_final(jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0])
 
     def __call__(self, tokens: Int[Array, "B L"]) -> Float[Array, "B E"]:
+        """Compute the feature of each text."""
         x = self.embed(tokens)
         for block in self.blocks:
             x = block(x)

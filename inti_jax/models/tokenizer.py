@@ -1,6 +1,6 @@
-"""CLIP's byte-pair tokenizer, run by the `tokenizers` library on the vocabulary of the checkpoint.
+"""Tokenize texts with CLIP's byte-pair encoding, run by the `tokenizers` library.
 
-A vocabulary is read from what checkpoints come with: a Hugging Face directory, `tokenizer.json`,
+The vocabulary is read from the files that checkpoints come with: a Hugging Face directory, `tokenizer.json`,
 `vocab.json` with `merges.txt`, or OpenAI's `bpe_simple_vocab_16e6.txt.gz`.
 """
 
@@ -23,13 +23,13 @@ from inti_jax.errors import UserError
 START, END = "<|startoftext|>", "<|endoftext|>"
 _WORD_END = "</w>"
 
-# The words that are encoded apart: the tokens about a text, contractions, runs of letters, single digits,
-# runs of anything else. OpenAI's ignore case.
+# Pattern of the words that are encoded separately: the start and end tokens, contractions, runs of letters,
+# single digits, runs of other characters. OpenAI's pattern ignores case.
 _SPECIAL = "|".join(re.escape(token) for token in (START, END))
 _WORDS = rf"{_SPECIAL}|'s|'t|'re|'ve|'m|'ll|'d|[\p{{L}}]+|[\p{{N}}]|[^\s\p{{L}}\p{{N}}]+"
 _OPENAI_WORDS = f"(?i:{_WORDS})"
 
-# Files that hold a vocabulary, by the names that checkpoints come with; the first that is there is read.
+# Names of the vocabulary files that checkpoints come with. The first that exists is read.
 VOCABULARY_FILES = (
     "tokenizer.json",
     "vocab.json",
@@ -37,25 +37,30 @@ VOCABULARY_FILES = (
     "bpe_simple_vocab_16e6.txt",
 )
 
-# How a library prepares texts: OpenAI's and open_clip's, or transformers.
+# The libraries whose cleaning of texts is followed: OpenAI's CLIP and open_clip, or transformers.
 Cleaning = Literal["openai", "huggingface"]
 
-# OpenAI's file serves for this number of tokens; it holds merges for many more.
+# The number of tokens that OpenAI's file is for, although it holds merges for many more.
 _OPENAI_TOKENS = 49408
 
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-    """`tokens[i]` is token i; `merges` are pairs joined by a space, those to be made first in front."""
+    """A byte-pair vocabulary.
+
+    `tokens[i]` is the token with id i. `merges` are pairs joined by a space, in the order of their priority.
+    """
 
     tokens: tuple[str, ...]
     merges: tuple[str, ...]
 
     def to_json(self) -> str:
+        """Serialize the vocabulary to JSON."""
         return json.dumps({"tokens": self.tokens, "merges": self.merges}, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> "Vocabulary":
+        """Read a vocabulary that `to_json` wrote."""
         values = json.loads(text)
         return cls(tuple(values["tokens"]), tuple(values["merges"]))
 
@@ -63,20 +68,21 @@ class Vocabulary:
 def clean(text: str) -> str:
     """Clean a text as OpenAI's and open_clip's tokenizers do before they split it.
 
-    Mojibake, curly quotes, ligatures and full-width letters are mended (ftfy), HTML entities resolved twice,
-    white space collapsed; lower case.
+    ftfy mends mojibake, curly quotes, ligatures and full-width letters. HTML entities are resolved twice,
+    white space is collapsed, and letters become lower case.
     """
-    import ftfy  # late: it takes longer to import than a vocabulary to read
+    import ftfy  # imported late: that takes longer than reading a vocabulary
 
     text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return re.sub(r"\s+", " ", text).strip().lower()
 
 
 class Tokenizer:
-    """Texts to token ids: lower case, white space collapsed, `START` and `END` around each text.
+    """CLIP's tokenizer: texts to token ids, with `START` and `END` around each text.
 
-    With `cleaning` of "openai" texts are prepared as in OpenAI's `simple_tokenizer.py` and in open_clip, with
-    "huggingface" as in transformers' CLIPTokenizer, which composes characters (NFC) and mends nothing.
+    Letters become lower case and white space is collapsed. With `cleaning` "openai", texts are cleaned as in
+    OpenAI's `simple_tokenizer.py` and in open_clip. With "huggingface" they are cleaned as in transformers'
+    CLIPTokenizer, which composes characters (NFC) and mends nothing.
     """
 
     def __init__(self, vocabulary: Vocabulary, context: int, cleaning: Cleaning = "huggingface"):
@@ -102,14 +108,15 @@ class Tokenizer:
         self._tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{START} $A {END}", special_tokens=[(START, ids[START]), (END, ids[END])]
         )
-        # What follows the end token is not seen by it: filling up with 0, as OpenAI does, gives the same.
+        # The end token does not see what follows it, so these ids give the same features as OpenAI's zeros.
         self._tokenizer.enable_padding(length=context, pad_id=ids[END], pad_token=END)
         self._tokenizer.enable_truncation(context)
 
     def __call__(self, texts: Iterable[Any]) -> Int[np.ndarray, "B L"]:
-        """Give token ids, `context` for each text; a longer one is cut and keeps its end token.
+        """Tokenize texts to `context` ids each; a longer text is cut and keeps its end token.
 
-        Raises UserError for what is no text.
+        Raises UserError for an item that is no string or, with cleaning "huggingface", holds half a surrogate
+        pair.
         """
         texts = list(texts)
         for index, text in enumerate(texts):
@@ -139,12 +146,15 @@ def _is_unicode(text: str) -> bool:
 
 
 def find_vocabulary(directory: Path) -> Path | None:
-    """The file in `directory` that `read_vocabulary` can read."""
+    """Find the file in `directory` that `read_vocabulary` can read; None where there is none."""
     return next((directory / name for name in VOCABULARY_FILES if (directory / name).is_file()), None)
 
 
 def read_vocabulary(path: Path, size: int) -> Vocabulary:
-    """The vocabulary in `path`, for a model with `size` tokens. Raises UserError where it does not fit."""
+    """Read the vocabulary in `path`, a file or a directory, for a model with `size` tokens.
+
+    Raises UserError where there is none or it does not fit.
+    """
     if path.is_dir():
         found = find_vocabulary(path)
         if found is None:
@@ -180,10 +190,11 @@ def _read_json(path: Path) -> tuple[dict[str, int], list[str]]:
 
 
 def _read_merges(path: Path, size: int) -> tuple[dict[str, int], list[str]]:
-    """Read OpenAI's file, from which the ids follow.
+    """Read a file of merges, as OpenAI's, and derive the token ids from them.
 
-    It has more merges than CLIP's tokens. A model with another number of tokens has other tokens, too: for
-    such a one a file has to fit as it is.
+    OpenAI's file has more merges than its CLIP uses: those beyond `size` tokens are ignored. A model with
+    another number of tokens has other tokens too, so for such a model the file has to have exactly as many.
+    Raises UserError where it has not.
     """
     contents = path.read_bytes()
     if contents[:2] == b"\x1f\x8b":
@@ -203,7 +214,7 @@ def _read_merges(path: Path, size: int) -> tuple[dict[str, int], list[str]]:
 
 def _merge_lines(text: str) -> list[str]:
     lines = [line for line in text.split("\n") if line and not line.startswith("#version")]
-    # OpenAI's first line is a comment with quotes about it.
+    # The first line of OpenAI's file is a comment in quotes.
     lines = [line for line in lines if not line.startswith('"bpe_simple_vocab')]
     if not all(line.count(" ") == 1 for line in lines):
         raise ValueError("a line that is not a pair")
@@ -211,7 +222,7 @@ def _merge_lines(text: str) -> list[str]:
 
 
 def _byte_letters() -> Mapping[int, str]:
-    """The letter that stands for each byte: itself where it can be seen, else one from 256 on."""
+    """Map each byte to its letter: the byte's own character where it is visible, else one from 256 on."""
     seen = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     hidden = [byte for byte in range(256) if byte not in seen]
     return {byte: chr(byte) for byte in seen} | {byte: chr(256 + n) for n, byte in enumerate(hidden)}

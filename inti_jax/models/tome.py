@@ -1,8 +1,9 @@
-"""Token merging (ToMe, arXiv:2210.09461): in each block the most similar patches of a frame become one.
+"""Merge the most similar patches of a frame in each block: ToMe (arXiv:2210.09461).
 
-By bipartite soft matching: tokens alternate between two sets, each of the first proposes its most similar
-partner in the second, and the `r` best proposals are merged, weighted by the patches that tokens stand for.
-The class token, which is in the first set, proposes to none. The patch grid does not survive.
+The pairs come from bipartite soft matching. Tokens alternate between two sets. Each token of the first set
+proposes to merge with its most similar token of the second. The `r` best proposals are merged, weighted by
+the patches that the tokens stand for. The class token is in the first set and proposes nothing. After
+merging, the tokens no longer form the patch grid.
 """
 
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from inti_jax.models.kept import keep
 
 
 def merging(config: Model, layers: int) -> tuple[int, ...]:
-    """For each block, how many patches it is asked to merge away."""
+    """Give for each block the number of patches that it is asked to merge away."""
     compression = config.compression
     if compression.kind != "tome":
         return (0,) * layers
@@ -25,22 +26,23 @@ def merging(config: Model, layers: int) -> tuple[int, ...]:
 
 
 def merged(tokens: int, r: int) -> int:
-    """How many of `tokens` vanish when `r` are asked for: at most half of the patches."""
+    """Count the tokens of `tokens` that vanish when `r` are asked for: at most half of the patches."""
     return min(r, (tokens - 1) // 2)
 
 
 def macs(tokens: int, head_size: int) -> int:
-    """Multiply-accumulates of one frame's similarities."""
+    """Count the multiply-accumulates of one frame's similarities."""
     return (tokens + 1) // 2 * (tokens // 2) * head_size
 
 
 def match(
     keys: Float[Array, "BT N A Dh"], r: int, frames: int
 ) -> tuple[Int[Array, "BT r"], Int[Array, "BT r"], Int[Array, "BT left"]]:
-    """Which tokens merge: sources and their destinations, and the first set's tokens that stay, in order.
+    """Match tokens for merging: return sources, their destinations, and the first set's tokens that stay.
 
-    Sources and what stays count in the first set (even tokens), destinations in the second. With `frames`
-    above 1 the similarities are averaged over each clip's frames, which then all merge alike.
+    Sources and the tokens that stay, in ascending order, are indices into the first set (even tokens).
+    Destinations are indices into the second (odd tokens). With `frames` above 1, similarities are averaged
+    over each clip's frames, which then all merge alike.
     """
     metric = reduce(keys.astype(jnp.float32), "b n a h -> b n h", "mean")
     metric = metric / jnp.linalg.norm(metric, axis=-1, keepdims=True)
@@ -62,9 +64,9 @@ def merge(
     r: int,
     frames: int,
 ) -> tuple[Float[Array, "BT M D"], Float[Array, "BT M"]]:
-    """The tokens after merging, and how many patches each stands for; see `match`.
+    """Merge tokens; return the new tokens and the number of patches that each stands for. See `match`.
 
-    First what stays of the first set, class token first, then the second set.
+    The tokens that stay of the first set come first, with the class token in front; then the second set.
     """
     r = merged(x.shape[1], r)
     sources, destinations, stay = map(keep, match(keys, r, frames))

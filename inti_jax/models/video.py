@@ -1,4 +1,4 @@
-"""The video model: a CLIP image tower over frames, with what a method adds to its blocks and between them."""
+"""Define the video model: a CLIP image tower over frames, with modules added in and between its blocks."""
 
 import dataclasses
 import itertools
@@ -24,13 +24,16 @@ from inti_jax.models.heads import LinearHead, TextHead
 from inti_jax.models.scan import scan
 from inti_jax.models.vit import Block, ImageTower
 
-_DEEP = 24  # blocks, from which on `scan` is `auto`matic
+_DEEP = 24  # number of blocks from which on `scan` = "auto" loops
 
 
 def normalize(
     pixels: UInt8[Array, "*b H W 3"], backbone: Backbone, dtype: DTypeLike
 ) -> Float[Array, "*b H W 3"]:
-    """Pixels to the scale the backbone knows. Done on the device: uint8 is a quarter of the transfer."""
+    """Normalise pixels with the backbone's mean and standard deviation.
+
+    This runs on the device: transferring uint8 takes a quarter of the bytes of float32.
+    """
     mean, std = np.asarray(backbone.mean, np.float32), np.asarray(backbone.std, np.float32)
     shape = (1,) * (pixels.ndim - 1) + (3,)
     scale, shift = (1 / (255 * std)).reshape(shape), (-mean / std).reshape(shape)
@@ -39,19 +42,19 @@ def normalize(
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """A run of blocks that share one T, and the compressor that ends it; the last stage has none."""
+    """Consecutive blocks that see the same T frames, and the compressor behind them, if any."""
 
-    blocks: range  # their indices
+    blocks: range  # their indices, from 0
     frames: int  # T
     compressor: Compressor | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """Where a model compresses: blocks, by number from 1, to what halves behind them or merges in them."""
+    """The blocks, numbered from 1, at which a model compresses."""
 
-    halving: Mapping[int, Compressor]
-    merging: Mapping[int, int]  # how many patches of a frame a block is asked to merge away
+    halving: Mapping[int, Compressor]  # the compressor behind the block, which halves the frames
+    merging: Mapping[int, int]  # number of patches of a frame that the block is asked to merge away
 
 
 UNCOMPRESSED = Schedule({}, {})
@@ -59,17 +62,17 @@ UNCOMPRESSED = Schedule({}, {})
 
 @dataclasses.dataclass(frozen=True)
 class BlockCost:
-    """What one block costs for one view, with all that a method adds to it and the compressor behind it."""
+    """The cost of one block for one view, with the modules added to it and the compressor behind it."""
 
     index: int  # from 1
-    frames: int
-    tokens: int  # of each frame, that enter
-    tokens_out: int  # ... that leave
-    macs: int
+    frames: int  # on entry
+    tokens: int  # of each frame, on entry
+    tokens_out: int  # of each frame, on exit
+    macs: int  # multiply-accumulates of the block for all frames
 
 
 class VideoModel(nnx.Module):
-    """Logits for videos of any T that the compressors can halve."""
+    """CLIP adapted to video: logits for clips of any number of frames T that the compressors can halve."""
 
     def __init__(
         self,
@@ -83,10 +86,12 @@ class VideoModel(nnx.Module):
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        """`resolution`, in pixels a side, defaults to the backbone's own; `backbone` to OpenAI's facts.
+        """Build the model for `classes` classes.
 
-        `num_frames` is the T that a temporal embedding is made for; it takes others, too. `folded` is for the
-        parameters that `fold.fold` gives.
+        `resolution`, in pixels a side, defaults to the backbone's own; `backbone` to the facts of OpenAI's
+        CLIP. `num_frames` is the T of the temporal embedding, which is interpolated for others. `folded` is
+        for the parameters that `fold.fold` returns. Raises ValueError where the head starts from class names
+        and the backbone has no space shared with texts.
         """
         named = BACKBONES[config.backbone]
         size = dataclasses.replace(named, resolution=resolution or named.resolution)
@@ -115,38 +120,41 @@ class VideoModel(nnx.Module):
             self.head = TextHead(size.width, self.backbone.embed, classes, rngs=rngs)
         self.size = size
         self.after = config.compression.halves_after
-        # ST-Adapter averages the frames before it normalises, the other methods after.
+        # ST-Adapter averages the frames' class tokens before it normalises, the other methods after.
         self.mean_first = config.adaptation == "st_adapter"
         self.head_dropout = config.head.dropout
         adapters_dropout = config.zero_i2v.dropout if config.adaptation == "zero_i2v" else 0.0
-        self.random = max(config.drop_path, config.head.dropout, adapters_dropout) > 0  # in training
+        # Whether the forward pass in training needs a key.
+        self.random = max(config.drop_path, config.head.dropout, adapters_dropout) > 0
         self.drop_rates = tuple(
             config.drop_path * i / max(size.layers - 1, 1) if i >= config.freeze_blocks else 0.0
             for i in range(size.layers)
         )
-        # Of each block, which of its parameters train; None where the method says the same of all.
+        # For each block, which of its parameters train; None where the method treats all blocks alike.
         self.block_trains = tuple(self._trains(config, i) for i in range(size.layers))
-        self.kept = kept.NOTHING if config.remat else kept.NAMED  # besides a block's input
+        # The policy for the backward pass, besides a block's input.
+        self.kept = kept.NOTHING if config.remat else kept.NAMED
         self.scans = config.scan == "on" or (config.scan == "auto" and size.layers >= _DEEP)
         self.dtype = dtype
 
     def __call__(self, video: UInt8[Array, "B T H W 3"], key: Key | None = None) -> Float[Array, "B K"]:
-        """`key` turns on what is random in training: dropout and stochastic depth."""
+        """Compute the logits of videos; `key` turns on dropout and stochastic depth, for training."""
         return self.head(
             dropout(self.features(video, key), self.head_dropout, fold_in(key, len(self.adapters)))
         )
 
     def features(self, video: UInt8[Array, "B T H W 3"], key: Key | None = None) -> Float[Array, "B D"]:
-        """Compute the mean over the last stage's frames of their normalised class tokens, in float32.
+        """Compute the feature of each video, in float32.
 
-        Where the method normalises last, the normalised mean.
+        It is the mean over the last stage's frames of their normalised class tokens. With ST-Adapter, it is
+        the mean of the class tokens, normalised.
         """
         return self.pool(self._last_tokens(video, key), video.shape[0])
 
     def frame_features(self, video: UInt8[Array, "B T H W 3"]) -> Float[Array, "B S D"]:
-        """Compute what `features` averages, for each of the S frames of the last stage, in float32.
+        """Compute the class tokens of the S frames of the last stage, which `features` averages, in float32.
 
-        That is a frame's class token, normalised unless the method normalises the mean.
+        They are normalised, except with ST-Adapter, which normalises the mean.
         """
         return self._class_tokens(self._last_tokens(video), video.shape[0]).astype(jnp.float32)
 
@@ -167,7 +175,7 @@ class VideoModel(nnx.Module):
         return x
 
     def embed(self, video: UInt8[Array, "B T H W 3"]) -> Float[Array, "BT N D"]:
-        """The tokens that enter the first block."""
+        """Compute the tokens that enter the first block."""
         batch, frames = video.shape[:2]
         images = normalize(rearrange(video, "b t h w c -> (b t) h w c"), self.backbone, self.dtype)
         offset = jnp.tile(self.temporal(frames), (batch, 1)) if hasattr(self, "temporal") else None
@@ -179,7 +187,7 @@ class VideoModel(nnx.Module):
         return self.tower.ln_post(mean).astype(jnp.float32) if self.mean_first else mean
 
     def _class_tokens(self, x: Float[Array, "BS N D"], batch: int) -> Float[Array, "{batch} S D"]:
-        """Select the frames' class tokens, in the form in which they are averaged."""
+        """Select the frames' class tokens; normalise them unless the method normalises their mean."""
         class_tokens = rearrange(x[:, 0], "(b t) d -> b t d", b=batch)
         return class_tokens if self.mean_first else self.tower.ln_post(class_tokens).astype(jnp.float32)
 
@@ -191,7 +199,7 @@ class VideoModel(nnx.Module):
         frames: int,
         key: Key | None,
     ) -> tuple[Float[Array, "BT M D"], Float[Array, "BT M"] | None]:
-        """Block `index`, from 0, with all that the method adds to it; `frames` is its stage's T."""
+        """Run block `index`, counted from 0, with the modules added to it; `frames` is its stage's T."""
         block, adapters = self.tower.blocks[index], self.adapters[index]
 
         def run(x: Array, sizes: Array | None, key: Key | None) -> tuple[Array, Array | None]:
@@ -200,7 +208,10 @@ class VideoModel(nnx.Module):
         return jax.checkpoint(run, policy=self.kept)(x, sizes, key)
 
     def _trains(self, config: Model, index: int) -> tuple[bool, ...] | None:
-        """Tell which parameters of block `index` train, for blocks in one loop have to agree in that."""
+        """Tell of each parameter of block `index` whether it trains; None where all blocks are alike.
+
+        Blocks in one loop have to agree in that.
+        """
         if not (config.freeze or config.freeze_blocks or config.unfreeze_last):
             return None
         paths = nnx.to_flat_state(nnx.state(self.tower.blocks[index], nnx.Param)).paths
@@ -208,7 +219,10 @@ class VideoModel(nnx.Module):
         return tuple(freezing.trains(config, f"tower.blocks.{index}.{name}") for name in names)
 
     def _runs(self, blocks: range) -> Iterator[Sequence[int]]:
-        """`blocks` in runs that one loop can go through: of each, all but the parameters are the same."""
+        """Split `blocks` into runs for one loop each, whose blocks differ only in their parameters.
+
+        Without `scans`, and where blocks merge patches, each block is a run of its own.
+        """
         if not self.scans:
             return ([i] for i in blocks)
 
@@ -227,7 +241,7 @@ class VideoModel(nnx.Module):
         frames: int,
         key: Key | None,
     ) -> Float[Array, "BT N D"]:
-        """The blocks `run`, which merge no patches, as `block` does them, one after another."""
+        """Run the blocks `run`, which merge no patches, in one loop; the result is that of `block`."""
         modules = [(self.tower.blocks[i], self.adapters[i]) for i in run]
         rates = [self.drop_rates[i] for i in run]
 
@@ -248,11 +262,11 @@ class VideoModel(nnx.Module):
         )
 
     def macs(self, frames: int, *, folded: bool = False, schedule: Schedule | None = None) -> int:
-        """Multiply-accumulates of the forward pass over one view of `frames` frames.
+        """Count the multiply-accumulates of the forward pass over one view of `frames` frames.
 
-        Matrix products, convolutions and blends count; LayerNorm, softmax and activations do not, as in the
-        tables of the published methods. With `folded`, as after `fold.fold`. With `schedule`, as if the
-        model compressed there.
+        Matrix products, convolutions and blends count. LayerNorm, softmax and activations do not, as in the
+        tables of the published methods. With `folded`, the count is that after `fold.fold`. With `schedule`,
+        it is as if the model compressed by that schedule.
         """
         blocks = self.block_costs(frames, folded=folded, schedule=schedule)
         return frames * self.tower.embed_macs() + sum(block.macs for block in blocks) + self.head.macs()
@@ -260,7 +274,7 @@ class VideoModel(nnx.Module):
     def block_costs(
         self, frames: int, *, folded: bool = False, schedule: Schedule | None = None
     ) -> list[BlockCost]:
-        """The cost of each block for one view of `frames` frames; see `macs`."""
+        """Compute the cost of each block for one view of `frames` frames; see `macs`."""
         if schedule is None:
             schedule = self.schedule
         costs = []
@@ -278,12 +292,12 @@ class VideoModel(nnx.Module):
 
     @property
     def schedule(self) -> Schedule:
-        """Where this model compresses."""
+        """The blocks at which this model compresses."""
         merging = {i: adapters.merging for i, adapters in enumerate(self.adapters, 1) if adapters.merging}
         return Schedule(dict(zip(self.after, self.compressors, strict=True)), merging)
 
     def stages(self, frames: int) -> list[Stage]:
-        """The stages that a clip of `frames` frames goes through."""
+        """List the stages that a clip of `frames` frames goes through."""
         edges = (0, *self.after, len(self.tower.blocks))
         return [
             Stage(range(start, end), frames // 2**halvings, compressor)
@@ -294,6 +308,6 @@ class VideoModel(nnx.Module):
 
 
 def compress(compressor: Compressor, x: Float[Array, "BT N D"], frames: int) -> Float[Array, "BT//2 N D"]:
-    """The tokens of `frames` frames a video through a layer that halves them."""
+    """Halve the frames of a batch with `compressor`; each video has `frames` frames."""
     blended = compressor(rearrange(x, "(b t) n d -> b t n d", t=frames))
     return rearrange(blended, "b t n d -> (b t) n d")

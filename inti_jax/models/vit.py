@@ -1,11 +1,11 @@
-"""CLIP's image tower (arXiv:2103.00020), and the transformer block that its text tower shares.
+"""Define CLIP's image tower (arXiv:2103.00020), and the transformer block that its text tower shares.
 
-Pre-LayerNorm blocks, and in the image tower a LayerNorm before the first block. The activation and the
-LayerNorm epsilon are a checkpoint's own; the defaults are OpenAI's, QuickGELU and 1e-5.
-Blocks see `[B*T, N, D]`; N counts the class token, which is token 0.
+Blocks normalise before attention and MLP; the image tower also has a LayerNorm before the first block. The
+activation and the LayerNorm epsilon are those of the checkpoint; the defaults are OpenAI's, QuickGELU and
+1e-5. Blocks see `[B*T, N, D]`. N counts the class token, which is token 0.
 
-In the backward pass LayerNorm, activation and attention weights are computed again from what the matrix
-products gave: what is kept is then mostly the inputs of matrices that train, and a frozen tower has none.
+The backward pass computes LayerNorm, activation and attention weights again from the outputs of the matrix
+products. What is kept is then mostly the inputs of matrices that train, and a frozen tower has none.
 """
 
 import math
@@ -26,7 +26,7 @@ _PROJECTION_INIT = nnx.initializers.lecun_normal()
 
 
 def quick_gelu(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
-    """x * sigmoid(1.702 x): the approximation of GELU that OpenAI's CLIP was trained with."""
+    """Compute x * sigmoid(1.702 x), the approximation of GELU that OpenAI's CLIP was trained with."""
     return x * jax.nn.sigmoid(1.702 * x)
 
 
@@ -38,7 +38,11 @@ def attend(
     bias: Float[Array, "B 1 1 N"] | None = None,
     causal: bool = False,
 ) -> Float[Array, "B N A Dh"]:
-    """Attention with the softmax, of logits scaled by 1/sqrt(head size) plus `bias`, in float32."""
+    """Compute attention, with the softmax in float32.
+
+    Its logits are scaled by 1/sqrt(head size), and `bias` is added to them. With `causal`, a token sees
+    itself and the tokens before it.
+    """
     attended = jax.checkpoint(partial(jax.nn.dot_product_attention, is_causal=causal))(q, k, v, bias)
     return keep(attended)
 
@@ -50,9 +54,10 @@ _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 class LayerNorm(nnx.LayerNorm):
-    """With torch's epsilon, and the variance computed in two passes in float32 whatever `dtype` is."""
+    """LayerNorm with torch's default epsilon; its variance takes two passes in float32 for any `dtype`."""
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:  # type: ignore[override]
+        """Normalise the last dimension; the backward pass computes this again."""
         return jax.checkpoint(super().__call__)(x)
 
     def __init__(self, width: int, *, eps: float = OPENAI.eps, dtype: DTypeLike, rngs: nnx.Rngs):
@@ -60,7 +65,7 @@ class LayerNorm(nnx.LayerNorm):
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention over the tokens of one frame; q, k and v are one packed kernel.
+    """Multi-head self-attention over the tokens of one frame; one packed kernel gives q, k and v.
 
     With `causal`, a token sees itself and the tokens before it.
     """
@@ -77,16 +82,17 @@ class Attention(nnx.Module):
         self.head_size = per_head
 
     def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
+        """Attend among the tokens of each frame."""
         return self.out(attend(*self.project(x), causal=self.causal))
 
     def project(self, x: Float[Array, "B N D"]) -> tuple[Array, Array, Array]:
-        """Queries, keys and values, `[B, N, A, Dh]` each."""
+        """Compute queries, keys and values, `[B, N, A, Dh]` each."""
         q, k, v = jnp.unstack(self.qkv(x), axis=-3)
         return q, k, v
 
 
 class Mlp(nnx.Module):
-    """Two layers with the activation between them, four times as wide inside."""
+    """The MLP of a block: two layers with the activation between them, four times as wide inside."""
 
     def __init__(self, width: int, *, numerics: Numerics = OPENAI, dtype: DTypeLike, rngs: nnx.Rngs):
         self.fc = nnx.Linear(width, 4 * width, dtype=dtype, rngs=rngs)
@@ -94,14 +100,16 @@ class Mlp(nnx.Module):
         self._activation = _ACTIVATIONS[numerics.activation]
 
     def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
+        """Apply the MLP to each token."""
         return self.proj(self.activate(self.fc(x)))
 
     def activate(self, x: Float[Array, "*B F"]) -> Float[Array, "*B F"]:
+        """Apply the activation; the backward pass computes this again."""
         return jax.checkpoint(self._activation)(x)
 
 
 class Block(nnx.Module):
-    """One transformer block: attention, then MLP, each behind its LayerNorm and a residual."""
+    """One transformer block: attention, then MLP, each with a LayerNorm before and a residual around it."""
 
     def __init__(
         self,
@@ -119,27 +127,28 @@ class Block(nnx.Module):
         self.mlp = Mlp(width, numerics=numerics, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
+        """Run the block."""
         x = x + self.attn(self.ln_1(x))
         return x + self.mlp(self.ln_2(x))
 
     def attention_macs(self, tokens: int) -> int:
-        """Multiply-accumulates of the attention among `tokens` tokens."""
+        """Count the multiply-accumulates of the attention among `tokens` tokens."""
         return 4 * tokens * self.mlp.fc.in_features**2 + self.attention_product_macs(tokens)
 
     def attention_product_macs(self, tokens: int) -> int:
-        """Of these, those that multiply activations with each other."""
+        """Count those of `attention_macs` that multiply activations with each other."""
         return 2 * tokens**2 * self.mlp.fc.in_features
 
     def mlp_macs(self, tokens: int) -> int:
-        """Multiply-accumulates of the MLP on `tokens` tokens."""
+        """Count the multiply-accumulates of the MLP on `tokens` tokens."""
         return 8 * tokens * self.mlp.fc.in_features**2
 
 
 class ImageTower(nnx.Module):
-    """Patches, position embedding and blocks. The projection to the text space is not part of it.
+    """CLIP's image tower: patches, position embedding and blocks, without the projection to the text space.
 
-    `embed`, the `blocks` and `ln_post` are called apart, so that a video model can put layers between
-    the blocks; calling the tower does them in order for single images.
+    A video model calls `embed`, the `blocks` and `ln_post` separately, so that it can put layers between the
+    blocks. Calling the tower runs them in order on single images.
     """
 
     def __init__(
@@ -179,9 +188,9 @@ class ImageTower(nnx.Module):
     def embed(
         self, images: Float[Array, "B H W 3"], offset: Float[Array, "B D"] | None = None
     ) -> Float[Array, "B N D"]:
-        """Normalised images at the tower's resolution to the tokens that enter the first block.
+        """Compute the tokens that enter the first block, from normalised images at the tower's resolution.
 
-        `offset` is added to all tokens of an image, as its positions are.
+        `offset` is added to all tokens of an image, before the LayerNorm, as the position embedding is.
         """
         patches = rearrange(self.patch_embed(images), "b h w d -> b (h w) d")
         class_token = jnp.broadcast_to(
@@ -192,11 +201,11 @@ class ImageTower(nnx.Module):
         return self.ln_pre(x if offset is None else x + offset.astype(self.dtype)[:, None])
 
     def embed_macs(self) -> int:
-        """Multiply-accumulates of `embed` for one image."""
+        """Count the multiply-accumulates of `embed` for one image."""
         return (self.tokens - 1) * math.prod(self.patch_embed.kernel.shape)
 
     def __call__(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B D"]:
-        """The normalised class token of each image."""
+        """Compute the normalised class token of each image."""
         x = self.embed(images)
         for block in self.blocks:
             x = block(x)

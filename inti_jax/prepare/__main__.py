@@ -1,4 +1,4 @@
-"""`python -m inti_jax.prepare NAME`: a source of videos becomes a dataset to train and evaluate on."""
+"""Run `python -m inti_jax.prepare NAME`: turn a source of videos into a dataset to train and evaluate on."""
 
 import argparse
 import json
@@ -21,8 +21,9 @@ _REJECTED_SHOWN = 5
 
 
 def main() -> None:
+    """Prepare, check or describe datasets, as the command line says."""
     args = parse()
-    # So that an interrupted build says where it goes on, as it does after Ctrl-C.
+    # On SIGTERM, as on Ctrl-C, a build prints where the next one resumes.
     signal.signal(signal.SIGTERM, _interrupt)
     if args.check is not None:
         _check(args)
@@ -38,7 +39,7 @@ def main() -> None:
     _print_summary(contents, directory)
 
 
-# The builders are slow to import, so not before the arguments are found to be good.
+# The builders are slow to import, so the functions below import them after the arguments are checked.
 
 
 def _options(args: argparse.Namespace) -> "video.Options":
@@ -110,7 +111,7 @@ def _prepare_files(args: argparse.Namespace, said: set[str]) -> Path:
 
 
 def _note(notes: Iterable[str], said: set[str]) -> None:
-    """Print those notes on stderr that were not `said` yet."""
+    """Print the notes that are not in `said` yet on stderr, and add them to it."""
     for note in notes:
         if note not in said:
             print(f"note: {note}", file=sys.stderr)
@@ -120,7 +121,7 @@ def _note(notes: Iterable[str], said: set[str]) -> None:
 def _prepared_already(directory: Path) -> Path:
     from inti_jax.data.builders.journal import Journal
 
-    Journal.beside(directory).discard()  # there if the build was killed in its last moment
+    Journal.beside(directory).discard()  # exists if the build was killed just before its end
     print(f"prepared already: to build it anew, delete {directory} or choose another place")
     return directory
 

@@ -1,4 +1,4 @@
-"""The arguments of `python -m inti_jax.prepare`, and which of them go together."""
+"""Parse the arguments of `python -m inti_jax.prepare`, and check that they go together."""
 
 import argparse
 import difflib
@@ -34,11 +34,11 @@ examples:
   python -m inti_jax.prepare --describe data/my_dataset/1.0.0
 """
 _MOST_FPS = 1000
-_LARGEST_DENOMINATOR = 65_535  # what MP4 can express, with room to spare
+_LARGEST_DENOMINATOR = 65_535  # of a rate; well within what MP4 can store
 
 
 def parse() -> argparse.Namespace:
-    """Read the command line; wrong usage ends the program with a line and status 2."""
+    """Parse the command line; on wrong usage, end the program with a one-line message and status 2."""
     parser = argparse.ArgumentParser(
         prog="python -m inti_jax.prepare",
         description="Checks videos, each by decoding it whole, and writes them as a dataset.",
@@ -101,7 +101,7 @@ def parse() -> argparse.Namespace:
 
 
 def _dataset(text: str) -> Path:
-    """Read a prepared dataset's directory: that of a version, or data_dir/NAME for the newest."""
+    """Convert an argument to a prepared dataset's directory: a version's, or data_dir/NAME for the newest."""
     path = local_path(text)
     if (path / manifest.FILE_NAME).exists():
         return path
@@ -126,7 +126,7 @@ def _rate(text: str) -> Fraction:
 
 
 def _check_files_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Complete the options of a dataset that is made from files; wrong ones end the program."""
+    """Fill in the defaults of a dataset that is made from files; end the program if options are wrong."""
     folder, lists = args.dataset == "folder", args.train_list is not None or args.val_list is not None
     if args.source is None:
         what = "a directory of class folders or a CSV file" if folder else "a directory, see docs/data.md"
@@ -155,7 +155,7 @@ def _check_files_options(parser: argparse.ArgumentParser, args: argparse.Namespa
 
 
 def _add_general_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that are the same for every dataset of files, and those of checking and describing."""
+    """Add the options common to all datasets of files, and those of checking and describing."""
     how = parser.add_argument_group("how it is prepared")
     how.add_argument(
         "--short_side",
@@ -197,7 +197,7 @@ def _add_general_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _check_general_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """End the program where options are wrong by themselves or do not go together."""
+    """End the program if an option is wrong or options exclude each other."""
     if args.workers is not None and args.workers < 1:
         parser.error(f"--workers {args.workers}: it should be at least 1")
     for alone, others in (("check", ("decode", "workers")), ("describe", ("out", "json"))):

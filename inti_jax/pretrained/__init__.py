@@ -1,0 +1,12 @@
+"""Convert, check and load pretrained CLIP weights.
+
+- `sources` reads checkpoints and the settings beside them; `pickled` and `inert` read torch's files without
+  torch, `kinds` recognises files without weights, `lazy` has arrays that are read on demand.
+- `clip` has the rules between other libraries' names and layouts and ours; `architecture` derives sizes and
+  settings.
+- `file` is the project's own file; `converted` makes and opens it.
+- `loading` brings its weights into a model, `posemb` resamples its positions, `text_head` embeds class names.
+- `api` is `inti_jax.load_clip`; `verify` compares a file with its source, which `reference` runs in torch.
+
+The package may import config, distributed, errors, host and models, never runs or data.
+"""

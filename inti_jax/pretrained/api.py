@@ -1,4 +1,4 @@
-"""A converted CLIP as functions from images and texts to features: `inti_jax.load_clip(FILE)`."""
+"""Encode images and texts with a converted CLIP: `inti_jax.load_clip(FILE)`."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -20,7 +20,10 @@ _TEXTS_AT_ONCE = 256
 
 
 class TextEncoder:
-    """A file's text tower in float32 on one device, with the file's vocabulary. The rest is not read."""
+    """A converted file's text tower in float32 on one device, with the file's vocabulary.
+
+    The file's other weights are not read.
+    """
 
     def __init__(self, file: ClipFile):
         description = file.description
@@ -36,7 +39,7 @@ class TextEncoder:
         self._encode = _jit(lambda params, tokens: build(architecture, params).encode_text(tokens))
 
     def __call__(self, texts: Iterable[Any]) -> Float[np.ndarray, "B E"]:
-        """As `ClipModel.encode_text`."""
+        """Encode texts as `ClipModel.encode_text` does."""
         if not self._params:
             raise UserError(f"{self._path} has no text tower: convert a whole CLIP")
         if isinstance(texts, str):
@@ -62,25 +65,28 @@ class ClipModel:
 
     @property
     def projection(self) -> Float[np.ndarray, "D E"]:
-        """From the image tower's feature to the space of texts. Raises UserError where there is none."""
+        """The matrix from the image tower's feature to the space of texts.
+
+        Raises UserError where the file has none.
+        """
         if "projection.kernel" not in self._params:
             raise UserError(f"{self._path} has no projection to the space of texts")
         return np.asarray(self._params["projection.kernel"])
 
     @property
     def logit_scale(self) -> float:
-        """What CLIP multiplies cosines with. Raises UserError where there is no text tower."""
+        """The factor on cosine similarities in CLIP's logits. Raises UserError without a text tower."""
         if "logit_scale" not in self._params:
             raise UserError(f"{self._path} has no text tower: convert a whole CLIP")
         return float(np.exp(self._params["logit_scale"]))
 
     def encode_image(self, images: Any) -> Float[np.ndarray, "B E"]:
-        """Give features, not L2-normalised, of RGB images at the model's resolution, `[B, H, W, 3]`.
+        """Encode RGB images `[B, H, W, 3]` at the model's resolution as features, not L2-normalised.
 
-        Images are an array of NumPy's, JAX's or torch's, or a list of arrays or of Pillow's pictures; there
-        may be none (B = 0). uint8 is pixels, also grey or with an opacity, which is left out; floats are
-        taken as already normalised. Of a file without a projection, the feature of the tower. Raises
-        UserError for another shape or type.
+        Images are an array of NumPy, JAX or torch, or a list of arrays or Pillow images. The batch may be
+        empty (B = 0). uint8 values are pixels; they may be grey or have an opacity, which is left out. Floats
+        are taken as already normalised. Without a projection in the file, the result is the tower's feature.
+        Raises UserError for another shape or type.
         """
         side = self.description.architecture.image.resolution
         images = in_memory.pixels(images)
@@ -97,16 +103,16 @@ class ClipModel:
         return np.asarray(self._image(self._params, images.astype(np.float32)))
 
     def encode_text(self, texts: Iterable[Any]) -> Float[np.ndarray, "B E"]:
-        """Give features, not L2-normalised, of a list of texts, which may be empty.
+        """Encode a list of texts, which may be empty, as features, not L2-normalised.
 
-        Texts are cleaned as the library does that the weights are from; longer ones than the model's context
-        are cut. Raises UserError where the file has no text tower or no vocabulary, or for what is no text.
+        Texts are cleaned as in the library that the weights are from, and cut to the model's context. Raises
+        UserError where the file has no text tower or no vocabulary, or where an item is no text.
         """
         return self._text(texts)
 
 
 def _jit(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """Compiled, with matrix products in float32 also where a platform's own are coarser (TPU, GPU)."""
+    """Compile `function` with float32 matrix products, also where the default is coarser (TPU, GPU)."""
 
     @jax.jit
     def compiled(*arguments: Any) -> jax.Array:
@@ -117,9 +123,9 @@ def _jit(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 
 
 def load_clip(path: str | Path) -> ClipModel:
-    """Load the CLIP in a file that `python -m inti_jax.convert` wrote, or in a checkpoint that it takes.
+    """Load a CLIP from a file that `python -m inti_jax.convert` wrote, or from a checkpoint that it takes.
 
-    A checkpoint is converted first, once, into a file beside it. Raises UserError where that cannot be.
+    A checkpoint is converted once, into a file beside it. Raises UserError where it cannot be converted.
     """
     backend.start()
     return ClipModel(open_converted(path))

@@ -1,4 +1,4 @@
-"""What a checkpoint is: its architecture and settings, from its shapes and the files beside it."""
+"""Derive a checkpoint's architecture and settings from its array shapes and the files beside it."""
 
 import logging
 import math
@@ -18,10 +18,10 @@ log = logging.getLogger("inti_jax")
 
 Activation = Literal["quick_gelu", "gelu"]
 
-# open_clip's models whose heads are not 64 wide (its ViT-H-14, ViT-g-14 and ViT-bigG-14), by width.
+# Head widths of open_clip's models that are not 64 (ViT-H-14, ViT-g-14 and ViT-bigG-14), by tower width.
 _HEAD_SIZES = {1280: 80, 1408: 88, 1664: 104}
 
-# What open_clip's models may set without computing anything else than CLIP.
+# Keys of open_clip's model config that may be set. Any other that is set makes the model another than CLIP.
 _OPEN_CLIP_KEYS = {
     "vision_cfg": {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio", "patch_dropout"},
     "text_cfg": {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"},
@@ -36,10 +36,11 @@ def describe(
     head_size: int | None = None,
     vocabulary: Path | None = None,
 ) -> Description:
-    """The description that `source` gets in the project's file.
+    """Describe `source` for the metadata of the project's file.
 
-    The arguments say what a bare weight file cannot; what the source says itself must agree with them.
-    Raises UserError, and UsageError where such an argument is needed.
+    The keyword arguments supply what a bare weight file does not state. They must agree with what the source
+    states. Raises UsageError where such an argument is needed or does not fit the source, and UserError where
+    the source cannot be described.
     """
     if matched.naming is OPENAI:
         architecture = _from_shapes(source, matched, activation, head_size)
@@ -55,7 +56,7 @@ def describe(
         _channels(mean, CLIP_MEAN, source.path),
         _channels(std, CLIP_STD, source.path),
         read,
-        # OpenAI's library and open_clip clean texts alike.
+        # open_clip cleans texts as OpenAI's library does.
         "openai" if matched.naming is OPENAI and read is not None else "huggingface",
     )
 
@@ -63,7 +64,10 @@ def describe(
 def _from_shapes(
     source: Checkpoint, matched: Matched, activation: Activation | None, head_size: int | None
 ) -> Architecture:
-    """Of OpenAI's naming: sizes from the shapes, the rest from open_clip's config or the arguments."""
+    """Derive the architecture of weights in OpenAI's naming.
+
+    Sizes come from the shapes, the rest from open_clip's config or the arguments.
+    """
     config = (source.open_clip_config or {}).get("model_cfg", {})
     vision, text_config = config.get("vision_cfg", {}), config.get("text_cfg", {})
     for section, known in _OPEN_CLIP_KEYS.items():
@@ -80,7 +84,7 @@ def _from_shapes(
     if said and width % said:
         raise UserError(f"{source.path}: open_clip_config.json says head_width {said}, of a width of {width}")
     text_width = _size(matched, "text.ln_final.scale", 0) if _has_text(matched) else 0
-    # What one head size has to divide.
+    # --head_size has to divide the width of each tower whose heads the config does not state.
     common = math.gcd(0 if said else width, 0 if text_config.get("heads") else text_width)
     positions = _size(matched, "tower.positional_embedding", 0) - 1
     patch, side = _size(matched, "tower.patch_embed.kernel", 2), round(max(positions, 0) ** 0.5)
@@ -106,12 +110,15 @@ def _from_shapes(
 
 
 def says_activation(source: Checkpoint, matched: Matched) -> bool:
-    """Whether the checkpoint says its activation, or else has to be told it or be guessed at."""
+    """Tell whether the checkpoint states its activation, so that no argument or guess is needed."""
     return matched.naming is not OPENAI or _said_activation(source, matched) is not None
 
 
 def _said_activation(source: Checkpoint, matched: Matched) -> Activation | None:
-    """OpenAI's own models have QuickGELU; open_clip's have either, and say so in their config alone."""
+    """Read the activation that a checkpoint in OpenAI's naming states; None where it states none.
+
+    OpenAI's own models have QuickGELU. open_clip's have QuickGELU or GELU, and state it only in their config.
+    """
     if source.open_clip_config is not None:
         quick = source.open_clip_config.get("model_cfg", {}).get("quick_gelu", False)
         return "quick_gelu" if quick else "gelu"
@@ -134,7 +141,10 @@ def _openai_activation(source: Checkpoint, matched: Matched, given: Activation |
 
 
 def _from_hf(source: Checkpoint, matched: Matched, given: Activation | None) -> Architecture:
-    """Of Hugging Face's naming: all from config.json, with the defaults that are left out of it there."""
+    """Derive the architecture of weights in Hugging Face's naming from config.json.
+
+    Hugging Face leaves values out of config.json that are its defaults; the same defaults apply here.
+    """
     config = source.hf_config
     if config is None:
         raise UserError(
@@ -166,7 +176,7 @@ def _from_hf(source: Checkpoint, matched: Matched, given: Activation | None) -> 
                 heads=int(text.get("num_attention_heads", 8)),
                 vocabulary=tokens,
                 context=int(text.get("max_position_embeddings", 77)),
-                # 2 stands in older configs, whose models take the highest id.
+                # Older configs say 2, and their models take the highest id.
                 end_token=tokens - 1 if end == 2 else end,
             )
             if _hf_numerics(text, given, source) != numerics:
@@ -220,7 +230,10 @@ def _heads(tower: str, width: int, per_head: int, common: int, path: Path) -> in
 
 
 def _size(matched: Matched, path: str, dimension: int) -> int:
-    """A size of the array that fills `path`. Raises UserError where there is none to tell it."""
+    """Read the size along `dimension` of the array that fills `path`.
+
+    Raises UserError where that array is missing or has too few dimensions.
+    """
     found = matched.parts.get(path)
     if not found or len(found[0][2].shape) <= dimension:
         name = matched.key(next(rule.theirs for rule in matched.naming.rules if rule.ours == path))

@@ -1,7 +1,8 @@
-"""The names and layouts of CLIP's weights elsewhere, as one table of rules for each naming.
+"""Map CLIP's weights between other libraries' names and layouts and ours, by a table of rules per naming.
 
-Each rule pairs a name there with a path here and the layout between the two; it is read both ways, so that
-what is converted can be given back. `{i}` is a block's number. OpenAI's names are open_clip's as well.
+Each rule pairs a name in the other library with a path here and the layout between the two. Rules are read
+both ways, so that converted weights can be converted back. `{i}` is a block's number. open_clip uses OpenAI's
+names.
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ Shape = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How an array of theirs becomes ours (whose shape is known), and back."""
+    """A conversion of their array to ours, whose shape is known, and back."""
 
     their_shape: Callable[[Shape], Shape]
     to_ours: Callable[[np.ndarray, Shape], np.ndarray]
@@ -30,7 +31,7 @@ class Layout:
 
 
 def _matrix(inputs: int) -> Layout:
-    """torch's [out, in]; ours has its first `inputs` dimensions in, the others out."""
+    """Make the layout of a matrix: torch's is [out, in], ours has `inputs` input dimensions first."""
 
     def their_shape(shape: Shape) -> Shape:
         return math.prod(shape[inputs:]), math.prod(shape[:inputs])
@@ -49,7 +50,7 @@ FLAT = Layout(
     lambda array: array.reshape(-1),
 )
 MATRIX = _matrix(inputs=1)
-HEADS_MATRIX = _matrix(inputs=2)  # from [heads, head size]
+HEADS_MATRIX = _matrix(inputs=2)  # the inputs are [heads, head size]
 CONV = Layout(  # OIHW to HWIO
     lambda shape: (shape[3], shape[2], shape[0], shape[1]),
     lambda array, _: array.transpose(2, 3, 1, 0),
@@ -59,19 +60,23 @@ CONV = Layout(  # OIHW to HWIO
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
+    """One weight's name in the other library, its path here and the layout between the two."""
+
     theirs: str
     ours: str
     layout: Layout
-    part: int | None = None  # of q, k, v, where theirs are three arrays and ours is one: axis -3
+    part: int | None = None  # index of q, k or v on our axis -3, where they have three arrays and we have one
 
 
 @dataclasses.dataclass(frozen=True)
 class Naming:
+    """A library's names for CLIP's weights."""
+
     name: str
     rules: tuple[Rule, ...]
-    dropped: tuple[str, ...]  # regexes of what a checkpoint may hold that is no weight
-    tower: str  # what the image tower's names start with
-    markers: tuple[str, ...]  # the rest of names that show an image tower, whatever is before them
+    dropped: tuple[str, ...]  # regexes for entries that are no weights
+    tower: str  # the prefix of the image tower's names
+    markers: tuple[str, ...]  # endings of names by which an image tower is found, under any prefix
 
 
 def _norm(theirs: str, ours: str) -> tuple[Rule, ...]:
@@ -138,7 +143,7 @@ HUGGINGFACE = Naming(
         Rule("vision_model.embeddings.patch_embedding.weight", "tower.patch_embed.kernel", CONV),
         Rule("vision_model.embeddings.class_embedding", "tower.class_embedding", SAME),
         Rule("vision_model.embeddings.position_embedding.weight", "tower.positional_embedding", SAME),
-        *_norm("vision_model.pre_layrnorm", "tower.ln_pre"),  # so spelt there
+        *_norm("vision_model.pre_layrnorm", "tower.ln_pre"),  # their spelling
         *_hf_block("vision_model.encoder.layers.{i}", "tower.blocks.{i}"),
         *_norm("vision_model.post_layernorm", "tower.ln_post"),
         Rule("visual_projection.weight", "projection.kernel", MATRIX),
@@ -157,19 +162,20 @@ HUGGINGFACE = Naming(
 NAMINGS = {naming.name: naming for naming in (OPENAI, HUGGINGFACE)}
 
 
-# Modules that torch puts around others, anywhere in a model: torch.compile, FSDP, activation checkpointing.
+# Modules that torch wraps around others anywhere in a model: torch.compile, FSDP, activation checkpointing.
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 
-# Where training code keeps the weights themselves, as opposed to averages or other models.
+# Keys under which training code keeps the weights themselves, as opposed to averages or other models.
 _PLAIN = {"state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "weights"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Matched:
-    """Their arrays by our path: one rule, key and array each, or three where q, k and v are apart.
+    """A checkpoint's arrays by our path, each with its rule and its key.
 
-    Keys are the file's own. In it, `prefix` is before all names of CLIP; of an image tower saved by itself
-    (`lone`), the naming's own `tower` is missing behind that.
+    A path has one array, or three where q, k and v are separate. Keys are the file's own: all of CLIP's names
+    follow `prefix` there. Where an image tower was saved by itself (`lone`), its names lack the naming's
+    `tower` after `prefix`.
     """
 
     path: Path
@@ -179,23 +185,23 @@ class Matched:
     parts: dict[str, list[tuple[Rule, str, LazyArray]]]
     dropped: list[str]
     unknown: list[str]
-    beside: list[str]  # what the file holds apart from the model, such as an optimizer
+    beside: list[str]  # the file's other entries, such as an optimizer's
 
     def key(self, name: str) -> str:
-        """The file's key for a name of the naming."""
+        """Build the file's key for a name of the naming."""
         return self.prefix + (name.removeprefix(self.naming.tower) if self.lone else name)
 
     def weights(self) -> dict[str, LazyArray]:
-        """Their arrays under the naming's own names."""
+        """Give the checkpoint's arrays under the naming's own names."""
         return {_renamed(ours, rule): array for ours, found in self.parts.items() for rule, _, array in found}
 
 
 def match(path: Path, arrays: Mapping[str, LazyArray]) -> Matched:
-    """Find the naming of the checkpoint at `path`, the model in it, and a place for each of its keys.
+    """Find the CLIP in the checkpoint at `path` and its naming, and assign its keys to our paths.
 
-    The model may be under a prefix, as in `model.visual.proj` or `backbone.class_embedding`; what is not
-    under it is beside the model. Raises UserError where nothing looks like CLIP's image transformer, or two
-    do equally.
+    The model may be under a prefix, as in `model.visual.proj` or `backbone.class_embedding`. Keys without the
+    prefix are beside the model. Raises UserError where nothing looks like CLIP's image transformer, where two
+    candidates do equally, or where a name occurs twice.
     """
     keys: dict[str, str] = {}
     for key in arrays:
@@ -210,7 +216,7 @@ def match(path: Path, arrays: Mapping[str, LazyArray]) -> Matched:
     ]
     most = max(len(matched.parts) for matched in found)
     best = [matched for matched in found if len(matched.parts) == most]
-    # A ResNet has a `conv1` too.
+    # One or two matches are not enough: a ResNet has a `conv1` too.
     if sum(ours.startswith("tower.") for ours in best[0].parts) < 3:
         raise UserError(_what_else(path, keys))
     if len(best) > 1:
@@ -223,7 +229,7 @@ def match(path: Path, arrays: Mapping[str, LazyArray]) -> Matched:
 
 
 def _places(naming: Naming, names: Iterable[str]) -> set[tuple[str, bool]]:
-    """Where a model may be: the prefix of its names, and whether it is an image tower saved by itself."""
+    """Find the prefixes under which a model may be; a flag marks an image tower saved by itself."""
     for marker in naming.markers:
         fronts = {
             name.removesuffix(marker) for name in names if name == marker or name.endswith(f".{marker}")
@@ -264,19 +270,22 @@ def _match(
     return Matched(path, naming, prefix, lone, parts, dropped, unknown, _grouped(beside, prefix))
 
 
-# Hugging Face keeps it beside the tower, whether that was saved by itself or not.
+# Hugging Face keeps the projection beside the tower, also where the tower was saved by itself.
 _HF_PROJECTION = "visual_projection.weight"
 
 
 def _grouped(keys: Iterable[str], prefix: str) -> list[str]:
-    """Shorten keys to their first word, of which an optimizer has thousands, but for those near the model."""
+    """Shorten keys to their first word, except those that share it with the model's prefix.
+
+    An optimizer alone has thousands of keys.
+    """
     near = prefix.partition(".")[0]
     words = ((key, key.partition(".")[0]) for key in keys)
     return sorted({key if word == near else word for key, word in words})
 
 
 def _what_else(path: Path, names: Iterable[str]) -> str:
-    """Says why there is no image transformer of CLIP's in the checkpoint."""
+    """Explain why the checkpoint holds no image transformer of CLIP's."""
     names = sorted(names)
     if any(name.startswith("tower.") for name in names):
         return f"{path} is in the project's format already; --to gives it back"
@@ -290,10 +299,10 @@ def _what_else(path: Path, names: Iterable[str]) -> str:
 
 
 def fill(matched: Matched, shapes: Mapping[str, Shape]) -> dict[str, LazyArray]:
-    """Give each of our parameters, in float32, read when asked for.
+    """Fill each of our parameters from the checkpoint, as lazy arrays in float32.
 
-    Raises UserError that names every kind of mismatch: a key with no place, a parameter not filled, or
-    filled twice, a wrong shape, a type that is no float.
+    Raises a UserError that names every kind of mismatch: a key with no place, a parameter that is not in the
+    architecture or not filled, a wrong shape, a type that is no float of 16 or 32 bits.
     """
     problems = []
     if matched.unknown:
@@ -327,7 +336,7 @@ def fill(matched: Matched, shapes: Mapping[str, Shape]) -> dict[str, LazyArray]:
 
 
 def to_theirs(params: Mapping[str, LazyArray], naming: Naming) -> dict[str, LazyArray]:
-    """Our parameters under the names and in the layouts of `naming`, bit for bit.
+    """Convert our parameters to the names and layouts of `naming`, bit for bit.
 
     Raises UserError where a parameter is not one of CLIP's.
     """
@@ -345,14 +354,14 @@ def to_theirs(params: Mapping[str, LazyArray], naming: Naming) -> dict[str, Lazy
 
 
 def _remedy(dtype: np.dtype) -> str:
-    """What makes weights of `dtype` ones that can be read."""
+    """Suggest how to save weights of `dtype` so that they can be read."""
     if dtype.name.startswith("float"):
         return ": save it as such, with model.half() or model.float() before"
     return ""
 
 
 def is_parameter(path: str) -> bool:
-    """Whether our `path` is one of CLIP's, and not of something added to it."""
+    """Tell whether our `path` is a parameter of CLIP's, as opposed to one of a module added to it."""
     return _translate(path, OPENAI.rules, by="ours") is not None
 
 
@@ -380,7 +389,7 @@ def _part_shape(shape: Shape, rule: Rule) -> Shape:
 
 
 def _renamed(path: str, rule: Rule) -> str:
-    """Their name for our `path`, by a rule known to apply."""
+    """Translate our `path` to their name, by a rule that is known to apply."""
     found = _translate(path, (rule,), by="ours")
     if found is None:
         raise ValueError(f"{rule} is not for {path}")
@@ -388,7 +397,7 @@ def _renamed(path: str, rule: Rule) -> str:
 
 
 def _translate(name: str, rules: Iterable[Rule], *, by: str) -> tuple[Rule, str] | None:
-    """The first rule whose side `by` is `name`, and the name on the other side."""
+    """Find the first rule whose side `by` matches `name`; give it with the name on its other side."""
     for rule in rules:
         template, other = (rule.theirs, rule.ours) if by == "theirs" else (rule.ours, rule.theirs)
         found = _pattern(template).fullmatch(name)
@@ -403,7 +412,7 @@ def _pattern(template: str) -> re.Pattern[str]:
 
 
 def _some(names: Iterable[str]) -> str:
-    """The first three, and how many more."""
+    """List the first three names and the number of the others."""
     names = list(names)
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more

@@ -1,7 +1,7 @@
-"""Conversion, and files that are not converted yet where a converted one is meant.
+"""Convert checkpoints to the project's file, also on the fly where a converted file is expected.
 
-A checkpoint that is named where a converted file is meant is converted on the way, once, into a file beside
-it. That file notes the sizes and times of what it was made from, and is made anew when those differ.
+A checkpoint that is given in place of a converted file is converted once, into a file beside it. That file
+records the sizes and modification times of its sources, and is made anew when these change.
 """
 
 import contextlib
@@ -30,20 +30,21 @@ from inti_jax.pretrained.sources import is_run
 
 log = logging.getLogger("inti_jax")
 
-# Of the conversion. To be raised when its result changes: files made before are then made anew.
+# The conversion's version. Raise it when the result changes: files of earlier versions are then made anew.
 _VERSION = 1
-# Seconds in which a file that another host wrote should be there: network file systems look late.
+# Seconds to wait for a file that another host wrote: network file systems show new files late.
 _VISIBLE = 20
-# Milliseconds; the watch ends what waits in vain long before.
+# Milliseconds. `liveness` ends a process that waits in vain long before.
 _LONGEST = 24 * 3600 * 1000
 
-# Processes open the same files in the same order; a key of their service is set once.
+# Numbers the keys of the coordination service, each of which can be set once. The numbers agree between
+# processes, since all open the same files in the same order.
 _rounds = itertools.count()
 
 
 @dataclasses.dataclass(frozen=True)
 class Conversion:
-    """What became of which keys, and what was written."""
+    """The result of a conversion: the matched keys, and the description, arrays and hash in the file."""
 
     matched: clip.Matched
     description: Description
@@ -61,8 +62,8 @@ def convert(
 ) -> Conversion:
     """Convert the checkpoint at `path` to the file `out`, one array in memory at a time.
 
-    The other arguments are as in `architecture.describe`. Raises UserError where `path` cannot be converted;
-    nothing is written then.
+    The keyword arguments are those of `architecture.describe`. Raises UserError where `path` cannot be
+    converted; then nothing is written.
     """
     return _write(sources.read(path), out, activation, head_size, vocabulary)
 
@@ -70,10 +71,10 @@ def convert(
 def open_converted(path: str | Path) -> ClipFile:
     """Open a CLIP: a file that `convert` wrote, or a checkpoint of another kind, which is converted first.
 
-    The converted file lies beside the checkpoint, as `NAME.inti_jax.safetensors`, and is read again the next
-    time. Of several processes the first converts, the others wait; of several runs on a machine one does.
-    Raises UserError where `path` cannot be converted without being told more, or its directory not be
-    written: with the command that does it.
+    The converted file is `NAME.inti_jax.safetensors` beside the checkpoint, and is reused the next time. Of a
+    run's processes the first converts and the others wait. Of several runs on a machine one converts. Raises
+    UserError, with the command that converts, where the conversion needs arguments or the directory cannot be
+    written.
     """
     path = local_path(path)
     if not path.exists():
@@ -87,7 +88,7 @@ def open_converted(path: str | Path) -> ClipFile:
     if client is None:
         return ClipFile(path) if ours else _converted(path)
 
-    # All do this alike, whether their own file is converted or not: those of hosts may differ.
+    # Each process does this, whether its own file is converted or not: hosts may have different files.
     liveness.note("the converted weights", slow=True)
     key = f"inti_jax/converted/{next(_rounds)}"
     if jax.process_index() == 0:
@@ -97,7 +98,7 @@ def open_converted(path: str | Path) -> ClipFile:
     if ours:
         return ClipFile(path)
     made_from = _made_from(path)
-    if client.blocking_key_value_get(key, _LONGEST) == made_from:  # the same file, on storage that all share
+    if client.blocking_key_value_get(key, _LONGEST) == made_from:  # the same file, on shared storage
         deadline = time.monotonic() + _VISIBLE
         while _valid(_cache(path), made_from) is None and time.monotonic() < deadline:
             time.sleep(0.2)
@@ -159,7 +160,10 @@ def _cache(path: Path) -> Path:
 
 
 def _made_from(path: Path) -> str:
-    """What a conversion reads, by name, size and time of change."""
+    """List the files that a conversion reads, with sizes and modification times, as JSON.
+
+    Raises UserError where `path` is a run or no checkpoint.
+    """
     if path.is_dir() and is_run(path):
         raise UserError(
             f"{path} is a run, not a converted file: `python -m inti_jax.convert {shlex.quote(str(path))} "
@@ -177,6 +181,7 @@ def _made_from(path: Path) -> str:
 
 @contextlib.contextmanager
 def _saying_what_is_meant() -> Iterator[None]:
+    """Add to a UserError raised inside that a converted file is expected."""
     try:
         yield
     except UserError as error:
@@ -184,7 +189,7 @@ def _saying_what_is_meant() -> Iterator[None]:
 
 
 def _valid(cache: Path, made_from: str) -> ClipFile | None:
-    """The converted file, if it is whole and of what is there now."""
+    """Open the converted file if it is whole and made from the present sources; else give None."""
     if not cache.is_file():
         return None
     try:
@@ -196,7 +201,10 @@ def _valid(cache: Path, made_from: str) -> ClipFile | None:
 
 @contextlib.contextmanager
 def _turn(path: Path) -> Iterator[None]:
-    """Let one process at a time convert `path`; where there are no locks several may, to the same end."""
+    """Let one process at a time convert `path`.
+
+    Where the file system has no locks, several may convert at once, with the same result.
+    """
     handle = os.open(path, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):

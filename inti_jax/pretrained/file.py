@@ -1,4 +1,4 @@
-"""The project's own file of CLIP weights: safetensors, in float32, with all that is needed to use them.
+"""Read and write the project's own file of CLIP weights: float32 safetensors with all that their use needs.
 
 Its metadata holds the architecture, activation, LayerNorm epsilon, resolution, the mean and standard
 deviation of the pixels, the text tower's vocabulary where it is known, and a hash of the weights.
@@ -38,10 +38,10 @@ Index = tuple[slice, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """What a file says about its weights. `mean` and `std` are for pixels in [0, 1].
+    """A file's description of its weights. `mean` and `std` are for pixels in [0, 1].
 
-    `cleaning` is that of the library the weights are from, and goes with the vocabulary. Files from before it
-    was noted are read as "huggingface": so their texts were always prepared.
+    `cleaning` names the text cleaning of the library that the weights are from, and goes with the vocabulary.
+    Files from before it was recorded are read as "huggingface", as their texts have always been prepared so.
     """
 
     architecture: Architecture
@@ -52,13 +52,13 @@ class Description:
 
 
 def parameter_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
-    """The parameters of a CLIP of this architecture: what a file of it holds."""
+    """Give the shape of each parameter in a file of this architecture, by path."""
     params = parameters.flatten(nnx.state(_abstract(architecture), nnx.Param))
     return {path: leaf.shape for path, leaf in params.items()}
 
 
 def build(architecture: Architecture, params: Mapping[str, Any]) -> CLIP:
-    """The model with these parameters, by path. A tower that is not among them must not be called."""
+    """Build the model with these parameters, by path. A tower without parameters must not be called."""
     graphdef, shapes = nnx.split(_abstract(architecture))
 
     def fill(path: tuple[Any, ...], shape: nnx.Variable) -> nnx.Variable:
@@ -70,12 +70,12 @@ def build(architecture: Architecture, params: Mapping[str, Any]) -> CLIP:
 
 @functools.cache
 def _abstract(architecture: Architecture) -> CLIP:
-    """The model without its weights. Tracing a deep one takes seconds."""
+    """Build the model without its weights, and cache it: tracing a deep one takes seconds."""
     return nnx.eval_shape(lambda: CLIP(architecture, rngs=make_rngs(0)))
 
 
 class ClipFile(Mapping[str, LazyArray]):
-    """A file's parameters by path, each read, whole or in part, when asked for.
+    """A converted file's parameters by path, each read lazily, whole or in part.
 
     Raises UserError where `path` is no such file, is damaged, or holds other parameters than the
     architecture it states.
@@ -135,7 +135,7 @@ class ClipFile(Mapping[str, LazyArray]):
         return len(self._arrays)
 
     def read(self, name: str, index: Index = ()) -> np.ndarray:
-        """The array, or what `index` (slices of step 1, from the first dimension on) takes of it."""
+        """Read an array, or its part at `index`: slices of step 1, from the first dimension on."""
         return self._handle.get_slice(name)[index] if index else self._handle.get_tensor(name)
 
     def _lazy(self, name: str) -> LazyArray:
@@ -149,8 +149,8 @@ def write(
 ) -> str:
     """Write the file, one array in memory at a time, and give the weights' hash.
 
-    Nothing is at `path` before all is written. `made_from` is noted as it is. Raises UserError where the
-    arrays are not the architecture's.
+    The file appears at `path` only when all is written. `made_from` is recorded as it is. Raises UserError
+    where the arrays are not the architecture's.
     """
     expected = parameter_shapes(description.architecture)
     if {name: array.shape for name, array in arrays.items()} != expected:
@@ -162,7 +162,7 @@ def write(
 
 
 def content_hash(arrays: Mapping[str, LazyArray]) -> str:
-    """sha256 over names, types, shapes and bytes, in the order of the names."""
+    """Hash the arrays: sha256 over names, types, shapes and bytes, in the order of the names."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
         _update(digest, name, arrays[name], arrays[name].read())
@@ -172,7 +172,10 @@ def content_hash(arrays: Mapping[str, LazyArray]) -> str:
 def write_safetensors(
     path: Path, arrays: Mapping[str, LazyArray], metadata: Callable[[str], dict[str, str]]
 ) -> str:
-    """Streams float32 arrays into a safetensors file; `metadata` is given their hash. Returns the hash."""
+    """Stream float32 arrays into a safetensors file and give their hash.
+
+    `metadata` makes the file's metadata from the hash.
+    """
     names = sorted(arrays)
     header: dict[str, Any] = {}
     offset = 0
@@ -190,7 +193,7 @@ def write_safetensors(
         text += b" " * (-len(text) % 8)
         return struct.pack("<Q", len(text)) + text
 
-    # The hash is known at the end and as long as this one.
+    # The hash is known only at the end. This placeholder has its length.
     placeholder = "sha256:" + "0" * 64
     digest = hashlib.sha256()
     with replacing(path) as temporary, temporary.open("wb") as file:
@@ -207,8 +210,11 @@ def write_safetensors(
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a name beside `path` to write a file or directory to; it becomes `path`, or goes on failure."""
-    # Not by the process's number: hosts that share a disk may have the same.
+    """Yield a temporary path beside `path`; rename it to `path` on success, remove it on failure.
+
+    A file or a directory may be written there. Raises UserError where the system refuses that.
+    """
+    # A random name, not the process's number: hosts that share a disk may have the same numbers.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         yield temporary

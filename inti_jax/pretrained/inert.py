@@ -1,9 +1,9 @@
-"""Unpickles without importing or calling anything that a pickle names.
+"""Unpickle without importing or calling anything that a pickle names.
 
-A pickle is a program that may call any function. Here a function that rebuilds a tensor is replaced by one of
-ours that notes offset, shape and strides, and anything else, such as a numpy scalar or a Namespace beside the
-weights, by one inert class. A pickle that names what can only do harm, such as `os.system`, is refused, so
-that nobody goes on to open it elsewhere.
+A pickle is a program that may call any function. Here the functions that rebuild tensors are replaced by
+ours, which record offset, shape and strides. Anything else, such as a numpy scalar or a Namespace beside the
+weights, is replaced by one inert class. A pickle that names something that can only do harm, such as
+`os.system`, is refused, so that nobody goes on to open it elsewhere.
 """
 
 import collections
@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import ml_dtypes
 import numpy as np
 
-# By the name of torch's type for storage, or of its dtype where the storage is untyped.
+# By the name of torch's storage class, or of its dtype where the storage is untyped.
 _DTYPES = {
     "float8_e4m3fn": ml_dtypes.float8_e4m3fn,
     "float8_e4m3fnuz": ml_dtypes.float8_e4m3fnuz,
@@ -45,30 +45,31 @@ _DTYPES = {
 }
 
 
-# Modules and names that no data needs, and that pickles made to do harm are built of.
+# Modules that no data needs, and that malicious pickles are built from.
 _HARMFUL_MODULES = {
     "os", "posix", "nt", "subprocess", "sys", "shutil", "socket", "runpy", "importlib", "imp", "code",
     "codeop", "pty", "ctypes", "operator", "pickle", "_pickle", "marshal", "commands",
     "webbrowser", "threading", "signal", "pip", "pydoc", "bdb", "pdb", "timeit", "numpy.testing",
     "torch.hub", "torch.serialization", "torch.package", "torch.utils.cpp_extension",
 }  # fmt: skip
+# Builtins that data may need. All others are refused.
 _BUILTIN_DATA = {
     "set", "frozenset", "list", "tuple", "dict", "bytes", "bytearray", "str", "int", "float", "bool",
     "complex", "slice", "range", "object", "type", "Ellipsis", "NotImplemented",
-    "getattr",  # of a nested class, or of a method
+    "getattr",  # finds a nested class or a method
 }  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class _Dtype:
-    """A type of storage, or a dtype where the storage has none of its own."""
+    """A stand-in for torch's storage class, or for its dtype where the storage is untyped."""
 
     dtype: np.dtype
 
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """One tensor of an archive: where its storage is, and which of its elements it takes."""
+    """One tensor of an archive: the key of its storage, and the elements that it takes of that."""
 
     dtype: np.dtype
     key: str
@@ -78,16 +79,16 @@ class Tensor:
 
 
 class _Object:
-    """Stands for an object of any TorchScript class: its attributes, and no behaviour."""
+    """A stand-in for an object of any TorchScript class: its attributes without its behaviour."""
 
     attributes: Any = None
 
 
 class _StandIn(_Object):
-    """Stands for anything else that a pickle names, or makes of it. Nothing of the original is used.
+    """A stand-in for anything else that a pickle names or builds. Nothing of the original is used.
 
-    Items are kept, since weights may be in a dict of another class; so are attributes, since they may be in
-    a whole module.
+    Items are kept, since weights may be in a dict of another class. Attributes are kept, since weights may be
+    in a whole module.
     """
 
     items: dict[Any, Any] | None = None
@@ -96,14 +97,14 @@ class _StandIn(_Object):
         return object.__new__(cls)
 
     def __init__(self, *_: Any, **__: Any):
-        """Takes what the original would be made of, and lets go of it."""
+        """Accept the original's arguments and discard them."""
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self.items = {} if self.items is None else self.items
         self.items[key] = value
 
     def append(self, _: Any) -> None:
-        """Takes an element of a list and lets go of it."""
+        """Accept an element of a list and discard it."""
 
     add = append
 
@@ -112,19 +113,22 @@ class _StandIn(_Object):
 
 
 class RefusedError(Exception):
-    """The pickle names something that no data needs."""
+    """The error that a pickle names something that no data needs."""
 
 
-# The one written in Python: the memo of the other is an array as long as a hostile file says.
+# Based on the unpickler in Python: the one in C allots a memo array as long as a hostile file says.
 class Unpickler(pickle._Unpickler):
-    stack: list[Any]  # what the pickle has made so far
+    """An unpickler that replaces what a pickle names by inert things, and records the storages' dtypes."""
+
+    stack: list[Any]  # the objects that the pickle has built so far
 
     def __init__(self, file: io.BufferedIOBase):
         super().__init__(file)
-        self.storages: dict[str, np.dtype] = {}  # types by key
-        self.replaced = ""  # the first name that a stand-in took the place of
+        self.storages: dict[str, np.dtype] = {}  # dtypes by key
+        self.replaced = ""  # the first name that a stand-in replaced
 
     def find_class(self, module: str, name: str) -> Any:
+        """Give the replacement of a global. Raises RefusedError for one that no data needs."""
         if (module, name) == ("collections", "OrderedDict"):
             return collections.OrderedDict
         if module in ("torch", "torch.storage") and name in _DTYPES:
@@ -142,9 +146,11 @@ class Unpickler(pickle._Unpickler):
         return _StandIn
 
     def persistent_load(self, pid: Any) -> Any:
-        """A storage: ("storage", type, key, device, elements); before 1.6 also a view into another.
+        """Record a storage, ("storage", type, key, device, elements), and give its dtype and key.
 
-        Before 1.6 also a module's class with its source: ("module", class, file, source).
+        Files by torch before 1.6 may also have a module's class with its source, ("module", class, file,
+        source), which becomes a stand-in, and a storage that is a view into another. Raises RefusedError for
+        such a view, and for anything else.
         """
         kind, storage_type, key, *rest = pid
         if kind == "module":
@@ -156,7 +162,11 @@ class Unpickler(pickle._Unpickler):
         return storage_type.dtype, key
 
     def load_build(self) -> None:
-        # The library's own would set attributes of whatever is there, our functions included.
+        """Keep the state that the pickle sets on a stand-in, and discard that of a dict.
+
+        Raises ValueError for the state of anything else.
+        """
+        # pickle's own method would set attributes of any object, our functions included.
         state = self.stack.pop()
         made = self.stack[-1]
         if isinstance(made, _Object):
@@ -168,7 +178,7 @@ class Unpickler(pickle._Unpickler):
 
 
 def _harmful(module: str, name: str) -> bool:
-    """Whether no data needs what the pickle names."""
+    """Tell whether no data needs the global that a pickle names."""
     if module in ("builtins", "__builtin__", "__builtins__"):
         return name not in _BUILTIN_DATA
     parts = module.split(".")
@@ -195,7 +205,7 @@ def _rebuild_parameter(tensor: Any, *_: Any) -> Any:
 
 
 def _rebuild_of_type(function: Any, _: Any, arguments: Any, *__: Any) -> Any:
-    """A tensor of a subclass, as the tensor that it is."""
+    """Rebuild a tensor of a subclass as a plain tensor."""
     return function(*arguments) if function in _REBUILD.values() else _StandIn()
 
 
@@ -214,9 +224,9 @@ _REBUILD: dict[str, Callable[..., Any]] = {
 
 
 def read(unpickler: Unpickler) -> dict[str, Tensor | None]:
-    """Unpickle the entries of a checkpoint, by name; None for what is no tensor.
+    """Unpickle the entries of a checkpoint, by name; an entry that is no tensor is None.
 
-    Raises RefusedError, and whatever a damaged pickle may cause.
+    Raises RefusedError, and any error that a damaged pickle causes.
     """
     root = unpickler.load()
     if _children(root) is None:
@@ -232,10 +242,10 @@ def read(unpickler: Unpickler) -> dict[str, Tensor | None]:
 
 
 def _walk(root: Any) -> Iterator[tuple[str, Tensor | None]]:
-    """What nested dicts and objects hold, by its path; None for what is no tensor.
+    """Walk nested dicts and objects; yield each leaf with its path, as None where it is no tensor.
 
-    What is held twice is read where it comes first: a loop ends so. Not the plain attributes of objects,
-    such as TorchScript's `training`: no state_dict has them.
+    A container that is referenced twice is walked only the first time, which also ends loops. Plain
+    attributes of objects, such as TorchScript's `training`, are left out: no state_dict has them.
     """
     waiting = [("", root)]
     seen = set()
@@ -252,7 +262,7 @@ def _walk(root: Any) -> Iterator[tuple[str, Tensor | None]]:
 
 
 def _children(node: Any) -> dict[Any, Any] | None:
-    """What `node` holds by name, if it is something that holds weights."""
+    """Give the children of `node` by name; None where it is no container of weights."""
     if isinstance(node, dict):
         return node
     if not isinstance(node, _Object):
@@ -266,13 +276,13 @@ def _children(node: Any) -> dict[Any, Any] | None:
         return node.items
     parts = ("_parameters", "_buffers", "_modules")
     if isinstance(attributes, dict) and all(isinstance(attributes.get(part), dict) for part in parts):
-        # A whole module. Kept, so that it is known when it is met again.
+        # A whole module. Its dict is kept, so that `_walk` recognises it when it comes again.
         node.items = {key: child for part in parts for key, child in attributes[part].items()}
         return node.items
     return None
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether it is a number, a string, nothing, or a list of those."""
+    """Tell whether `value` is a number, a string, None, or a list of those."""
     items = value if isinstance(value, list | tuple) else [value]
     return all(item is None or isinstance(item, bool | int | float | str) for item in items)

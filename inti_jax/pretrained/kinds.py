@@ -1,4 +1,4 @@
-"""Tell what a file is by its first bytes, so that an error about it can say so."""
+"""Recognise a file's kind by its first bytes, so that an error about the file can name it."""
 
 import json
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 _START = 4096
 _MAX_HEADER = 100_000_000  # bytes; safetensors' own limit
 
-# Files that people have where weights should be, and what to do about it.
+# Files that users give in place of weights, by their first bytes, with the remedy.
 _BY_START = {
     b"\x1f\x8b": "compressed with gzip: unpack it first",
     b"BZh": "compressed with bzip2: unpack it first",
@@ -25,15 +25,15 @@ _BY_START = {
 
 
 def is_safetensors(start: bytes) -> bool:
-    """Whether a file with this start is of safetensors: its header's length in 8 bytes, then JSON.
+    """Tell whether a file with this start is safetensors: the header's length in 8 bytes, then JSON.
 
-    To be asked before anything else: a length may look like the start of another kind of file.
+    Check this before any other kind: the length may look like the start of another kind of file.
     """
     return start[8:9] == b"{" and start[6:8] == b"\0\0"
 
 
 def no_weights(path: Path) -> str | None:
-    """Say what the file at `path` is and what to do, where it is known to be something without weights."""
+    """Describe a file of a known kind without weights, with the remedy; None for any other file."""
     with path.open("rb") as file:
         start = file.read(_START)
     if not start:
@@ -66,7 +66,7 @@ def no_weights(path: Path) -> str | None:
 
 
 def no_safetensors(path: Path) -> str | None:
-    """Say what `path` is where it is known to be no safetensors file."""
+    """Describe a path that is known to be no safetensors file; None for any other."""
     if not path.exists():
         return "not there"
     if path.is_dir():
@@ -81,7 +81,7 @@ def no_safetensors(path: Path) -> str | None:
 
 
 def stated_format(path: Path) -> str | None:
-    """Read what a safetensors file says of its format, such as `inti_jax.clip`; None of any other file."""
+    """Read the format that a safetensors file states, such as `inti_jax.clip`; None for any other file."""
     with path.open("rb") as file:
         length = file.read(8)
         if len(length) < 8:

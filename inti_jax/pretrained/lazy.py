@@ -1,4 +1,4 @@
-"""Arrays that are read when asked for, so that a whole model is never in memory at once."""
+"""Represent arrays that are read on demand, so that a whole model is never in memory at once."""
 
 import dataclasses
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class LazyArray:
-    """An array in a file, or made from some; `read` gives it, anew each time."""
+    """An array in a file, or one made from such arrays. Each call of `read` reads it anew."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -16,5 +16,5 @@ class LazyArray:
 
 
 def held(array: np.ndarray) -> LazyArray:
-    """An array that is in memory already."""
+    """Wrap an array that is in memory already."""
     return LazyArray(array.shape, array.dtype, lambda: array)

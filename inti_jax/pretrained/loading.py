@@ -1,4 +1,4 @@
-"""Converted weights into a model's parameters, each device reading the slice that it keeps."""
+"""Load converted weights into a model's parameters; each device reads only the slice that it keeps."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -18,20 +18,19 @@ from inti_jax.pretrained.posemb import Grid, resample
 
 _POSITIONS = "tower.positional_embedding"
 
-# A classifier from class names: what it shares with CLIP, and the embeddings that CLIP's text tower gave.
+# A classifier from class names: its parameters that come from CLIP, and the one for its class embeddings.
 _SHARED = {"head.projection.kernel": "projection.kernel", "head.logit_scale": "logit_scale"}
 _CLASSES = "head.classes.kernel"
 
 
 @dataclasses.dataclass(frozen=True)
 class Coverage:
-    """What loading did: the model's parameters that are from the file, those that are new, and the file's
-    that were of no use."""
+    """The result of loading, as paths of parameters."""
 
-    loaded: tuple[str, ...]
-    new: tuple[str, ...]
-    dropped: tuple[str, ...]
-    resampled: str | None  # from which grid to which, where the resolution differs
+    loaded: tuple[str, ...]  # the model's that came from the file
+    new: tuple[str, ...]  # the model's others
+    dropped: tuple[str, ...]  # the file's that were not used
+    resampled: str | None  # the old and the new grid of positions, where they differ
 
     def __str__(self) -> str:
         resampled = f", positions resampled {self.resampled}" if self.resampled else ""
@@ -46,13 +45,13 @@ def load(
     grid: Grid,
     classes: Float[np.ndarray, "K E"] | None = None,
 ) -> tuple[dict[str, jax.Array], Coverage]:
-    """The file's parameters that the model has, placed as `shardings` say and in the types of `shapes`.
+    """Load the file's parameters that the model has, with the dtypes of `shapes`, placed by `shardings`.
 
-    `shapes` are the model's parameters, all of them; what the file has not is left to the caller and
-    listed as new. Every process reads only what its own devices keep. Positions are resampled to `grid`,
-    the model's patch rows and columns. With `classes`, which the file's text tower made of the class names,
-    that is the image tower and the whole text head; else the image tower. Raises UserError where a tower
-    parameter differs in shape, or is in the file and not in the model: that is another backbone.
+    `shapes` has all of the model's parameters. Those that the file lacks are left to the caller and listed as
+    new. Each process reads only what its own devices keep. Positions are resampled to `grid`, the model's
+    patch rows and columns. Without `classes`, only the image tower is loaded. With `classes`, the embeddings
+    of the class names by the file's text tower, the whole text head is loaded too. Raises UserError where a
+    tower parameter differs in shape, or is only in the file or only in the model: that is another backbone.
     """
     file = open_converted(path)
     wanted = [name for name in file if name.startswith("tower.")]
@@ -90,7 +89,7 @@ def load(
 
 
 def _fits(name: str, file: ClipFile, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> bool:
-    """Positions may differ in number, but not in width."""
+    """Tell whether a parameter fits in shape. Positions may differ in number, but not in width."""
     first = 1 if name == _POSITIONS else 0
     return file[name].shape[first:] == shapes[name].shape[first:]
 
@@ -100,9 +99,9 @@ def _slices(whole: np.ndarray) -> Callable[[Index], np.ndarray]:
 
 
 def place(read: Callable[[Index], np.ndarray], shape: jax.ShapeDtypeStruct, sharding: Sharding) -> jax.Array:
-    """Make an array of which each process reads, through `read`, what its own devices keep, and nothing else.
+    """Make a sharded array; each process reads, through `read`, only what its own devices keep.
 
-    On several hosts a host array that is put to a global sharding would be compared over the network.
+    Putting a host array to a global sharding instead would compare it between hosts over the network.
     """
     return jax.make_array_from_callback(
         shape.shape, sharding, lambda index: read(index or ()).astype(shape.dtype)

@@ -1,8 +1,8 @@
-"""Reads the tensors of a torch `.pt` or `.bin` file, without torch and without running what is in it.
+"""Read the tensors of a torch `.pt` or `.bin` file without torch and without running its contents.
 
 Such a file is a zip archive with a pickle, `data.pkl`, and a file of raw bytes for each tensor's storage.
-TorchScript archives hold their parameters the same way, as the attributes of objects, whose code is not
-looked at.
+TorchScript archives hold their parameters the same way, as the attributes of objects. The objects' code is
+not read.
 """
 
 import contextlib
@@ -26,17 +26,17 @@ _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file by torch be
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-    """A file's entries by name, where what is no tensor has the dtype `object`."""
+    """A file's entries by name. An entry that is no tensor has the dtype `object`."""
 
     arrays: dict[str, LazyArray]
     torchscript: bool = False
 
 
 def read_archive(path: Path) -> Contents:
-    """Read the entries of a zip archive, nested ones by names joined with dots.
+    """Read the entries of a zip archive. Names of nested entries are joined with dots.
 
-    Raises UserError for a damaged archive, and for a pickle that names what can only do harm. Nothing in it
-    runs, whatever it names.
+    Nothing in the archive runs. Raises UserError for a damaged archive, and for a pickle that names something
+    that can only do harm.
     """
     with _reading(path), zipfile.ZipFile(path) as archive:
         entries = {info.filename.partition("/")[2]: info for info in archive.infolist()}
@@ -58,7 +58,7 @@ def read_archive(path: Path) -> Contents:
 
 
 def read_legacy(path: Path) -> Contents:
-    """Read a file as torch wrote it before 1.6: five pickles, then the storages one by one.
+    """Read a file that torch before 1.6 wrote: five pickles, then the storages one by one.
 
     Raises UserError as `read_archive` does.
     """
@@ -92,7 +92,7 @@ def read_legacy(path: Path) -> Contents:
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Turns what a damaged or hostile file may cause into a UserError."""
+    """Turn any error that a damaged or hostile file causes inside into a UserError."""
     try:
         yield
     except UserError:
@@ -111,7 +111,10 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def _stored_bytes(contents: np.ndarray, info: zipfile.ZipInfo, path: Path) -> np.ndarray:
-    """The bytes of one file in the zip, in place."""
+    """Find the bytes of one file in the zip, as a view of `contents`.
+
+    Raises UserError where the file is compressed, damaged or cut short.
+    """
     if info.compress_type != zipfile.ZIP_STORED:
         raise UserError(f"{path} is compressed, which torch does not do: unpack and save it anew")
     header = contents[info.header_offset : info.header_offset + 30].tobytes()
@@ -143,7 +146,7 @@ def _lazy(tensor: inert.Tensor, storage: np.ndarray, name: str) -> LazyArray:
         raise UserError(f"{name} reaches beyond its data: the file is damaged")
 
     def read() -> np.ndarray:
-        # Not as_strided, which does not know all types of 8 bits.
+        # as_strided does not support all 8-bit dtypes.
         offset = tensor.offset * itemsize if needed else 0
         strides = [stride * itemsize for stride in tensor.strides]
         return np.ndarray(tensor.shape, tensor.dtype, storage, offset, strides)

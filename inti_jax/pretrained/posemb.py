@@ -1,4 +1,4 @@
-"""Position embeddings for another resolution."""
+"""Resample position embeddings to another resolution."""
 
 import jax
 import numpy as np
@@ -12,12 +12,12 @@ Grid = tuple[int, int]
 def resample(
     embedding: Float[np.ndarray, "N D"], grid: Grid, *, source: Grid | None = None
 ) -> Float[np.ndarray, "M D"]:
-    """Positions for a patch grid of `grid` (rows, columns), from those of `source` (default: square).
+    """Resample position embeddings from the patch grid `source` (default: square) to `grid` (rows, columns).
 
-    As open_clip does it: the class position stays, the grid is resized by antialiased bicubic
-    interpolation with pixels' centres aligned, which in torch is
-    `interpolate(mode="bicubic", antialias=True, align_corners=False)`. Raises UserError where the
-    positions are not a class token and `source`.
+    This is open_clip's method. The class position stays. The grid is resized by antialiased bicubic
+    interpolation with pixels' centres aligned, in torch
+    `interpolate(mode="bicubic", antialias=True, align_corners=False)`. Raises UserError where the positions
+    are not a class token and `source`.
     """
     positions, width = embedding.shape[0] - 1, embedding.shape[1]
     if source is None:
@@ -28,7 +28,7 @@ def resample(
     if source == grid:
         return embedding
     patches = embedding[1:].astype(np.float32).reshape(*source, width)
-    # Keys' cubic with a = -0.5, weights beyond the edge dropped: the same as torch's antialiased one.
+    # Keys' cubic kernel with a = -0.5, weights beyond the edge dropped, as in torch's antialiased method.
     resized = jax.image.resize(
         patches, (*grid, width), method="cubic", antialias=True, precision=jax.lax.Precision.HIGHEST
     )

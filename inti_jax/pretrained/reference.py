@@ -1,7 +1,7 @@
-"""The same CLIP in torch, from the same checkpoint, to compare ours with stage by stage.
+"""Run the same CLIP in torch from the same checkpoint, to compare our outputs with its own.
 
-For Hugging Face's weights that is transformers' own model. OpenAI's are loaded, under their own names,
-into a model of torch's layers, so that a mistake in our rules cannot hide on both sides.
+Hugging Face's weights run in transformers' own model. OpenAI's are loaded, under their own names, into a
+model of torch's layers, so that a mistake in our rules cannot hide on both sides.
 """
 
 from collections import OrderedDict
@@ -27,7 +27,10 @@ def stages(
     images: Float[np.ndarray, "B H W 3"],
     tokens: Int[np.ndarray, "B L"] | None,
 ) -> Stages:
-    """Each stage's output in float32: `image embedding`, `image block 1`, ..., `image feature`, `text`..."""
+    """Run the reference model and give its outputs in float32 by name.
+
+    The names are `image embedding`, `image block 1`, ..., `image feature`, and the same with `text`.
+    """
     weights = {
         name: torch.from_numpy(np.array(array.read()).astype(np.float32))
         for name, array in matched.weights().items()
@@ -44,6 +47,8 @@ def stages(
 
 
 def _keep(found: Stages, name: str) -> Any:
+    """Make a hook that copies a module's output to `found[name]`."""
+
     def hook(_: nn.Module, __: Any, output: Any) -> None:
         tensor = output[0] if isinstance(output, tuple) else output
         found[name] = tensor.numpy().copy()
@@ -52,6 +57,7 @@ def _keep(found: Stages, name: str) -> Any:
 
 
 def _transformers(weights: dict[str, torch.Tensor], source: Checkpoint, architecture: Architecture) -> Any:
+    """Load transformers' model; give a function that runs it, and the modules to observe by name."""
     import transformers
 
     transformers.logging.set_verbosity_error()
@@ -85,11 +91,16 @@ def _transformers(weights: dict[str, torch.Tensor], source: Checkpoint, architec
 
 
 class _QuickGELU(nn.Module):
+    """OpenAI's approximation of GELU."""
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Apply it to each element."""
         return x * torch.sigmoid(1.702 * x)
 
 
 class _Block(nn.Module):
+    """A pre-norm transformer block under OpenAI's names. `causal` is the context of a causal mask."""
+
     def __init__(self, width: int, heads: int, numerics: Numerics, causal: int | None):
         super().__init__()
         self.ln_1 = nn.LayerNorm(width, eps=numerics.eps)
@@ -101,18 +112,23 @@ class _Block(nn.Module):
         self.mask = None if causal is None else torch.full((causal, causal), -torch.inf).triu(1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Apply the block to tokens [B, N, D]."""
         y = self.ln_1(x)
         x = x + self.attn(y, y, y, need_weights=False, attn_mask=self.mask)[0]
         return x + self.mlp(self.ln_2(x))
 
 
 class _Blocks(nn.Module):
+    """A tower's blocks under OpenAI's names."""
+
     def __init__(self, width: int, heads: int, layers: int, numerics: Numerics, causal: int | None = None):
         super().__init__()
         self.resblocks = nn.Sequential(*(_Block(width, heads, numerics, causal) for _ in range(layers)))
 
 
 class _Visual(nn.Module):
+    """The image tower with its projection, under OpenAI's names."""
+
     def __init__(self, architecture: Architecture):
         super().__init__()
         size, numerics = architecture.image, architecture.numerics
@@ -129,6 +145,7 @@ class _Visual(nn.Module):
             self.proj = nn.Parameter(torch.empty(size.width, architecture.embed))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Encode images [B, 3, H, W] as features."""
         x = self.conv1(images).flatten(2).transpose(1, 2)
         x = torch.cat([self.class_embedding.expand(len(x), 1, -1), x], dim=1) + self.positional_embedding
         x = self.ln_post(self.transformer.resblocks(self.ln_pre(x))[:, 0])
@@ -136,6 +153,8 @@ class _Visual(nn.Module):
 
 
 class _Text(nn.Module):
+    """The text tower with its projection, under OpenAI's names."""
+
     def __init__(self, architecture: Architecture):
         super().__init__()
         size, embed = architecture.text, architecture.embed
@@ -146,15 +165,17 @@ class _Text(nn.Module):
         self.transformer = _Blocks(size.width, size.heads, size.layers, architecture.numerics, size.context)
         self.ln_final = nn.LayerNorm(size.width, eps=architecture.numerics.eps)
         self.text_projection = nn.Parameter(torch.empty(size.width, embed))
-        self.first = nn.Identity()  # where the embedding is seen
+        self.first = nn.Identity()  # a module for the hook that copies the embedding
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Encode texts' tokens [B, L] as features."""
         x = self.first(self.token_embedding(tokens) + self.positional_embedding)
         x = self.ln_final(self.transformer.resblocks(x))
         return x[torch.arange(len(x)), tokens.argmax(dim=1)] @ self.text_projection
 
 
 def _openai(weights: dict[str, torch.Tensor], _: Checkpoint, architecture: Architecture) -> Any:
+    """Load OpenAI's weights; give a function that runs the model, and the modules to observe by name."""
     known = _Visual(architecture)
     known.load_state_dict(
         {name.removeprefix("visual."): value for name, value in weights.items() if name.startswith("visual.")}

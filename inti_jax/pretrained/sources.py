@@ -1,4 +1,4 @@
-"""Reads a CLIP checkpoint of any kind people have: its arrays, lazily, and the settings beside them.
+"""Read a CLIP checkpoint of any common kind: its arrays, lazily, and the settings beside them.
 
 Kinds: OpenAI's TorchScript archives, torch state dicts (`.pt`, `.bin`), safetensors, and directories of
 Hugging Face (`config.json`) or open_clip (`open_clip_config.json`), in one file or in shards.
@@ -24,7 +24,7 @@ _HF_WEIGHTS = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-# By safetensors' names, in which files of 8 bits are read as far as saying what they are.
+# By safetensors' names. 8-bit floats are here only so that an error can name them.
 _DTYPES = {
     "F64": np.float64,
     "F32": np.float32,
@@ -45,9 +45,9 @@ _OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bi
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """What `read` found. The settings are None where their file is absent.
+    """A checkpoint's arrays, and the settings beside them, which are None where their file is absent.
 
-    They are read when asked for, since what lies beside a weight file need not belong to it. Asking raises
+    Settings are read on first access, since a file beside the weights need not belong to them. Access raises
     UserError where a file is no JSON object.
     """
 
@@ -57,19 +57,23 @@ class Checkpoint:
 
     @property
     def directory(self) -> Path:
+        """The directory of the weights and the settings."""
         return self.path if self.path.is_dir() else self.path.parent
 
     @cached_property
     def hf_config(self) -> dict[str, Any] | None:
+        """Hugging Face's config.json."""
         return _settings(self.directory / "config.json")
 
     @cached_property
     def open_clip_config(self) -> dict[str, Any] | None:
-        # OpenAI's archives are complete, and open_clip has none of this kind.
+        """The open_clip_config.json of open_clip, or None beside a TorchScript archive."""
+        # TorchScript archives are OpenAI's and complete; open_clip has none.
         return None if self.torchscript else _settings(self.directory / "open_clip_config.json")
 
     @cached_property
     def preprocessor(self) -> dict[str, Any] | None:
+        """Hugging Face's preprocessor_config.json."""
         return _settings(self.directory / "preprocessor_config.json")
 
 
@@ -79,7 +83,7 @@ def is_run(path: Path) -> bool:
 
 
 def read(path: Path) -> Checkpoint:
-    """Read the checkpoint at `path`, a file or a directory. Raises UserError."""
+    """Read the checkpoint at `path`, a file or a directory. Raises UserError where it cannot be read."""
     if not path.exists():
         raise UserError(f"{path} does not exist")
     arrays: dict[str, LazyArray] = {}
@@ -95,12 +99,12 @@ def read(path: Path) -> Checkpoint:
 
 
 def weight_files(path: Path) -> list[Path]:
-    """Find the files that hold the weights: `path` itself, or those of the directory that it is."""
+    """List the files that hold the weights: `path` itself, or those in the directory `path`."""
     return _files_of(path) if path.is_dir() else [path]
 
 
 def has_weights(directory: Path) -> bool:
-    """Whether it is a directory of Hugging Face's or open_clip's, with weights."""
+    """Tell whether `directory` is one of Hugging Face's or open_clip's with weights."""
     try:
         return directory.is_dir() and bool(_files_of(directory))
     except UserError:
@@ -135,7 +139,7 @@ def _shards(index: Path) -> list[Path]:
 
 
 def _read_file(path: Path) -> pickled.Contents:
-    """Read what one file holds; its kind is told by content, not by name."""
+    """Read one file. Its kind is recognised by content first, then by suffix."""
     if what := kinds.no_weights(path):
         raise UserError(f"{path} is {what}")
     with path.open("rb") as file:
@@ -150,7 +154,7 @@ def _read_file(path: Path) -> pickled.Contents:
 
 
 def _read_safetensors(path: Path) -> dict[str, LazyArray]:
-    """The arrays of a safetensors file. Raises UserError where it is damaged or cut short."""
+    """Read the arrays of a safetensors file. Raises UserError where it is damaged or cut short."""
     try:
         handle = safetensors.safe_open(path, "numpy")
         slices = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118

@@ -1,4 +1,4 @@
-"""A classifier from class names: CLIP's zero-shot classification (arXiv:2103.00020, section 3.1)."""
+"""Embed class names for a classifier: CLIP's zero-shot classification (arXiv:2103.00020, section 3.1)."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,10 +7,11 @@ from jaxtyping import Float
 
 
 def class_name(label: str) -> str:
-    """Write a label as a prompt has it: `brush_hair` as "brush hair", `ApplyEyeMakeup` as "apply eye makeup".
+    """Write a label as words: `brush_hair` as "brush hair", `ApplyEyeMakeup` as "apply eye makeup".
 
-    A label of one word whose parts are told by capitals (UCF101's) is cut at them; one with spaces or
-    underscores, or with a single small letter in front (iPhone), has its capitals for another reason.
+    A single word in camel case (UCF101's labels) is cut at its capitals and put in small letters. A label
+    with spaces or underscores, or with a single small letter in front (iPhone), keeps its capitals, since
+    they do not mark words there.
     """
     name = " ".join(label.replace("_", " ").split())
     if name != label or " " in name or (name[1:2].isupper() and name[0].islower()):
@@ -22,7 +23,7 @@ def class_name(label: str) -> str:
 
 
 def _is_new_word(name: str, i: int) -> bool:
-    """Whether the capital at `i` starts a word: behind a small letter or digit, or as the P of HTMLPage."""
+    """Tell whether the capital at `i` starts a word: after a small letter or digit, or as P in HTMLPage."""
     before, after = name[i - 1], name[i + 1 : i + 2]
     return before.islower() or before.isdigit() or (before.isupper() and after.islower())
 
@@ -32,9 +33,9 @@ def class_embeddings(
     names: Sequence[str],
     templates: Sequence[str],
 ) -> Float[np.ndarray, "K E"]:
-    """Give a unit vector for each class: its prompts' unit features, averaged. `{}` is where the name goes.
+    """Compute a unit vector for each class: the normalised mean of its prompts' unit features.
 
-    `encode` gives texts' features.
+    The name replaces `{}` in each template. `encode` computes texts' features.
     """
     prompts = [template.replace("{}", name) for name in names for template in templates]
     features = _unit(encode(prompts)).reshape(len(names), len(templates), -1)

@@ -1,4 +1,4 @@
-"""How far a converted file is from its source, stage by stage, with both implementations run."""
+"""Compare a converted file with its source, block by block, by running both implementations."""
 
 import dataclasses
 from pathlib import Path
@@ -14,7 +14,7 @@ from inti_jax.pretrained.file import ClipFile, build, content_hash
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """At one stage: the largest absolute difference, and the difference's norm over the stage's."""
+    """The difference at one output: its largest absolute value, and its norm over that of the source."""
 
     stage: str
     largest: float
@@ -22,7 +22,7 @@ class Difference:
 
 
 def compare(path: Path, against: Path) -> list[Difference]:
-    """Runs the file by this project and its source by torch, on the same two inputs.
+    """Run the file by this project and its source by torch on the same two inputs; give the differences.
 
     Raises UserError where the file's weights are not those of its hash, where the source cannot be read,
     or where torch, or transformers for Hugging Face's naming, is not installed.
@@ -49,7 +49,7 @@ def compare(path: Path, against: Path) -> list[Difference]:
         theirs = reference.stages(source, matched, architecture, images, tokens)
     except ImportError:
         raise UserError('verifying needs torch and transformers: pip install "inti_jax[convert]"') from None
-    except (RuntimeError, KeyError) as error:  # what torch raises for weights that do not fit
+    except (RuntimeError, KeyError) as error:  # torch's errors for weights that do not fit
         reason = str(error).strip().splitlines()
         raise UserError(f"{against} does not fit {path}: {' '.join(reason[:2])}") from None
     ours = _stages(file, images, tokens)
@@ -77,10 +77,10 @@ def _stages(file: ClipFile, images: np.ndarray, tokens: np.ndarray | None) -> di
         return found
 
     params = {name: array.read() for name, array in file.items()}
-    # Else the coarser products of a TPU or GPU would hide what is looked for.
+    # The coarser default products of a TPU or GPU would hide the differences in question.
     with jax.default_matmul_precision("highest"):
         found = run(params, images, tokens)
-    # jit sorts a dict by its keys; the order of the stages is that of the computation.
+    # jit sorts a dict by its keys; this restores the order of the computation.
     order = sorted(found, key=_order)
     return {stage: np.asarray(found[stage]) for stage in order}
 

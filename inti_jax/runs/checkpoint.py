@@ -1,9 +1,9 @@
-"""Checkpoints of a training run. The one file that knows Orbax.
+"""Save, find and restore the checkpoints of a training run. No other module calls Orbax.
 
-Each holds three parts: `params` (all parameters by path), `optimizer` (its state and the step count)
-and `data` (the input pipeline's position). Writing is asynchronous. A checkpoint is written under another
-name and gets its own, the step's number, once it is whole and has the checksums of its files beside them:
-neither Orbax nor what it writes with would notice a flipped bit in an array.
+A checkpoint has three parts: `params` (all parameters by path), `optimizer` (its state and the step count)
+and `data` (the input pipeline's position). It is written asynchronously, under a temporary name. Once it is
+whole, the checksums of its files are written beside them, and it is renamed to the number of its step. The
+checksums are needed because neither Orbax nor TensorStore would notice a flipped bit in an array.
 """
 
 import contextlib
@@ -38,29 +38,31 @@ from inti_jax.runs.record import RunRecord
 from inti_jax.runs.state import TrainState
 
 log = logging.getLogger("inti_jax")
-# Orbax logs a traceback for each of its threads that fails, which `_failure` says in a line.
+# Orbax logs a traceback for each of its threads that fails. `_failure` reports the same error in one line.
 logging.getLogger("absl").addFilter(lambda record: "_SignalingThread" not in record.getMessage())
 
-# Those of the arrays of each part of a checkpoint.
+# The shapes of the arrays in each part of a checkpoint, by the name of the part.
 Shapes = dict[str, list[tuple[int, ...]]]
 
-# Which checkpoint: of a step, the best of those that were evaluated, or the newest.
+# Selects a checkpoint: that of a step, the best of those that were evaluated, or (None) the newest.
 Step = int | Literal["best"] | None
 
-# What is being written or deleted, and what was set aside; Orbax adds to the former's name while it writes.
+# Directories that are not finished checkpoints: `N.partial` is being written (Orbax appends to the name while
+# it writes), `N.old` is being deleted, and `N.damaged` was set aside.
 _UNFINISHED = re.compile(r"\d+\.(partial|old)\b.*")
 _SET_ASIDE = re.compile(r"(\d+)\.damaged")
 
 
 def find(workdir: Path, step: Step = None) -> int | None:
-    """The step of the checkpoint to use of `workdir`, the same on all hosts; None where there is none at all.
+    """Find the checkpoint of `workdir` to use and return its step, which is the same on all hosts.
 
-    Of the newest and the best, one that is damaged is passed over with a warning. Raises UserError where no
-    checkpoint is whole, or that of `step` is not. Changes nothing.
+    Where the newest or the best is wanted, damaged ones are passed over with a warning. Returns None where
+    the newest is wanted and there are no checkpoints. Raises UserError where a number or "best" matches none,
+    or where all that match are damaged. Changes nothing on disk.
     """
     if jax.process_count() == 1:
         return _find(workdir, step)
-    # The first host's answer: it alone reads everything.
+    # Process 0 alone reads and verifies the files. The others take its answer.
     found, failed = None, None
     if jax.process_index() == 0:
         try:
@@ -75,7 +77,10 @@ def find(workdir: Path, step: Step = None) -> int | None:
 
 
 def restore(workdir: Path, step: int, target: TrainState) -> tuple[TrainState, dict[str, Any]]:
-    """The checkpoint of `step`, straight to the shardings of `target` (a state or its shapes)."""
+    """Restore the checkpoint of `step`, directly to the shardings of `target` (a state or its shapes).
+
+    Returns the state and the input pipeline's position. Raises UserError where Orbax fails to restore it.
+    """
     parts = _load(
         workdir,
         step,
@@ -96,15 +101,21 @@ def restore(workdir: Path, step: int, target: TrainState) -> tuple[TrainState, d
 
 
 def restore_params(workdir: Path, step: int, target: dict[str, jax.ShapeDtypeStruct]) -> Params:
-    """The parameters alone, to the shardings of `target`."""
+    """Restore only the parameters of the checkpoint of `step`, to the shardings of `target`.
+
+    Raises UserError where Orbax fails to restore them.
+    """
     return _load(workdir, step, {"params": target})["params"]
 
 
 class Checkpoints:
-    """Saves the checkpoints of one run, one at a time, and keeps the newest and the best of them."""
+    """Save the checkpoints of one run, one at a time, and keep the newest and the best of them."""
 
     def __init__(self, workdir: Path, settings: config.Checkpoint, *, start: int | None):
-        """The run goes on from the checkpoint of `start`: later ones are damaged, and are set aside."""
+        """Make the directory, delete what was left unfinished, and set aside checkpoints after `start`.
+
+        The run goes on from the checkpoint of `start`. Later ones are damaged: `find` passed them over.
+        """
         self._workdir, self._settings = workdir, settings
         self._directory = layout.checkpoint_dir(workdir).absolute()
         self._first = jax.process_index() == 0
@@ -112,8 +123,8 @@ class Checkpoints:
         self._pending: Future[None] | None = None
         self._stack = contextlib.ExitStack()
         self._stack.enter_context(_without_late_reports())
-        self._plain: Path | None = None  # of the directory, for Orbax
-        # By all hosts: network file systems may show late what another one made.
+        self._plain: Path | None = None  # a path to the directory that Orbax can read
+        # Made by all hosts: a network file system may be late to show what another host made.
         self._directory.mkdir(parents=True, exist_ok=True)
         if self._first:
             for path in list(self._directory.iterdir()):
@@ -136,16 +147,16 @@ class Checkpoints:
         except UserError as failed:
             if error is None or isinstance(error, Stopped):
                 raise
-            log.warning("%s", failed)  # and `error`, which was first, goes on
+            log.warning("%s", failed)  # `error` came first, and is the one that is raised
         finally:
             self._thread.shutdown()
             self._stack.close()
 
     def save(self, step: int, state: TrainState, data: dict[str, Any]) -> None:
-        """Starts saving; returns when the arrays are copied, while the files are still being written.
+        """Start saving; return when the arrays are copied, while the files are still being written.
 
-        Waits for the one before to be whole. Raises UserError, here or in what is called next, where one
-        cannot be written.
+        Waits first until the checkpoint before is whole. Raises UserError where a checkpoint cannot be
+        written: at once, or from the next call of `check`, `wait` or `save`.
         """
         self.wait()
         parts = {
@@ -157,7 +168,7 @@ class Checkpoints:
             if self._plain is None:
                 self._plain = self._stack.enter_context(paths.plain(self._directory, agreement.gather))
             path = self._plain / f"{step}.partial"
-            # In the thread whose priority Orbax's own inherit; it returns when the arrays are copied.
+            # Started in `_thread`: Orbax's threads inherit its priority. Returns once the arrays are copied.
             writing = self._thread.submit(_start_writing, path, parts).result()
         except Exception as error:  # Orbax raises many kinds
             raise self._failure(step, error) from error
@@ -165,20 +176,23 @@ class Checkpoints:
         self._pending = self._thread.submit(self._finish, step, writing, path, shapes)
 
     def check(self) -> None:
-        """Raises UserError if the last save has failed by now."""
+        """Raise UserError if the last save has failed by now."""
         if self._pending is not None and self._pending.done():
             self.wait()
 
     def wait(self) -> None:
-        """Until what was saved is whole."""
+        """Wait until the last save is whole. Raises UserError if it failed."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
 
     def _finish(self, step: int, writing: Any, path: Path, shapes: Shapes) -> None:
-        """Wait for `writing` at `path`, and see that arrays of these `shapes` are there."""
+        """Wait for `writing` at `path`, verify it, rename it to its step, and delete other checkpoints.
+
+        All processes wait for the writing. Process 0 alone does the rest. Raises UserError where it fails.
+        """
         try:
-            writing.result()  # on all hosts, once all have written their part
+            writing.result()  # returns on each host once all have written their part
             if self._first:
                 _check_restorable(path, shapes)
                 partial = self._directory / f"{step}.partial"
@@ -186,22 +200,25 @@ class Checkpoints:
                 partial.rename(self._directory / str(step))
         except Exception as error:
             failure = self._failure(step, error)
-            liveness.tell_failed(str(failure))  # the others may wait for it where `check` is not called again
+            # The others may wait for this checkpoint at a point where `check` is not called again.
+            liveness.tell_failed(str(failure))
             raise failure from error
         if self._first:
             self._delete_others()
 
     def _failure(self, step: int, error: Exception) -> UserError:
+        """Make the UserError for a checkpoint of `step` that could not be written because of `error`."""
         path = self._directory / str(step)
         return UserError(f"{path} cannot be written ({_reason(error)}); the checkpoints before it stay")
 
     def _delete_others(self) -> None:
+        """Delete all checkpoints but the newest and the best, and damaged ones that are replaced by now."""
         found = steps(self._workdir)
         newest, older = found[-self._settings.keep :], found[: -self._settings.keep]
         best = _best(self._workdir)[: self._settings.keep_best] if older else []
         for step in older:
             if step not in best:
-                # Renamed first, so that no half of it is taken for a checkpoint.
+                # Renamed first, so that a half-deleted directory is not taken for a checkpoint.
                 (self._directory / str(step)).rename(self._directory / f"{step}.old")
                 shutil.rmtree(self._directory / f"{step}.old", ignore_errors=True)
         for path in list(self._directory.iterdir()):
@@ -211,14 +228,17 @@ class Checkpoints:
 
 
 def steps(workdir: Path) -> list[int]:
-    """The steps of the finished checkpoints, in order."""
+    """List the steps of the finished checkpoints in ascending order."""
     directory = layout.checkpoint_dir(workdir)
     names = (path.name for path in directory.iterdir()) if directory.is_dir() else ()
     return sorted(int(name) for name in names if re.fullmatch(r"0|[1-9]\d*", name))
 
 
 def _best(workdir: Path) -> list[int]:
-    """The steps of the finished checkpoints that were evaluated as the run evaluates, the best one first."""
+    """List the steps of the evaluated checkpoints, the one with the best top-1 first.
+
+    Only evaluations under the run's own setting count. Of two with the same top-1 the later one comes first.
+    """
     own = evaluations.Setting.of_run(RunRecord.read(workdir))
     top1 = {step: each.top1 for step, each in evaluations.by_step(evaluations.read(workdir), own).items()}
     evaluated = [step for step in steps(workdir) if step in top1]
@@ -226,6 +246,7 @@ def _best(workdir: Path) -> list[int]:
 
 
 def _find(workdir: Path, step: Step) -> int | None:
+    """Find the checkpoint to use as `find` does, in one process."""
     saved = steps(workdir)
     if not saved and step is None:
         return None
@@ -256,19 +277,20 @@ def _find(workdir: Path, step: Step) -> int | None:
 
 
 def _load(workdir: Path, step: int, parts: dict[str, Any]) -> dict[str, Any]:
+    """Load `parts` of a checkpoint by name. Raises UserError where Orbax fails."""
     directory = layout.checkpoint_dir(workdir).absolute()
     try:
         with paths.plain(directory) as path:
             return ocp.load_checkpointables(path / str(step), parts)
-    except Exception as error:  # Orbax raises many kinds; none is of use to who runs this.
+    except Exception as error:  # Orbax raises many kinds, none of which helps the user
         raise UserError(f"{directory / str(step)} cannot be restored ({_reason(error)})") from error
 
 
 def _check_restorable(checkpoint: Path, shapes: Shapes) -> None:
-    """Raise ValueError where Orbax would not restore arrays of these `shapes`, by part, from `checkpoint`.
+    """Raise ValueError where Orbax could not restore arrays of these `shapes`, by part, from `checkpoint`.
 
-    Reads what Orbax says of the arrays and which of their pieces there are, not the arrays: what was written
-    is not damaged yet, but something may not have been written, or not where Orbax looks for it.
+    Reads Orbax's description of the arrays and the list of their pieces, not the arrays themselves. What was
+    just written is not damaged yet, but a piece may be missing or lie where Orbax does not look for it.
     """
     found = ocp.checkpointables_metadata(checkpoint).metadata
     for part, expected in shapes.items():
@@ -280,7 +302,7 @@ def _check_restorable(checkpoint: Path, shapes: Shapes) -> None:
         store = tensorstore.KvStore.open(
             {"driver": "ocdbt", "base": {"driver": "file", "path": f"{checkpoint}/{part}/"}}
         ).result()
-        # Of each array its description, and one piece for each cell of a regular grid.
+        # An array is stored as its description and one piece for each cell of a regular grid.
         pieces = sum(1 + _pieces(array) for array in arrays)
         stored = len(store.list().result())
         if stored != pieces:
@@ -290,21 +312,21 @@ def _check_restorable(checkpoint: Path, shapes: Shapes) -> None:
 
 
 def _pieces(array: Any) -> int:
-    """Count the pieces that an array is stored in, by Orbax's description of it."""
+    """Count the pieces that an array is stored in, from Orbax's description of it."""
     shape = np.shape(array)
     piece = array.storage_metadata.write_shape if shape else ()
     return math.prod(-(-size // part) for size, part in zip(shape, piece, strict=True))
 
 
 def _give_way() -> None:
-    """Where the cores compute, what this thread and those it starts do comes after that."""
+    """Lower the priority of this thread and of those it starts, where the CPU does the computing."""
     if jax.default_backend() == "cpu":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 
 
 @contextlib.contextmanager
 def _without_late_reports() -> Iterator[None]:
-    """Drop what TensorStore reports to event loops of Orbax that a failed write has closed."""
+    """Suppress TensorStore's reports to event loops of Orbax that a failed write has closed."""
     before = sys.unraisablehook
 
     def report(found: "sys.UnraisableHookArgs") -> None:
@@ -319,19 +341,21 @@ def _without_late_reports() -> Iterator[None]:
 
 
 def _start_writing(path: Path, parts: dict[str, Any]) -> Any:
+    """Start writing `parts` to `path`; return Orbax's handle once the arrays are copied."""
     context = ocp.Context()
-    # A quarter of Orbax's work, and of no use: what is restored says where it goes.
+    # The sharding file takes a quarter of Orbax's work and is not needed: restoring states its shardings.
     context.array_options.saving.enable_write_sharding_file = False
     with context:
         return ocp.save_checkpointables_async(path, parts)
 
 
 def _abstract(tree: Any) -> Any:
+    """Replace the arrays of `tree` by their shapes, dtypes and shardings."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
 
 
 def _reason(error: BaseException) -> str:
-    """Why Orbax failed, without what only its authors want to know."""
+    """Summarise an error of Orbax in a line, without the details that only its authors need."""
     said = re.sub(r"/proc/self/fd/\d+/", "", str(error))
     for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES):
         if os.strerror(number) in said:

@@ -1,4 +1,4 @@
-"""Checksums of a directory's files: whether they are what was written."""
+"""Write checksums of a directory's files, and verify the files against them."""
 
 import json
 import os
@@ -8,12 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 SUMS = "checksums.json"
-# Bytes read at a time for a checksum.
+# Bytes that are read at a time for a checksum.
 _BLOCK = 2**22
 
 
 def write(directory: Path) -> None:
-    """Write the sizes and checksums of all files of `directory` beside them."""
+    """Write the sizes and CRC-32 checksums of all files of `directory` to a file beside them."""
     paths = sorted(path for path in directory.rglob("*") if path.is_file())
     with ThreadPoolExecutor(2) as threads:
         sums = threads.map(_crc32, paths)
@@ -28,7 +28,7 @@ def write(directory: Path) -> None:
 
 
 def fault(directory: Path) -> str | None:
-    """Say what is wrong with the files of `directory`, the first thing found; None where nothing is."""
+    """Describe the first fault found in the files of `directory`; None where they match their checksums."""
     try:
         files = json.loads((directory / SUMS).read_bytes())
         expected = {directory / name: (facts["bytes"], facts["crc32"]) for name, facts in files.items()}
@@ -42,6 +42,7 @@ def fault(directory: Path) -> str | None:
 
 
 def _faults(directory: Path, expected: dict[Path, tuple[int, int]]) -> Iterator[str]:
+    """Describe each file that differs from its `expected` size and checksum; sizes are compared first."""
     for path, (size, _) in expected.items():
         if not path.is_file():
             yield f"{path.relative_to(directory)} is missing"

@@ -1,4 +1,4 @@
-"""What XLA compiles: kept on disk for the next start of a run, and known to who asks."""
+"""Cache compiled XLA programs on disk for the next start of a run, and record each compilation."""
 
 import contextlib
 import dataclasses
@@ -25,20 +25,20 @@ _CACHE_HIT = "/jax/compilation_cache/cache_hits"
 
 @contextlib.contextmanager
 def kept(workdir: Path) -> Iterator[None]:
-    """Meanwhile what takes a second or more to compile is kept in `workdir`, and taken from there.
+    """Use a cache in `workdir` for programs that take a second or more to compile, until the context ends.
 
-    Where JAX was told of another place (`JAX_COMPILATION_CACHE_DIR`), that one stays. Of several processes
-    JAX lets the first one write.
+    Does nothing where JAX was given another directory (`JAX_COMPILATION_CACHE_DIR`). Of several processes JAX
+    lets only the first one write.
     """
     if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
         yield
         return
     directory = layout.compiled_dir(workdir)
     if jax.default_backend() == "cpu":
-        # JAX's key does not tell processors apart, and code for another one may stop at an instruction.
+        # JAX's key does not tell processors apart, and code for another may stop at an illegal instruction.
         directory /= f"cpu-{_processor()}"
     directory.mkdir(parents=True, exist_ok=True)
-    # The same in all processes, since XLA is told of it.
+    # The path has to be the same in all processes, since XLA is given it.
     with paths.plain(directory.absolute(), agreement.gather) as plain:
         _keep_in(str(plain))
         try:
@@ -48,12 +48,13 @@ def kept(workdir: Path) -> Iterator[None]:
 
 
 def _keep_in(directory: str | None) -> None:
+    """Set the directory of JAX's compilation cache; None turns the cache off."""
     jax.config.update("jax_compilation_cache_dir", directory)
-    compilation_cache.reset_cache()  # it opens a directory once
+    compilation_cache.reset_cache()  # the cache opens its directory only once
 
 
 def _processor() -> str:
-    """A short hash of the processor's model and instructions."""
+    """Compute a short hash of the processor's model and instruction set."""
     facts = {platform.machine()}
     with contextlib.suppress(OSError), Path("/proc/cpuinfo").open() as lines:
         facts |= {line for line in lines if line.startswith(("model name", "flags", "Features"))}
@@ -62,7 +63,7 @@ def _processor() -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """One program: its function's name, the seconds until it could run, and whether the disk had it."""
+    """One program: its function's name, the seconds until it could run, and if the disk cache had it."""
 
     what: str
     seconds: float
@@ -70,7 +71,7 @@ class Compiled:
 
 
 class Compilations:
-    """What this process compiles, from now until it is closed."""
+    """Recorder of the programs that this process compiles, until it is closed."""
 
     def __init__(self) -> None:
         self._found: list[Compiled] = []
@@ -79,15 +80,16 @@ class Compilations:
         jax.monitoring.register_event_duration_secs_listener(self._on_duration)
 
     def take(self) -> list[Compiled]:
-        """What was compiled since this was last asked."""
+        """Return the programs that were compiled since the last call."""
         found, self._found = self._found, []
         return found
 
     def close(self) -> None:
+        """Stop recording."""
         jax.monitoring.unregister_event_listener(self._on_event)
         jax.monitoring.unregister_event_duration_listener(self._on_duration)
 
-    # A program is traced, lowered, and then compiled or found on disk, all by one thread.
+    # A program is traced, lowered, and then compiled or found on disk, all in one thread.
 
     def _on_event(self, event: str, **_: Any) -> None:
         if event == _CACHE_HIT:
@@ -104,4 +106,4 @@ class Compilations:
             hit = getattr(self._threads, "hit", False)
             self._found.append(Compiled(what, self._threads.seconds[what], hit))
             self._threads.hit = False
-            self._threads.seconds.clear()  # also of what was traced as a part of it
+            self._threads.seconds.clear()  # including those of functions traced as a part of it

@@ -1,4 +1,4 @@
-"""The evaluations that a run's metrics.jsonl records, and which of them compare with which."""
+"""Read the evaluations in a run's metrics.jsonl, and tell which of them can be compared."""
 
 import dataclasses
 import math
@@ -15,9 +15,9 @@ from inti_jax.runs.writers import read_metrics
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What accuracies depend on besides the checkpoint: two with equal settings can be compared.
+    """The views and dataset of an evaluation: accuracies under equal settings can be compared.
 
-    `dataset` is the hash in the dataset's manifest. None stands for what a record does not say.
+    `dataset` is the hash in the dataset's manifest. None stands for a value that a record lacks.
     """
 
     views: int | None  # clips x crops
@@ -26,20 +26,24 @@ class Setting:
 
     @staticmethod
     def of(settings: config.Eval, dataset: str) -> "Setting":
+        """Make the setting of an evaluation with these `settings` on the dataset whose hash is `dataset`."""
         return Setting(settings.clips * settings.crops, settings.clips, dataset)
 
     @staticmethod
     def of_run(record: RunRecord) -> "Setting":
-        """The setting under which the run of `record` evaluates itself."""
+        """Make the setting under which the run of `record` evaluates itself."""
         return Setting.of(record.config.eval, record.dataset.sha256)
 
     def includes(self, other: "Setting") -> bool:
-        """True where `other` is this setting; records of earlier versions have `views` without `clips`."""
+        """Tell whether `other` is this setting, as far as its record says.
+
+        Records of earlier versions have `views` without `clips`.
+        """
         same_clips = other.clips in (None, self.clips)
         return self.views == other.views and self.dataset == other.dataset and same_clips
 
     def differences(self, own: "Setting") -> list[str]:
-        """Say how this setting differs from a run's own, a few words for each difference."""
+        """Describe how this setting differs from a run's own, in a few words for each difference."""
         found = []
         if self.views is None or self.views != own.views or self.clips not in (None, own.clips):
             if self.views and self.clips:
@@ -53,7 +57,7 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """One `val` record: the accuracies, as shares, of the checkpoint of `step` under `setting`."""
+    """One `val` record: the accuracies (from 0 to 1) of the checkpoint of `step` under `setting`."""
 
     step: int
     top1: float
@@ -71,16 +75,18 @@ def read(workdir: Path) -> list[Evaluation]:
 
 
 def by_step(found: Iterable[Evaluation], setting: Setting) -> dict[int, Evaluation]:
-    """Select the evaluations under `setting`, by step in ascending order; of one step the last counts."""
+    """Map each step, in ascending order, to its last evaluation under `setting`."""
     selected = {each.step: each for each in found if setting.includes(each.setting)}
     return dict(sorted(selected.items()))
 
 
 def was_evaluated(workdir: Path, step: int, setting: Setting) -> bool:
+    """Tell whether the run in `workdir` has an evaluation of `step` under `setting`."""
     return step in by_step(read(workdir), setting)
 
 
 def _parse(workdir: Path, entry: dict[str, Any]) -> Evaluation:
+    """Parse a `val` record. Raises UserError where an accuracy is missing or no number."""
     figures = [entry.get("top1"), entry.get("top5", math.nan), entry.get("mean_class", math.nan)]
     if not all(isinstance(figure, int | float) for figure in figures):
         raise UserError(

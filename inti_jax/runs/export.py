@@ -1,4 +1,4 @@
-"""The way out: our parameters as OpenAI's state dict or a Hugging Face directory, bit for bit."""
+"""Export our parameters as OpenAI's state dict or a Hugging Face directory, bit for bit."""
 
 import dataclasses
 import json
@@ -20,10 +20,11 @@ from inti_jax.runs import checkpoint, trained
 
 
 def export(arrays: Mapping[str, LazyArray], description: Description, naming: str, out: Path) -> int:
-    """Writes CLIP's parameters for `naming`, "openai" or "huggingface"; gives how many arrays those are.
+    """Write CLIP's parameters for `naming`, "openai" or "huggingface"; return the number of arrays.
 
-    `out` is a `.safetensors` or `.pt` file for OpenAI's naming, a new directory for Hugging Face's. An
-    image tower alone will do. Raises UserError for parameters that CLIP has not, such as compressors.
+    `out` is a `.safetensors` or `.pt` file for OpenAI's naming, and a new directory for Hugging Face's. An
+    image tower without a text tower is enough. Raises UserError for parameters that CLIP does not have, such
+    as compressors, and UsageError where `out` has another suffix or the directory exists.
     """
     theirs = clip.to_theirs(arrays, clip.NAMINGS[naming])
     if naming == "huggingface":
@@ -40,11 +41,11 @@ def export(arrays: Mapping[str, LazyArray], description: Description, naming: st
 def read_run(
     workdir: Path, step: checkpoint.Step = None
 ) -> tuple[dict[str, LazyArray], Description, list[str]]:
-    """The image tower that a run trained, its description, and the parameters that are left out.
+    """Read the image tower that a run trained, its description, and the names of parameters left out.
 
-    It is that of the newest checkpoint, or of `step`. What can be folded into the tower is.
-    The projection of a classifier that started from class names is CLIP's visual projection, and comes along.
-    Raises UserError where `workdir` holds no finished checkpoint.
+    Reads the newest checkpoint, or that of `step`. Folds into the tower what can be folded. Where the
+    classifier started from class names, its projection is CLIP's visual projection and is included. Raises
+    UserError where `workdir` holds no finished checkpoint.
     """
     found = trained.load(workdir, sharding.one_device_mesh(), step=step)
     record, (_, params) = found.record, found.for_inference()
@@ -68,7 +69,7 @@ def _write_torch(arrays: Mapping[str, LazyArray], out: Path) -> None:
         raise UserError(
             f'writing {out} needs torch: pip install "inti_jax[convert]", or write .safetensors'
         ) from None
-    # Kept contiguous: OpenAI's loader takes arrays as they come.
+    # Contiguous, because OpenAI's loader takes the arrays as they come.
     weights = {name: torch.from_numpy(np.array(array.read(), order="C")) for name, array in arrays.items()}
     with replacing(out) as temporary:
         torch.save(weights, temporary)
@@ -125,7 +126,7 @@ def _config(description: Description) -> dict[str, Any]:
             "num_attention_heads": text.heads,
             "vocab_size": text.vocabulary,
             "max_position_embeddings": text.context,
-            # Without a vocabulary, where OpenAI has it: before the end.
+            # Without a vocabulary, as in OpenAI's: just before the end token.
             "bos_token_id": tokens.index(START) if tokens else text.end_token - 1,
             "eos_token_id": tokens.index(END) if tokens else text.end_token,
             "pad_token_id": text.end_token,

@@ -1,4 +1,4 @@
-"""How a run starts: from random weights, from converted ones, or from what another run trained."""
+"""Make a run's initial state from random weights, converted ones, or what another run trained."""
 
 import dataclasses
 import logging
@@ -28,9 +28,10 @@ log = logging.getLogger("inti_jax")
 
 
 def find_backbone(model: config.Model) -> Backbone:
-    """Read what `model.pretrained` says of its weights, converting them first where they are not converted.
+    """Read the description of the weights `model.pretrained`, converting them first where necessary.
 
-    Raises ConfigError where it is no weights, another backbone's, or lacks what the classifier starts from.
+    Raises ConfigError where that is no file of weights, is of another backbone, or lacks what the classifier
+    starts from.
     """
     if model.pretrained == "random":
         return Backbone()
@@ -59,11 +60,11 @@ def find_backbone(model: config.Model) -> Backbone:
 def initial_state(
     record: RunRecord, transform: optax.GradientTransformation, target: TrainState
 ) -> TrainState:
-    """The state before the first step, each part where `target` says it lives.
+    """Make the state before the first step, with the shardings of `target`.
 
-    Parameters are made or read in their places: no device holds more of them than its own part. But a
-    head that starts from class names has its text tower on one device of each process, before anything else
-    is there. Raises UserError where a parameter that does not train would stay random.
+    Each device creates or reads only its own shards of the parameters. The exception is a head that starts
+    from class names: its text tower is on one device of each process, before any other parameter is loaded.
+    Raises UserError where a frozen parameter would stay random.
     """
     shapes = {**target.trainable, **target.frozen}
     loaded = {} if record.config.model.pretrained == "random" else _pretrained(record, shapes)
@@ -93,11 +94,12 @@ def initial_state(
 
 
 def _pretrained(record: RunRecord, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> Params:
+    """Load those of the parameters `shapes` that `model.pretrained` provides."""
     model = record.config.model
     classes = None
     if model.head.init == "text":
         names = [text_head.class_name(label) for label in record.dataset.labels]
-        # Nothing holds on to the text tower: it is gone before the image tower is read.
+        # No reference to the text tower is kept, so that it is freed before the image tower is read.
         classes = text_head.class_embeddings(
             TextEncoder(open_converted(model.pretrained)), names, model.head.templates
         )
@@ -111,11 +113,15 @@ def _pretrained(record: RunRecord, shapes: Mapping[str, jax.ShapeDtypeStruct]) -
 
 
 def _trained(record: RunRecord, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> Params:
+    """Load the parameters of `model.start_from`; `shapes` are the run's trainable ones.
+
+    Raises ConfigError where the file does not fit the run, or has a parameter that is frozen in it.
+    """
     path = Path(record.config.model.start_from)
     theirs = trained_file.read_record(path)
     trained_file.check_fits(path, theirs, record)
     leaves = trained_file.leaves(path, theirs)
-    # A file that this run writes in its turn would lack them.
+    # A trained file has only what trains, so one that this run writes would lack these.
     if frozen := sorted(leaves.keys() - shapes):
         raise ConfigError(
             f"config: `model.start_from` is {path}, which trained {frozen[0]} as well: here that does not "
@@ -127,7 +133,7 @@ def _trained(record: RunRecord, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> P
 
 
 def _describe(image: BackboneSize) -> str:
-    """The backbone of this size, at any resolution, or in words what it is."""
+    """Name the backbone of this size, at the nearest resolution, or else describe the size in words."""
     fitting = [
         name
         for name, size in BACKBONES.items()

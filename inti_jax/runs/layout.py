@@ -1,4 +1,4 @@
-"""The directory of a run: the names of its files, and the lock that keeps other runs out."""
+"""Name the files in a run's directory, and lock it against other runs."""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,10 +12,10 @@ from inti_jax.host import locks
 
 @contextlib.contextmanager
 def lock(workdir: Path) -> Iterator[None]:
-    """Keep other runs out of `workdir`, which is made; for the first host, others have no part.
+    """Make `workdir` and lock it against other runs until the context ends. Only process 0 does so.
 
-    Raises UserError where another run is in it. What ends a process, however hard, ends its lock; a directory
-    in which nothing was written is removed again.
+    The lock ends with its process, however that ends. A directory that this call made is removed again if
+    nothing was written there. Raises UserError where another run holds the lock.
     """
     if jax.process_index() != 0:
         yield
@@ -33,25 +33,30 @@ def lock(workdir: Path) -> Iterator[None]:
         finally:
             stack.close()
             if made:
-                with contextlib.suppress(OSError):  # what it has by now stays
+                with contextlib.suppress(OSError):  # it is not empty, and stays
                     workdir.rmdir()
 
 
 def config_path(workdir: Path) -> Path:
+    """Return the path of the run's record, config.json."""
     return workdir / "config.json"
 
 
 def metrics_path(workdir: Path) -> Path:
+    """Return the path of the run's metrics.jsonl."""
     return workdir / "metrics.jsonl"
 
 
 def checkpoint_dir(workdir: Path) -> Path:
+    """Return the directory of the run's checkpoints."""
     return workdir / "checkpoints"
 
 
 def tensorboard_dir(workdir: Path) -> Path:
+    """Return the directory of the run's TensorBoard events and profiler traces."""
     return workdir / "tensorboard"
 
 
 def compiled_dir(workdir: Path) -> Path:
+    """Return the directory of the run's compiled programs."""
     return workdir / "compiled"

@@ -1,4 +1,4 @@
-"""What a run is told of itself while it trains: its figures, checked and recorded, and how fast it goes."""
+"""Check and record the metrics and the speed of a run while it trains."""
 
 import dataclasses
 import logging
@@ -25,16 +25,16 @@ log = logging.getLogger("inti_jax")
 
 Metrics = dict[str, Array]
 
-# What compiles in less has no record.
+# Compilations that take less time are not recorded.
 _NOTABLE_SECONDS = 0.1
 
 
 class TrainingError(UserError):
-    """Training cannot go on; what was saved before stays good."""
+    """An error after which training cannot go on; earlier checkpoints stay good."""
 
 
 class Speed:
-    """What the seconds of a step mean."""
+    """Converter of a step's duration to videos per second and model FLOP utilisation (MFU)."""
 
     def __init__(self, config: Config, model: VideoModel, mesh: jax.sharding.Mesh):
         self._videos = config.train.global_batch
@@ -43,13 +43,13 @@ class Speed:
         self._peak = utilization.peak_flops(mesh.devices.flatten().tolist())
 
     def figures(self, step_seconds: float) -> dict[str, float]:
-        """`mfu` is there where it is known what the devices could do."""
+        """Compute `videos_per_second`, and `mfu` where the devices' peak FLOPs are known."""
         found = {"videos_per_second": self._videos / step_seconds}
         return found if self._peak is None else found | {"mfu": self._flops / step_seconds / self._peak}
 
 
 class Monitor:
-    """Checks and logs each step's figures one step late, so that reading them stalls nothing."""
+    """Check and log each step's metrics one step late, so that reading them does not stall the devices."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class Monitor:
         next_step: int,
         bad: int,
     ):
-        """`bad` clips of the `next_step` steps so far did not decode."""
+        """Start after `next_step` steps, of whose clips `bad` did not decode."""
         self._config, self._dataset = config, dataset
         self._writer, self._progress, self._speed = writer, progress, speed
         self._compilations = Compilations()
@@ -74,16 +74,18 @@ class Monitor:
         self.restart_clock()
 
     def restart_clock(self, now: float | None = None) -> None:
+        """Measure the duration of steps afresh from `now`, by default the current time."""
         self._since = time.perf_counter() if now is None else now
         self._steps = 0
         self._waited = 0.0
         self._compiling = 0.0
 
     def close(self) -> None:
+        """Stop recording compilations."""
         self._compilations.close()
 
     def next_batch(self, batches: Iterator[DeviceBatch]) -> DeviceBatch:
-        """The next batch; the time spent waiting for it is the data-wait share."""
+        """Return the next batch, and count the time spent waiting for it as data wait."""
         asked = time.perf_counter()
         batch = next(batches)
         self._waited += time.perf_counter() - asked
@@ -92,7 +94,7 @@ class Monitor:
     def dispatch(
         self, step: int, step_fn: jax.stages.Wrapped, train_state: TrainState, batch: DeviceBatch
     ) -> tuple[TrainState, Metrics]:
-        """Starts the step. Where it has to be compiled first, that time is no step's."""
+        """Start the step. The time that its compilation takes does not count as a step's."""
         asked = time.perf_counter()
         result = step_fn(train_state, batch)
         if self.note_compiled(step):
@@ -100,7 +102,7 @@ class Monitor:
         return result
 
     def note_compiled(self, step: int) -> bool:
-        """Writes a record of each program that was compiled since the last time, if any was."""
+        """Write a record of each program compiled since the last call; return True if there was any."""
         found = [each for each in self._compilations.take() if each.seconds >= _NOTABLE_SECONDS]
         for each in found:
             self._writer.write(step, "compile", dataclasses.asdict(each))
@@ -109,11 +111,15 @@ class Monitor:
         return bool(found)
 
     def push(self, step: int, metrics: Metrics, index: Array) -> None:
-        """Takes the figures of a step just dispatched, and reads those of the one before."""
+        """Store the metrics of a step just dispatched, after reading those of the step before."""
         self.flush()
         self._pending = (step, metrics, index)
 
     def flush(self) -> None:
+        """Read, check and log the stored metrics, if there are any.
+
+        Raises TrainingError where too many clips did not decode, or the loss or its gradient is not finite.
+        """
         if self._pending is None:
             return
         step, metrics, index = self._pending
@@ -128,8 +134,9 @@ class Monitor:
             self._log(step, figures)
 
     def _check(self, step: int, figures: dict[str, float | int], index: Array) -> None:
+        """Raise TrainingError as `flush` does; where the figures are not finite, record the batch first."""
         share = self._config.data.max_bad_share
-        # At least one epoch is the measure: else a single bad clip in the first batch would be too many.
+        # The share is of at least one epoch: else a single bad clip in the first batch would be too many.
         if self.bad > share * max(self._seen, len(self._dataset)):
             raise TrainingError(
                 f"step {step}: {self.bad} of the {self._seen} clips so far did not decode, more than "
@@ -147,6 +154,7 @@ class Monitor:
         )
 
     def _log(self, step: int, figures: dict[str, float | int]) -> None:
+        """Write a `train` record of the steps since the last one, show it, and restart the clock."""
         now = time.perf_counter()
         elapsed = now - self._since - self._compiling
         step_seconds = elapsed / self._steps

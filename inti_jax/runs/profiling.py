@@ -1,4 +1,4 @@
-"""A trace of some of a run's steps, for TensorBoard or XProf: `--profile steps=FIRST:LAST`."""
+"""Trace some of a run's steps for TensorBoard or XProf: `--profile steps=FIRST:LAST`."""
 
 import contextlib
 import dataclasses
@@ -19,14 +19,14 @@ log = logging.getLogger("inti_jax")
 
 @dataclasses.dataclass(frozen=True)
 class Steps:
-    """Steps `first` to `last` of a run, which counts from 1."""
+    """Steps `first` to `last` of a run, both included, counted from 1."""
 
     first: int
     last: int
 
     @staticmethod
     def parse(text: str) -> "Steps":
-        """Reads `steps=FIRST:LAST`. Raises UsageError."""
+        """Parse `steps=FIRST:LAST`. Raises UsageError for any other text."""
         match = re.fullmatch(r"steps=(\d+):(\d+)", text)
         if match is None:
             raise UsageError(f"--profile {text}: write it as steps=FIRST:LAST, such as steps=10:15")
@@ -38,14 +38,14 @@ class Steps:
         return steps
 
     def check_within(self, start: int, end: int) -> None:
-        """Raises UsageError where a run from after step `start` to `end` does not take all of them."""
+        """Raise UsageError unless a run from after step `start` up to step `end` takes all these steps."""
         if self.first <= start or self.last > end:
             ahead = f"takes steps {start + 1} to {end}" if start < end else f"has taken all its {end} steps"
             raise UsageError(f"--profile steps={self.first}:{self.last}: the run {ahead}")
 
 
 class Trace:
-    """Writes the trace below the run's `tensorboard/`. Process 0 alone does: the others' steps are alike."""
+    """Profiler trace below the run's `tensorboard/`, by process 0 alone: the others' steps are alike."""
 
     def __init__(self, steps: Steps | None, workdir: Path):
         self._steps = steps if jax.process_index() == 0 else None
@@ -55,7 +55,7 @@ class Trace:
 
     @contextlib.contextmanager
     def step(self, step: int) -> Iterator[None]:
-        """Around all that the host does for a step, which a trace shows under its number."""
+        """Mark the host's work for a step with its number in the trace, which begins at the first step."""
         if self._steps is not None and step == self._steps.first:
             self._directory.mkdir(parents=True, exist_ok=True)
             jax.profiler.start_trace(self._stack.enter_context(paths.plain(self._directory)))
@@ -64,7 +64,7 @@ class Trace:
             yield
 
     def end_step(self, step: int, results: Any) -> None:
-        """After a step, whose `results` may still be computed."""
+        """End the trace after its last step, once the step's `results` are computed."""
         if self._steps is None or step != self._steps.last:
             return
         jax.block_until_ready(results)
@@ -79,6 +79,7 @@ class Trace:
         )
 
     def close(self) -> None:
+        """End the trace if it is running."""
         if self._running:
             jax.profiler.stop_trace()
             self._stack.close()

@@ -1,4 +1,4 @@
-"""The record of a run in its config.json: config, dataset, backbone, and what may change on resume."""
+"""Record a run's config, dataset and backbone in config.json, and check what may change on resume."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ from inti_jax.data.dataset import VideoDataset
 from inti_jax.errors import naming
 from inti_jax.runs import layout
 
-# What may differ when a run goes on: where things are and how fast, not what is computed.
+# Settings that may differ when a run goes on: where things are and how fast, not what is computed.
 _FREE = (
     "model.pretrained",  # the backbone's hash is compared instead
     "model.start_from",
@@ -27,7 +27,7 @@ _FREE = (
     "data.prefetch",
     "data.max_bad_share",
     "train.accumulate",
-    "train.steps",  # not fewer than are done
+    "train.steps",  # but no fewer than are done
     "train.epochs",
     "train.early_stop",
     "train.log_every_steps",
@@ -41,7 +41,7 @@ _FREE = (
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """The dataset a run was trained on. `labels[k]` is the name of class k."""
+    """The dataset that a run was trained on; `labels[k]` is the name of class k."""
 
     name: str
     version: str
@@ -50,20 +50,21 @@ class Dataset:
 
     @staticmethod
     def of(dataset: VideoDataset) -> "Dataset":
+        """Describe `dataset` from its manifest."""
         facts = dataset.manifest
         return Dataset(facts["name"], facts["version"], facts["sha256"], dataset.labels)
 
 
 @dataclasses.dataclass(frozen=True)
 class RunRecord:
-    """What config.json holds: enough to rebuild the model and name its classes."""
+    """The contents of config.json: enough to rebuild the model and name its classes."""
 
     config: Config
     dataset: Dataset
     backbone: Backbone
 
     def write(self, workdir: Path) -> None:
-        """Writes config.json in one step, making `workdir`; for the first host."""
+        """Write config.json atomically, making `workdir`. Only process 0 should call it."""
         workdir.mkdir(parents=True, exist_ok=True)
         path = layout.config_path(workdir)
         partial = path.with_suffix(".partial")
@@ -73,23 +74,24 @@ class RunRecord:
 
     @staticmethod
     def read(workdir: Path) -> "RunRecord":
-        """Raises ConfigError where `workdir` is not a run's directory."""
+        """Read the record of a run. Raises ConfigError where `workdir` is not a run's directory."""
         path = layout.config_path(workdir)
         return RunRecord.from_json(config.read_json(path), path)
 
     def to_json(self) -> dict[str, Any]:
+        """Return the object that config.json holds."""
         return dataclasses.asdict(self.config) | {
             "dataset": dataclasses.asdict(self.dataset),
             "backbone": dataclasses.asdict(self.backbone),
         }
 
     def flat(self) -> dict[str, Any]:
-        """Give all values by dotted key: `config.train.seed`, `dataset.name`."""
+        """Return all values by dotted key: `config.train.seed`, `dataset.name`."""
         return traverse_util.flatten_dict(dataclasses.asdict(self), sep=".")
 
     @staticmethod
     def from_json(values: Any, path: Path) -> "RunRecord":
-        """Raises ConfigError, naming `path`, where `values` are no record."""
+        """Make a record from `values`, read from `path`. Raises ConfigError where they are no record."""
         try:
             dataset = pydantic.TypeAdapter(Dataset).validate_python(values.pop("dataset"))
             backbone = pydantic.TypeAdapter(Backbone).validate_python(values.pop("backbone"))
@@ -98,7 +100,7 @@ class RunRecord:
         return RunRecord(config.from_dict(values), dataset, backbone)
 
     def check_continues(self, earlier: "RunRecord", workdir: Path) -> None:
-        """Raises ConfigError where a checkpoint of `earlier` cannot go on as this run."""
+        """Raise ConfigError where this run cannot go on from a checkpoint of `earlier`."""
         ours, theirs = self.flat(), earlier.flat()
         for key in sorted(ours.keys() | theirs.keys()):
             name = key.removeprefix("config.")

@@ -1,4 +1,4 @@
-"""What training changes and what it keeps: parameters by path, trainable and frozen, and the optimizer's.
+"""Define the state of a training run: trainable and frozen parameters, and the optimizer's state.
 
 Parameters are a flat `{path: array}`, with paths such as `tower.blocks.0.attn.qkv.kernel`, so that
 rules for sharding, weight decay and freezing are regular expressions on one string.
@@ -22,9 +22,10 @@ from inti_jax.runs.record import RunRecord
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """`step` counts finished steps. Only `trainable` has gradients and optimizer state.
+    """The parameters by path, the optimizer's state, and `step`, the number of finished steps.
 
-    The leaves are arrays, or for each of them its sharding or shape.
+    Only `trainable` has gradients and optimizer state. The leaves are arrays, or the sharding or the shape of
+    each.
     """
 
     step: Any
@@ -34,6 +35,7 @@ class TrainState:
 
 
 def build_model(record: RunRecord, rngs: nnx.Rngs, *, folded: bool = False) -> VideoModel:
+    """Build the model of a run; with `folded`, for parameters from `models.fold`."""
     return VideoModel(
         record.config.model,
         len(record.dataset.labels),
@@ -47,14 +49,14 @@ def build_model(record: RunRecord, rngs: nnx.Rngs, *, folded: bool = False) -> V
 
 
 def abstract_model(record: RunRecord, *, folded: bool = False) -> VideoModel:
-    """The model without its weights: shapes alone, for counting and planning."""
+    """Build the model of a run with shapes instead of weights, for counting and planning."""
     return nnx.eval_shape(lambda: build_model(record, make_rngs(0), folded=folded))
 
 
 def abstract_state(
     record: RunRecord, transform: optax.GradientTransformation, mesh: jax.sharding.Mesh
 ) -> TrainState:
-    """The shapes of a run's state, and where on `mesh` each part lives."""
+    """Compute the shapes of a run's state, with the sharding of each part on `mesh`."""
     shapes = parameters.parameter_shapes(abstract_model(record))
     shardings = sharding.parameter_shardings(shapes, mesh)
     trained = freezing.trained(record.config.model, shapes)
@@ -78,6 +80,7 @@ def abstract_state(
 
 
 def shardings_of(target: TrainState) -> TrainState:
+    """Replace each leaf of a state by its sharding."""
     return jax.tree.map(lambda leaf: leaf.sharding, target)
 
 

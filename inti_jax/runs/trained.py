@@ -1,4 +1,4 @@
-"""A trained model from where it was left: a checkpoint of a run, or a small file of what it trained."""
+"""Load a trained model from a checkpoint of a run, or from a small file of what the run trained."""
 
 import dataclasses
 from pathlib import Path
@@ -19,13 +19,13 @@ from inti_jax.runs.record import RunRecord
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A run's parameters, by path, as they were trained."""
+    """A run's record and its trained parameters by path."""
 
     record: RunRecord
     params: Params
 
     def for_inference(self) -> tuple[nnx.GraphDef[VideoModel], Params]:
-        """The model and its parameters, with all folded into the backbone that can be."""
+        """Return the model and its parameters, with all that can be folded into the backbone folded."""
         model = self.record.config.model
         graphdef = nnx.graphdef(state.abstract_model(self.record, folded=True))
         return graphdef, jax.jit(lambda params: fold(model, params))(self.params)
@@ -34,11 +34,12 @@ class Trained:
 def load(
     path: Path, mesh: jax.sharding.Mesh, *, pretrained: Path | None = None, step: checkpoint.Step = None
 ) -> Trained:
-    """What `path` holds, a run's directory or a file that `convert --to trained` wrote.
+    """Load a trained model from a run's directory, or from a file that `convert --to trained` wrote.
 
-    Of a run it is the newest checkpoint, or that of `step`. A file goes on the weights of `pretrained`, by
-    default those that the run named. Raises UserError where there is nothing, or where they do not belong
-    together.
+    From a directory it loads the newest checkpoint, or that of `step`. A file is applied to the weights
+    `pretrained`, by default those that its run named. Raises UserError where `path` holds no trained model,
+    where the file and the weights do not belong together, or where a directory comes with `pretrained` or a
+    file with `step`.
     """
     if not path.is_file():
         if pretrained is not None:
@@ -64,13 +65,13 @@ def load(
 
 
 def start(record: RunRecord, mesh: jax.sharding.Mesh) -> Trained:
-    """What the run of `record` has before its first step."""
+    """Make the parameters that the run of `record` has before its first step."""
     target = state.abstract_state(record, optax.identity(), mesh)
     first = initial.initial_state(record, optax.identity(), target)
     return Trained(record, {**first.trainable, **first.frozen})
 
 
 def load_run(record: RunRecord, workdir: Path, mesh: jax.sharding.Mesh, step: int) -> Trained:
-    """The checkpoint of `step` in `workdir`, whose run `record` describes."""
+    """Load the checkpoint of `step` in `workdir`, whose run `record` describes."""
     target = state.abstract_state(record, optax.identity(), mesh)
     return Trained(record, checkpoint.restore_params(workdir, step, {**target.trainable, **target.frozen}))

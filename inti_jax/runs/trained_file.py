@@ -1,7 +1,7 @@
-"""A small checkpoint: what a run trained and nothing else, pinned to its backbone and its labels.
+"""Read and write a small file of only what a run trained, pinned to its backbone and its labels.
 
-It is a safetensors file of megabytes whose metadata holds the run's record, and in it the content hash of the
-converted CLIP that the run started from: with that file it is the whole model again.
+It is a safetensors file of megabytes. Its metadata holds the run's record, with the content hash of the
+converted CLIP that the run started from. The two files together are the whole model.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ FORMAT, VERSION = "inti_jax.trained", "1"
 _MAKES = "`python -m inti_jax.convert {} --to trained --out F.safetensors`"
 _MEANT = f"what a run trained is meant, as {_MAKES.format('RUN')} makes a file of it"
 
-# Of the model's settings, those that need not be as in the file.
+# Settings of the model that may differ from those in the file.
 _FREE = (
     *("pretrained", "start_from", "frozen_dtype", "remat", "scan", "drop_path"),
     *("freeze", "freeze_blocks", "unfreeze_last"),
@@ -36,7 +36,10 @@ _FREE = (
 
 
 def write(path: Path, record: RunRecord, params: Mapping[str, jax.Array]) -> str:
-    """Writes those of `params` that train, and gives their hash. Nothing is at `path` before all is."""
+    """Write those of `params` that train to `path`, and return their hash.
+
+    The file appears at `path` only once it is complete.
+    """
     trained = freezing.trained(record.config.model, params)
     arrays = {name: held(np.asarray(params[name], np.float32)) for name in params if name in trained}
     metadata = {
@@ -48,7 +51,10 @@ def write(path: Path, record: RunRecord, params: Mapping[str, jax.Array]) -> str
 
 
 def read_record(path: Path) -> RunRecord:
-    """The run that the file is of. Raises UserError where it is damaged, or no such file."""
+    """Read the record of the run that trained what the file holds.
+
+    Raises UserError where the file is damaged, or is of another kind.
+    """
     metadata = _open(path).metadata() or {}
     if metadata.get("format") == CLIP_FORMAT:
         raise UserError(
@@ -64,9 +70,9 @@ def read_record(path: Path) -> RunRecord:
 
 
 def leaves(path: Path, record: RunRecord) -> dict[str, Callable[[Index], np.ndarray]]:
-    """Give the trained leaves by path, each a function that reads it, or a slice of it.
+    """Map the path of each trained parameter to a function that reads it, or a slice of it.
 
-    Raises UserError where they are not those of `record`'s model.
+    Raises UserError where the parameters are not those of `record`'s model.
     """
     file = _open(path)
     shapes = parameters.parameter_shapes(state.abstract_model(record))
@@ -87,9 +93,9 @@ def leaves(path: Path, record: RunRecord) -> dict[str, Callable[[Index], np.ndar
 
 
 def check_fits(path: Path, theirs: RunRecord, ours: RunRecord) -> None:
-    """Raises ConfigError where the file of `theirs` cannot start a run of `ours`.
+    """Raise ConfigError where the file of `theirs` cannot start a run of `ours`.
 
-    It has to be the same model, on the same backbone, with the same labels in the same order.
+    Both have to have the same model, on the same backbone, with the same labels in the same order.
     """
     if theirs.backbone != ours.backbone:
         raise ConfigError(
@@ -108,7 +114,7 @@ def check_fits(path: Path, theirs: RunRecord, ours: RunRecord) -> None:
             f"{len(ours.dataset.labels)}"
         )
     for field in dataclasses.fields(ours.config.model):
-        # Where the weights are, how the computation is laid out and what more trains may differ.
+        # The place of the weights, the layout of the computation and what else trains may differ.
         if field.name in _FREE:
             continue
         there, here = (getattr(record.config.model, field.name) for record in (theirs, ours))
@@ -119,6 +125,7 @@ def check_fits(path: Path, theirs: RunRecord, ours: RunRecord) -> None:
 
 
 def _open(path: Path) -> safetensors.safe_open:
+    """Open a safetensors file. Raises UserError where `path` is anything else, or is damaged."""
     if path.is_dir():
         raise UserError(f"{path} is a directory: {_MAKES.format(path)} makes the file of a run that is meant")
     if what := kinds.no_safetensors(path):

@@ -1,4 +1,4 @@
-"""How much of what the devices can do a run does: model FLOP utilisation (MFU, arXiv:2204.02311)."""
+"""Count training MACs and peak FLOPs for model FLOP utilisation (MFU, arXiv:2204.02311)."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,17 +15,17 @@ _EMBEDDING = ("tower.patch_embed", "tower.class_embedding", "tower.positional_em
 
 
 def peak_flops(devices: Sequence[Device]) -> float | None:
-    """FLOPs a second of all `devices` together, in bfloat16; None where it is not known."""
+    """Sum the peak FLOPs per second of `devices` in bfloat16; None where that of one is not known."""
     chips = [chip_of(device) for device in devices]
     return None if None in chips else sum(chip.flops for chip in chips if chip is not None)
 
 
 def training_macs(model: VideoModel, settings: Model, frames: int) -> int:
-    """Multiply-accumulates of one view of `frames` frames in training: forward and backward pass.
+    """Count the multiply-accumulates of training on one view of `frames` frames, forward and backward.
 
-    Of the backward pass that which `settings` need: a matrix product costs once more for the gradient of
-    its input, if anything before it trains, and once more for that of its matrix, if that trains. What is
-    computed again to save memory does not count. `model` may be abstract.
+    Only what `settings` need of the backward pass counts. A matrix product costs once more for the gradient
+    of its input, if anything before it trains, and once more for the gradient of its matrix, if that trains.
+    What is computed again to save memory does not count. `model` may be abstract.
     """
     shapes = parameters.parameter_shapes(model)
     trained = freezing.trained(settings, shapes)
@@ -34,7 +34,7 @@ def training_macs(model: VideoModel, settings: Model, frames: int) -> int:
         return any(path.startswith(prefixes) for path in trained)
 
     total = frames * model.tower.embed_macs() * (1 + trains("tower.patch_embed"))
-    reached = trains(*_EMBEDDING, "temporal.")  # whether anything so far trains
+    reached = trains(*_EMBEDDING, "temporal.")  # True once anything so far trains
     compressors = iter(enumerate(model.compressors))
     for cost in model.block_costs(frames):
         block, adapters = model.tower.blocks[cost.index - 1], model.adapters[cost.index - 1]
@@ -45,10 +45,10 @@ def training_macs(model: VideoModel, settings: Model, frames: int) -> int:
         prefix = f"tower.blocks.{cost.index - 1}."
         tower_trains = trains(prefix)
         if reached or tower_trains or trains(f"adapters.{cost.index - 1}."):
-            # ToMe's choice has no gradient; of a product of activations, both sides have one.
+            # ToMe's choice has no gradient. A product of activations has two, one for each side.
             share = _share_of_matrices(shapes, trained, prefix)
             backward = round(macs.matrices * (1 + share)) + 2 * macs.products + 2 * macs.additions
-            if not reached and not tower_trains:  # else its first LayerNorm trains, before all of them
+            if not reached and not tower_trains:  # else the LayerNorm before all of them trains
                 backward -= _below_the_first(block, adapters, cost.tokens)
             total += cost.frames * backward
             reached = True
@@ -61,7 +61,7 @@ def training_macs(model: VideoModel, settings: Model, frames: int) -> int:
 
 
 def _share_of_matrices(shapes: Mapping[str, Any], trained: frozenset[str], prefix: str) -> float:
-    """Compute which part of the block's matrices trains, by their sizes."""
+    """Compute the share of the block's matrices that trains, weighted by size."""
     sizes = {
         path: math.prod(shape.shape)
         for path, shape in shapes.items()
@@ -71,7 +71,10 @@ def _share_of_matrices(shapes: Mapping[str, Any], trained: frozenset[str], prefi
 
 
 def _below_the_first(block: Block, adapters: BlockAdapters, tokens: int) -> int:
-    """What has no gradient in the first block with modules that train, of one frame: what is before them."""
+    """Count the backward MACs of a frame that the first block with trained modules does not need.
+
+    They are those of what comes before the first of these modules, which needs no gradient.
+    """
     places = [place for place in PLACES if getattr(adapters, place) is not None]
     attention, products = block.attention_macs(tokens), block.attention_product_macs(tokens)
     if places and PLACES.index(places[0]) >= PLACES.index("before_mlp"):

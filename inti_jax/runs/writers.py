@@ -1,4 +1,4 @@
-"""What a run reports while it runs: metrics.jsonl, TensorBoard and progress. Process 0 alone writes."""
+"""Report a run to metrics.jsonl, TensorBoard and a progress bar, from process 0 alone."""
 
 import contextlib
 import json
@@ -25,7 +25,7 @@ log = logging.getLogger("inti_jax")
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """The whole records of metrics.jsonl; a last line that a kill cut short is left out.
+    """Read the records of metrics.jsonl, leaving out a last line that a kill cut short.
 
     Raises UserError for any other line that is not a record.
     """
@@ -43,12 +43,13 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
 
 
 class MetricsWriter:
-    """Appends records to metrics.jsonl and to TensorBoard."""
+    """Append records to metrics.jsonl and to TensorBoard."""
 
     def __init__(self, workdir: Path, *, from_step: int | None = None):
-        """With `from_step` goes on after it: later records of a killed run will be written again, so they go.
+        """Open the files; with `from_step`, first drop the records of later steps.
 
-        What a fault left is kept: the batch's ids are what its user looks for.
+        A run that goes on after `from_step` writes those again. Records of faults are kept, because the user
+        looks there for the ids of the batch.
         """
         self._file = self._board = None
         if jax.process_index() != 0:
@@ -67,7 +68,7 @@ class MetricsWriter:
         self._file = self._path.open("a")
 
     def write(self, step: int, split: str, figures: dict[str, Any], *, variant: Sequence[str] = ()) -> None:
-        """Append a record. In TensorBoard `variant` keeps its curves apart from those of the same split.
+        """Append a record; in TensorBoard `variant` separates its curves from others of the same split.
 
         Raises OSError, with the file's name, where it cannot be written.
         """
@@ -83,9 +84,10 @@ class MetricsWriter:
         self._board.flush()
 
     def settle(self) -> None:
-        """Sees to it that the records so far outlive this machine, as the checkpoint that follows does.
+        """Make sure that the records so far outlive this machine, as the checkpoint that follows does.
 
-        By closing the file: that is when a bucket that is mounted as a directory gets what was written.
+        Syncs the file, then closes and reopens it: a bucket that is mounted as a directory gets what was
+        written when the file is closed.
         """
         if self._file is None:
             return
@@ -95,8 +97,9 @@ class MetricsWriter:
             self._file = self._path.open("a")
 
     def close(self) -> None:
+        """Close the files."""
         if self._file is not None and self._board is not None:
-            # All is written; what a full disk refused would be tried again, and refused again.
+            # All is flushed already. Closing retries what a full disk refused, and it is refused again.
             with contextlib.suppress(OSError):
                 self._file.close()
             with contextlib.suppress(OSError):
@@ -104,10 +107,10 @@ class MetricsWriter:
 
 
 class _Board:
-    """An event file for TensorBoard, written at once by who calls.
+    """An event file for TensorBoard, written in the caller's thread.
 
-    tensorboardX's own writer has a thread for it, which a full disk ends; then the next records would wait
-    for it for ever.
+    tensorboardX's own writer has a thread, which a full disk ends. The next records would then wait for that
+    thread for ever.
     """
 
     def __init__(self, directory: Path, from_step: int | None):
@@ -116,7 +119,7 @@ class _Board:
         with naming(self._path):
             self._events = EventsWriter(str(self._path))
             if from_step is not None:
-                # Hides what earlier files have from there on.
+                # Makes TensorBoard hide what earlier files have from this step on.
                 self._write(
                     event_pb2.Event(
                         step=from_step + 1,
@@ -141,7 +144,7 @@ class _Board:
 
 
 class Progress:
-    """A bar on a terminal; elsewhere the text of each update as a plain line."""
+    """A progress bar on a terminal, and a log line for each update elsewhere."""
 
     def __init__(self, name: str, total: int, start: int = 0):
         self._bar = None
@@ -150,16 +153,19 @@ class Progress:
             self._bar = tqdm(desc=name, total=total, initial=start, dynamic_ncols=True)
 
     def advance(self) -> None:
+        """Count one more step."""
         self._at += 1
         if self._bar is not None:
             self._bar.update()
 
     def show(self, text: str) -> None:
+        """Show `text` beside the bar, or log it with the count of steps."""
         if self._bar is not None:
             self._bar.set_postfix_str(text)
         elif jax.process_index() == 0:
             log.info("%s %d/%d  %s", self._name, self._at, self._total, text)
 
     def close(self) -> None:
+        """Close the bar."""
         if self._bar is not None:
             self._bar.close()

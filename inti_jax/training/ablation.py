@@ -1,7 +1,7 @@
 """Cross adaptation methods and compressors on the embedded dataset, over several seeds, and tabulate them.
 
-Adaptation methods and compressors crossed, several seeds, from one tiny image model that is trained on single
-frames first. Runs that are evaluated already are not run again, so a table can be made in parts and resumed.
+All runs start from one tiny image model, which is trained on single frames first. Runs that are evaluated
+already are not run again, so a table can be made in parts and resumed.
 """
 
 import dataclasses
@@ -53,16 +53,17 @@ _BEGIN, _END = "<!-- ablation: written by inti_jax.ablate -->", "<!-- ablation: 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One method with one compressor. `top1` has a share for each seed that ran."""
+    """One method with one compressor; `top1` has the accuracy (from 0 to 1) for each seed that ran."""
 
     method: str
     compression: str
     gmacs: float  # per view, at inference
-    trained: int  # parameters
+    trained: int  # number of parameters that train
     top1: dict[int, float]
 
     @property
     def mean(self) -> float:
+        """The mean top-1 over the seeds."""
         return statistics.mean(self.top1.values())
 
 
@@ -74,9 +75,9 @@ def train_all(
     seeds: Sequence[int],
     steps: int,
 ) -> None:
-    """Train and evaluate each combination in a directory of `out`, but for those that are there already."""
+    """Train and evaluate each combination in a directory of `out`, except those that are done already."""
     backbone = prepare(data_dir, out)
-    # Seeds in the outer loop: a table that is stopped early has all its cells.
+    # Seeds are the outer loop, so that a table that is stopped early has all its cells.
     wanted = [(m, c, seed) for seed in seeds for c in compressions for m in methods]
     for number, (method, compression, seed) in enumerate(wanted, start=1):
         log.info("run %d of %d: %s, %s, seed %d", number, len(wanted), method, compression, seed)
@@ -86,7 +87,7 @@ def train_all(
 
 
 def prepare(data_dir: Path, out: Path) -> Path:
-    """Both datasets, and the image model to start from, where they are not there yet; gives its file."""
+    """Build both datasets and train the image model to start from, if missing; return the model's file."""
     from inti_jax.data import dataset
     from inti_jax.data.builders import motion_digits, still_digits
     from inti_jax.pretrained import file
@@ -105,6 +106,10 @@ def prepare(data_dir: Path, out: Path) -> Path:
 
 
 def _train(name: str, spec: str, workdir: Path, overrides: dict[str, Path]) -> None:
+    """Train a config in `workdir`, unless it is evaluated there at its last step already.
+
+    Raises ConfigError where `workdir` holds a run of another config.
+    """
     from inti_jax.pretrained.sources import is_run
     from inti_jax.runs import evaluations
     from inti_jax.runs.record import RunRecord
@@ -116,7 +121,7 @@ def _train(name: str, spec: str, workdir: Path, overrides: dict[str, Path]) -> N
     if is_run(workdir):
         earlier = RunRecord.read(workdir)
         if evaluations.was_evaluated(workdir, settings.train.steps, evaluations.Setting.of_run(earlier)):
-            # A table has no place for a run of another config that is there under this one's name.
+            # A run of another config under this one's name must not get into the table.
             RunRecord(settings, earlier.dataset, earlier.backbone).check_continues(earlier, workdir)
             log.info("%s is there already", workdir)
             return
@@ -126,7 +131,7 @@ def _train(name: str, spec: str, workdir: Path, overrides: dict[str, Path]) -> N
 def collect(out: Path) -> list[Cell]:
     """Collect the cells of all finished runs in `out`, in the order of the table.
 
-    A run counts by its own evaluation of its last step, see `evaluations.Setting.of_run`.
+    A run counts with its own evaluation of its last step, see `evaluations.Setting.of_run`.
     """
     from inti_jax.evaluation import report
     from inti_jax.models import freezing, parameters
@@ -143,7 +148,7 @@ def collect(out: Path) -> list[Cell]:
             for path in sorted(out.glob(f"{_run_name(method, compression, '*')}/{config_path(Path()).name}")):
                 found = RunRecord.read(path.parent)
                 if path.parent.name != _run_name(method, compression, found.config.train.seed):
-                    continue  # a copy, which counts once
+                    continue  # a copy of a run, which counts only once
                 step = report.final_step(path.parent, read_metrics(path.parent))
                 own = evaluations.by_step(evaluations.read(path.parent), evaluations.Setting.of_run(found))
                 if step not in own:
@@ -167,7 +172,7 @@ def collect(out: Path) -> list[Cell]:
 
 
 def table(cells: Sequence[Cell]) -> str:
-    """Markdown: a row for each cell, top-1 in per cent as the mean over seeds and their range."""
+    """Format a row of Markdown for each cell, with top-1 in per cent as mean and range over seeds."""
     lines = [
         "| method | compression | GMACs per view | trained parameters | seeds | top-1 | lowest to highest |",
         "|---|---|---|---|---|---|---|",
@@ -183,9 +188,10 @@ def table(cells: Sequence[Cell]) -> str:
 
 
 def write(cells: Sequence[Cell], out: Path, results: Path | None) -> None:
-    """Write ablation.json, ablation.md and pareto.png to `out`, and the latter two into `results` as well.
+    """Write ablation.json, ablation.md and pareto.png to `out`, and update the Markdown file `results`.
 
-    Raises UsageError where `results` has no ablation section to replace.
+    In `results` the table replaces the ablation section; the plot lies beside it as ablation.png. Raises
+    UsageError where `results` has no such section.
     """
     picture = drawing.png(lambda pyplot: _pareto(pyplot, cells), "the plot of top-1 against GMACs")
     (out / "ablation.json").write_text(json.dumps([dataclasses.asdict(c) for c in cells], indent=2) + "\n")
@@ -205,7 +211,7 @@ def write(cells: Sequence[Cell], out: Path, results: Path | None) -> None:
 
 
 def _write_picture(path: Path, picture: bytes | None) -> None:
-    """Write the PNG file, or delete that of an earlier table where it could not be drawn."""
+    """Write the PNG file; where `picture` could not be drawn, delete that of an earlier table."""
     if picture is None:
         path.unlink(missing_ok=True)
     else:
@@ -215,7 +221,7 @@ def _write_picture(path: Path, picture: bytes | None) -> None:
 def _pareto(pyplot: Any, cells: Sequence[Cell]) -> "Figure":
     """Plot top-1 against GMACs per view: a colour for each compressor, a marker for each method."""
     markers = dict(zip(METHODS, "osD^vP", strict=True))
-    # The cycle's eighth colour is the grey of the markers' legend.
+    # Black replaces the cycle's eighth colour, which is the grey of the markers' legend.
     colours = {name: "black" if i == 7 else f"C{i}" for i, name in enumerate(COMPRESSIONS)}
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
     for cell in cells:

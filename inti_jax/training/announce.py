@@ -1,4 +1,4 @@
-"""What a run says before it trains: its size, where it goes on differently, and what looks like a mistake."""
+"""Log a run's size, its changes on resume and likely mistakes before it trains."""
 
 import logging
 import math
@@ -26,7 +26,7 @@ def describe(
     mesh: jax.sharding.Mesh,
     steps: int,
 ) -> None:
-    """Say the figures of the run that a user would otherwise have to work out."""
+    """Log the figures of the run that a user would otherwise have to work out."""
     trainable, frozen = (
         sum(math.prod(leaf.shape) for leaf in part.values()) for part in (target.trainable, target.frozen)
     )
@@ -59,7 +59,7 @@ def describe(
 
 
 def imbalance(config: Config, dataset: VideoDataset, weights: Float[np.ndarray, " K"] | None) -> None:
-    """Say what is done about classes of different sizes, if anything is; `weights` are those in the loss."""
+    """Log what is done about classes of different sizes, if anything; `weights` are those in the loss."""
     if config.data.balance:
         present = len(np.unique(dataset.classes))
         log.info(
@@ -74,9 +74,10 @@ def imbalance(config: Config, dataset: VideoDataset, weights: Float[np.ndarray, 
 
 
 def going_on(earlier: Config, config: Config, *, start: int, before: int, steps: int, random: bool) -> None:
-    """Say what differs from here on of a run of `earlier` that goes on after step `start` under `config`.
+    """Log what changes in a run of `earlier` that goes on after step `start` under `config`.
 
-    It had `before` steps and has `steps` now. `random` is of the model: whether it draws in training.
+    The run had `before` steps in all and has `steps` now. `random` is True where the model draws random
+    numbers in training.
     """
     log.info("going on from the checkpoint of step %d", start)
     if before != steps:
@@ -99,13 +100,13 @@ def going_on(earlier: Config, config: Config, *, start: int, before: int, steps:
 
 
 def warn(config: Config, dataset: VideoDataset, validation: VideoDataset) -> None:
-    """Warn of what looks like a mistake in how clips are taken of these videos."""
+    """Warn of likely mistakes in how clips are sampled from these videos."""
     _warn_of_sampling(config, dataset)
     _warn_of_short_videos(config, dataset, validation)
 
 
 def _warn_of_sampling(config: Config, dataset: VideoDataset) -> None:
-    # The other way round it is a choice: of the published recipes for Kinetics some sample uniformly.
+    # The reverse is a choice: some of the published recipes for Kinetics sample uniformly.
     if dataset.manifest["sampling"] == "uniform" and config.data.sampling == "dense":
         log.warning(
             "`data.sampling` is dense, but the labels of %s are of whole videos: set `data.sampling=uniform`",

@@ -1,4 +1,4 @@
-"""Early stopping: the end of a training whose validation figure rises no more."""
+"""Stop training early, when the validation metric no longer rises."""
 
 import logging
 import math
@@ -17,9 +17,10 @@ log = logging.getLogger("inti_jax")
 
 
 def reached(workdir: Path, train: Train, own: Setting, step: int) -> bool:
-    """Decide from metrics.jsonl whether training ends at `step`, which was evaluated; the same on all hosts.
+    """Decide from metrics.jsonl whether training ends at `step`, which was evaluated.
 
-    Evaluations under the setting `own` count. Process 0, which alone writes the records, reads them and says.
+    Only evaluations under the setting `own` count. Process 0, which alone writes the records, reads them and
+    decides for all hosts.
     """
     if not train.early_stop.patience:
         return False
@@ -35,9 +36,10 @@ def reached(workdir: Path, train: Train, own: Setting, step: int) -> bool:
 
 
 def reason(found: Mapping[int, Evaluation], train: Train, step: int) -> str | None:
-    """Explain why training ends at `step`, given the evaluations by ascending step; None: it goes on.
+    """Explain why training ends at `step`; None where it goes on.
 
-    Evaluations after `step` and between those that are due do not count: they were made by hand.
+    `found` has the evaluations by ascending step. Those after `step`, and those at steps where none was due,
+    do not count: they were made by hand.
     """
     settings = train.early_stop
     figures = {

@@ -1,4 +1,4 @@
-"""Train a run: the loop around the step, its checkpoints and evaluations."""
+"""Train a run: the loop over its steps, with checkpoints and evaluations."""
 
 import contextlib
 import functools
@@ -33,10 +33,10 @@ log = logging.getLogger("inti_jax")
 
 
 def train(config: Config, workdir: Path, profile: profiling.Steps | None = None) -> None:
-    """Trains in `workdir`, going on from its newest checkpoint if it holds one, then evaluates.
+    """Train in `workdir`, from its newest checkpoint if it has one, and evaluate.
 
-    A trace of the steps of `profile` is written to its `tensorboard/`. Raises Stopped where a signal asked
-    for it, when all that was done is saved.
+    Writes a trace of the steps of `profile` to `tensorboard/` in `workdir`. Raises Stopped where a signal
+    asked to stop, once all that was done is saved.
     """
     with layout.lock(workdir), Preemption() as preemption:
         _train(config, workdir, preemption, profile)
@@ -50,7 +50,8 @@ def _train(config: Config, workdir: Path, preemption: Preemption, profile: profi
     dataset = open_dataset(config.data.name, config.data.data_dir, "train")
     validation = open_dataset(config.data.name, config.data.data_dir, "val")
     if config.data.flip:
-        mirror.mirrored_labels(dataset.labels)  # refuses them before anything is written
+        # Raises UserError before anything is written where a label has no mirrored partner.
+        mirror.mirrored_labels(dataset.labels)
     views.check(validation, config.data, config.eval)
     weights = _class_weights(config, dataset)
     steps = _steps(config, dataset)
@@ -77,7 +78,7 @@ def _train(config: Config, workdir: Path, preemption: Preemption, profile: profi
 
     with contextlib.ExitStack() as stack:
         rows = sharding.host_rows(mesh, config.train.global_batch)
-        # An evaluation's videos are loaded by the same processes as the training's.
+        # Training and evaluations share the worker processes.
         if workers := worker_pool(config.data, len(rows)):
             stack.callback(workers.close)
         liveness.note("the first state", slow=True)
@@ -92,7 +93,7 @@ def _train(config: Config, workdir: Path, preemption: Preemption, profile: profi
                 random=model.random,
             )
         else:
-            # Before anything is written: a mistake found here leaves nothing behind.
+            # Made before anything is written, so that a mistake found here leaves nothing behind.
             train_state = initial.initial_state(record, transform, target)
             position = {"next_step": 0, "bad": 0}
         checkpoints = stack.enter_context(Checkpoints(workdir, config.checkpoint, start=start))
@@ -126,7 +127,7 @@ def _train(config: Config, workdir: Path, preemption: Preemption, profile: profi
 
         def validate(step: int) -> None:
             params = {**train_state.trainable, **train_state.frozen}
-            go_on = functools.partial(preemption.check, step)  # what is evaluated has been saved
+            go_on = functools.partial(preemption.check, step)  # a stop loses nothing: the state is saved
             figures = evaluate.evaluate(
                 forward, params, validation, config.data, config.eval, mesh, go_on, workers
             )
@@ -134,7 +135,7 @@ def _train(config: Config, workdir: Path, preemption: Preemption, profile: profi
             writer.write(step, "val", figures | {"dataset": validation.manifest["sha256"]})
             log.info("step %d: %s", step, evaluate.summary(figures))
             monitor.restart_clock()
-            writer.settle()  # what early stopping reads
+            writer.settle()  # early stopping reads the records
 
         def evaluation_due(step: int) -> bool:
             every = config.train.eval_every_steps
@@ -145,20 +146,20 @@ def _train(config: Config, workdir: Path, preemption: Preemption, profile: profi
             validate(start)  # the run was stopped between its checkpoint and its evaluation
         last = steps
         if 0 < start < steps and early_stop.reached(workdir, config.train, own, start):
-            last = start  # it was at its end
+            last = start  # it had stopped early
         for step in range(start + 1, last + 1):
             with trace.step(step):
-                # A worker process starts before the first batch; and the first two wait for compiling.
+                # Worker processes start before the first batch, and the first two steps wait for compiling.
                 liveness.note(f"step {step}: its batch", slow=step == start + 1)
                 batch = monitor.next_batch(batches)
                 liveness.note(f"step {step}: computing", slow=step <= start + 2)
                 train_state, metrics = monitor.dispatch(step, step_fn, train_state, batch)
-                # Reads the step before this one, which runs meanwhile.
+                # Reads the metrics of the step before, while this step runs.
                 monitor.push(step, metrics, batch["index"])
             trace.end_step(step, metrics)
             stopping = preemption.reached()
             if stopping or evaluation_due(step) or step % config.checkpoint.every_steps == 0:
-                monitor.flush()  # what is saved has been seen to be finite
+                monitor.flush()  # raises before a state whose loss is not finite is saved
                 writer.settle()
                 liveness.note(f"step {step}: its checkpoint", slow=True)
                 checkpoints.save(step, train_state, {"next_step": step, "bad": monitor.bad})
@@ -175,7 +176,7 @@ def _train(config: Config, workdir: Path, preemption: Preemption, profile: profi
 
 
 def _steps(config: Config, dataset: VideoDataset) -> int:
-    """Count the run's steps. Raises ConfigError where its epochs are not one."""
+    """Compute the run's number of steps. Raises ConfigError where its epochs make less than one."""
     train = config.train
     steps = train.steps or round(train.epochs * len(dataset) * config.data.repeats / train.global_batch)
     if steps < 1:
@@ -187,6 +188,7 @@ def _steps(config: Config, dataset: VideoDataset) -> int:
 
 
 def _class_weights(config: Config, dataset: VideoDataset) -> Float[np.ndarray, " K"] | None:
+    """Compute the weights of the classes in the loss, as the config chooses them; None: all 1."""
     chosen = config.train.class_weights
     if chosen == "none":
         return None
@@ -194,7 +196,10 @@ def _class_weights(config: Config, dataset: VideoDataset) -> Float[np.ndarray, "
 
 
 def _backbone(config: Config, earlier: RunRecord | None) -> Backbone:
-    """A run that goes on has its weights in its checkpoint: the file they came from may be gone."""
+    """Find the run's backbone; where the pretrained file is gone, take that of `earlier`.
+
+    A run that goes on has its weights in its checkpoint, so it does not need the file.
+    """
     pretrained = config.model.pretrained
     if earlier and pretrained != "random" and not Path(pretrained).exists():
         return earlier.backbone

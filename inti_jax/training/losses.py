@@ -1,4 +1,4 @@
-"""Training losses, and the weights of classes in them."""
+"""Compute training losses and the weights of classes in them."""
 
 from typing import Literal
 
@@ -14,7 +14,7 @@ from inti_jax.config import ConfigError
 def cross_entropy(
     logits: Float[Array, "B K"], labels: Int[Array, " B"], smoothing: float
 ) -> Float[Array, " B"]:
-    """Each video's cross-entropy in nats, with `smoothing` of the target spread over all classes."""
+    """Compute each video's cross-entropy in nats, with `smoothing` of the target spread over all classes."""
     targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing)
     return optax.softmax_cross_entropy(logits.astype(jnp.float32), targets)
 
@@ -22,11 +22,12 @@ def cross_entropy(
 def class_weights(
     chosen: Literal["none", "inverse"] | tuple[float, ...], counts: Float[np.ndarray, " K"]
 ) -> Float[np.ndarray, " K"] | None:
-    """Compute the factor of each class on its videos' loss, from the clips an epoch has of each; None: all 1.
+    """Compute each class's factor on the loss of its videos; None: all 1.
 
-    The mean over an epoch's clips is 1, so that the loss keeps its scale: `inverse` is N / (classes * count).
-    Batches are not normalised one by one, hence the weight of a video depends on no other. Raises ConfigError
-    where `chosen` has other than K weights, or only zeros for the classes that there are.
+    `counts` are the clips of each class in an epoch. The mean factor over these clips is 1, so that the loss
+    keeps its scale: `inverse` is N / (classes * count). Batches are not normalised one by one, so that the
+    weight of a video depends on no other. Raises ConfigError where `chosen` does not have K weights, or has
+    only zeros for the classes that have clips.
     """
     if chosen == "none":
         return None

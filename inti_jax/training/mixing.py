@@ -1,6 +1,7 @@
-"""Mixup (arXiv:1710.09412) and CutMix (arXiv:1905.04899) of whole clips, on the device, inside the step.
+"""Apply mixup (arXiv:1710.09412) and CutMix (arXiv:1905.04899) to whole clips inside the training step.
 
-Rows 2i and 2i + 1 of a batch are mixed with each other: both are on one device, so nothing is sent.
+It runs on the devices. Rows 2i and 2i + 1 of a batch are mixed with each other. Both are on one device, so
+nothing is sent.
 """
 
 from typing import NamedTuple
@@ -14,29 +15,29 @@ from inti_jax.models.dropout import Key
 
 
 class Mixed(NamedTuple):
-    """`own` is each row's own share in its clip; the rest is its partner's."""
+    """Mixed clips; `own` is each row's share in its own clip, and the rest is its partner's."""
 
     video: UInt8[Array, "B T H W 3"]
     own: Float[Array, " B"]
 
 
 def partners(rows: Array) -> Array:
-    """The rows in the order of each row's partner."""
+    """Swap the two rows of each pair, so that each row becomes its partner."""
     return rows.reshape(-1, 2, *rows.shape[1:])[:, ::-1].reshape(rows.shape)
 
 
 class Draws(NamedTuple):
-    """What is random of each pair: whether it is mixed and by which way, and either way's figures."""
+    """Random draws for P pairs: if a pair is mixed, in which way, and the values for either way."""
 
     applied: Bool[Array, " P"]
-    cuts: Bool[Array, " P"]  # CutMix, else mixup
+    cuts: Bool[Array, " P"]  # True for CutMix, False for mixup
     blend: Float[Array, " P"]  # mixup: each row's own share
-    area: Float[Array, " P"]  # CutMix: the box's, as a share of the frame
-    centre: Float[Array, "P 2"]  # ... and where it is, from 0 to 1
+    area: Float[Array, " P"]  # CutMix: the box's area as a share of the frame
+    centre: Float[Array, "P 2"]  # CutMix: the box's centre, from 0 to 1
 
 
 def draw(settings: Mix, pairs: int, key: Key) -> Draws:
-    """Draw for that many pairs, each mixed with probability `settings.probability`, in one of two ways."""
+    """Draw for `pairs` pairs; each is mixed with probability `settings.probability`, in one of two ways."""
     apply_key, way_key, mixup_key, cutmix_key, box_key = jax.random.split(key, 5)
     cutmix_share = settings.switch if settings.mixup and settings.cutmix else float(settings.cutmix > 0)
     return Draws(
@@ -49,9 +50,10 @@ def draw(settings: Mix, pairs: int, key: Key) -> Draws:
 
 
 def mix(video: UInt8[Array, "B T H W 3"], mask: Bool[Array, " B"], draws: Draws) -> Mixed:
-    """Mix each pair as it was drawn.
+    """Mix each pair as drawn.
 
-    A pair with a row that `mask` leaves out stays as it is. Pixels are rounded: the model takes uint8.
+    A pair stays as it is where `mask` is false for one of its rows. Pixels are rounded, because the model
+    takes uint8.
     """
     height, width = video.shape[2:4]
     applied = draws.applied & mask.reshape(-1, 2).all(axis=1)
@@ -68,13 +70,14 @@ def mix(video: UInt8[Array, "B T H W 3"], mask: Bool[Array, " B"], draws: Draws)
 
 
 def _beta(key: Key, alpha: float, pairs: int) -> Float[Array, " P"]:
+    """Draw from Beta(alpha, alpha); 1 where `alpha` is 0."""
     return jax.random.beta(key, alpha, alpha, (pairs,)) if alpha else jnp.ones(pairs)
 
 
 def _boxes(
     centre: Float[Array, "P 2"], area: Float[Array, " P"], height: int, width: int
 ) -> Float[Array, "P H W"]:
-    """Make masks of 1 in a box of about that share of the frame, around its centre, and 0 elsewhere."""
+    """Make masks that are 1 in a box of about the share `area` of the frame around `centre`, else 0."""
     half = jnp.sqrt(area) / 2
     rows, columns = (
         jnp.abs((jnp.arange(side) + 0.5)[None] / side - centre[:, axis, None]) < half[:, None]

@@ -1,4 +1,7 @@
-"""The optimizer: AdamW behind gradient clipping, with warmup and a cosine; decay and rates by path rules."""
+"""Make the optimizer: gradient clipping and AdamW, with linear warmup and cosine decay.
+
+Weight decay and the factors on the learning rate follow from rules on the paths of parameters.
+"""
 
 import re
 from collections.abc import Iterable
@@ -10,7 +13,7 @@ from jaxtyping import Array
 from inti_jax.config import Train
 from inti_jax.models.heads import LOGIT_SCALE_RANGE
 
-# Whether weight decay applies, by parameter path. The first match counts; each parameter has to match.
+# (pattern of parameter paths, weight decay applies). The first match counts; each path has to match one.
 _DECAY_RULES = (
     (r".*\.(bias|scale|logit_scale)", False),
     (r".*\.(class_embedding|positional_embedding|embedding)", False),
@@ -22,7 +25,7 @@ _BLOCK = re.compile(r"tower\.blocks\.(\d+)\.")
 
 
 def decayed(paths: Iterable[str]) -> dict[str, bool]:
-    """For each parameter path, whether weight decay applies. Raises ValueError for one no rule covers."""
+    """Map each parameter path to True where weight decay applies. Raises ValueError where no rule matches."""
     result = {}
     for path in paths:
         matches = [decays for rule, decays in _DECAY_RULES if re.fullmatch(rule, path)]
@@ -33,10 +36,10 @@ def decayed(paths: Iterable[str]) -> dict[str, bool]:
 
 
 def rates(config: Train, paths: Iterable[str]) -> dict[str, float]:
-    """For each parameter path, the factor on the learning rate.
+    """Map each parameter path to its factor on the learning rate.
 
-    With `layer_decay`, block i of L (from 0) has `layer_decay ** (L - i)` and what comes before the first
-    block `layer_decay ** (L + 1)` of the tower's factor, as in BEiT (arXiv:2106.08254).
+    In the tower, `tower_rate` is multiplied by `layer_decay ** (L - i)` for block i of L (from 0), and by
+    `layer_decay ** (L + 1)` for what comes before the first block, as in BEiT (arXiv:2106.08254).
     """
     paths = list(paths)
     blocks = [int(match[1]) for path in paths if (match := _BLOCK.match(path))]
@@ -58,7 +61,7 @@ def rates(config: Train, paths: Iterable[str]) -> dict[str, float]:
 
 
 def within_range(updates: dict[str, Array], params: dict[str, Array]) -> dict[str, Array]:
-    """Cut updates that would take a text head's scale out of CLIP's range."""
+    """Clip updates so that the logit scale of a text head stays in CLIP's range."""
     return {
         path: jnp.clip(params[path] + update, *LOGIT_SCALE_RANGE) - params[path]
         if path.endswith(".logit_scale")
@@ -68,9 +71,10 @@ def within_range(updates: dict[str, Array], params: dict[str, Array]) -> dict[st
 
 
 def make_schedule(config: Train, steps: int) -> optax.Schedule:
-    """Make the learning rate by the number of steps done: a linear warmup, then a cosine to zero at `steps`.
+    """Make the learning-rate schedule: a linear warmup, then a cosine to zero at `steps`.
 
-    The last of the `steps` is at the peak where `warmup_fraction` leaves no step for the cosine.
+    It is a function of the number of steps done. Where `warmup_fraction` leaves no step for the cosine, the
+    last step is at the peak.
     """
     warmup = min(round(config.warmup_fraction * steps), steps - 1)
     return optax.warmup_cosine_decay_schedule(
@@ -82,7 +86,7 @@ def make_schedule(config: Train, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: Train, steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """Make the transformation for a flat `{path: array}` of parameters, and its learning-rate schedule."""
+    """Make the optimizer for a flat `{path: array}` of parameters, and its learning-rate schedule."""
     schedule = make_schedule(config, steps)
 
     def scale_by_rates(updates: dict[str, Array], params: dict[str, Array]) -> dict[str, Array]:

@@ -1,4 +1,4 @@
-"""The training step: a pure function of state and batch, and its compilation."""
+"""Define the training step, a pure function of state and batch, and compile it."""
 
 import functools
 from typing import Any
@@ -23,7 +23,8 @@ from inti_jax.training import losses, mixing, optim
 
 Batch = dict[str, Array]
 
-# How many steps there are changes nothing of a step but a constant in its learning rate.
+# Stands in for the number of steps where that depends on the dataset: it changes only a constant in the
+# learning rate of a step.
 _SOME_STEPS = 1000
 
 
@@ -40,12 +41,13 @@ def train_step(
     seed: int,
     class_weights: Float[Array, " K"] | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """One update from one global batch: `video` [B, T, H, W, 3], `label` [B] and `mask` [B].
+    """Compute one update from one global batch: `video` [B, T, H, W, 3], `label` [B] and `mask` [B].
 
-    Rows with a false mask (videos that did not decode) weigh nothing. With `accumulate` > 1 the batch is
-    taken in that many parts, one after another: same update, less memory. Which rows are mixed, and how, is a
-    function of `seed` and the step; dropout and stochastic depth also of the part. `class_weights` are
-    factors on each video's loss, by its class; of a mixed video each class's loss has its own.
+    Returns the new state and the metrics. Rows with a false mask (videos that did not decode) have no weight.
+    With `accumulate` > 1 the batch is processed in that many parts, one after another: the same update in
+    less memory. `seed` and the step determine which rows are mixed, and how; dropout and stochastic depth
+    depend on the part as well. `class_weights` has a factor on the loss for each class. In a mixed video, the
+    loss of each of its two classes has its own factor.
     """
     step_key = jax.random.fold_in(jax.random.key(seed), train_state.step)
     mixes = mix.mixup > 0 or mix.cutmix > 0
@@ -69,14 +71,14 @@ def train_step(
 
     grad_fn = jax.value_and_grad(summed_loss, has_aux=True)
     rows: dict[str, Any] = {key: batch[key] for key in ("video", "label", "mask")}
-    # Drawn for the whole batch, so that they are the same in any number of parts.
+    # Drawn for the whole batch, so that the draws do not depend on the number of parts.
     mix_key = jax.random.split(jax.random.fold_in(step_key, 0))[1]
     draws = mixing.draw(mix, rows["mask"].size // 2, mix_key) if mixes else None
     if accumulate == 1:
         first = rows | {"mix": draws, "part": jnp.zeros((), jnp.int32)}
         (loss, correct), grads = grad_fn(train_state.trainable, first)
     else:
-        # Row i goes to part i % accumulate, or pair i where pairs are mixed: each device keeps its own rows.
+        # Row i, or pair i where pairs are mixed, goes to part i % accumulate: each device keeps its own rows.
         parts = {key: _in_parts(value, accumulate, 2 if mixes else 1) for key, value in rows.items()}
         parts |= {"mix": jax.tree.map(lambda x: _in_parts(x, accumulate), draws)}
         parts |= {"part": jnp.arange(accumulate)}
@@ -106,7 +108,7 @@ def train_step(
 
 
 def _in_parts(x: Array, count: int, together: int = 1) -> Array:
-    """Deal the rows of `x` out to `count` parts, each `together` neighbours to one: `[count, rows, ...]`."""
+    """Deal the rows of `x` out to `count` parts, `together` neighbours at a time: `[count, rows, ...]`."""
     dealt = jnp.moveaxis(x.reshape(-1, count, together, *x.shape[1:]), 1, 0)
     return dealt.reshape(count, -1, *x.shape[1:])
 
@@ -120,9 +122,9 @@ def compile_step(
     mesh: jax.sharding.Mesh,
     class_weights: Float[np.ndarray, " K"] | None = None,
 ) -> jax.stages.Wrapped:
-    """The jitted step, a function of state and batch.
+    """Jit the training step as a function of state and batch.
 
-    It keeps the state where `target` says and uses the old one's memory again.
+    The new state has the shardings of `target` and reuses the memory of the old one.
     """
     step = functools.partial(
         train_step,
@@ -135,7 +137,7 @@ def compile_step(
         seed=config.train.seed,
         class_weights=None if class_weights is None else jnp.asarray(class_weights),
     )
-    functools.update_wrapper(step, train_step)  # traces and records of what is compiled say its name
+    functools.update_wrapper(step, train_step)  # names it in traces and in records of compilations
     placed = (state.shardings_of(target), sharding.replicated(mesh))
     return jax.jit(
         sharding.using(mesh, step),
@@ -146,7 +148,7 @@ def compile_step(
 
 
 def lower_step(record: RunRecord, mesh: jax.sharding.Mesh) -> tuple[TrainState, jax.stages.Lowered]:
-    """Lower the run's step for the devices of `mesh`, attached or not, and give its state's shapes.
+    """Lower the run's step for the devices of `mesh`, attached or not; return the state's shapes as well.
 
     Raises ConfigError where the batch does not suit the mesh.
     """

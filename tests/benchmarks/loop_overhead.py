@@ -58,7 +58,7 @@ def main() -> None:
     print(f"median ratio {statistics.median(ratios):.3f}")
 
 
-def _steps_alone(settings: config.Config, steps: int) -> tuple[float, loop.Batch]:
+def _steps_alone(settings: config.Config, steps: int) -> tuple[float, train_step.Batch]:
     mesh = sharding.make_mesh(settings.mesh)
     dataset = open_dataset(settings.data.name, settings.data.data_dir, "train")
     transform, schedule = optim.make_optimizer(settings.train, settings.train.steps)
@@ -78,7 +78,7 @@ def _steps_alone(settings: config.Config, steps: int) -> tuple[float, loop.Batch
     return statistics.median(seconds[1:]) / _INTERVAL, batch  # the first compiles
 
 
-def one_batch(settings: config.Config) -> loop.Batch:
+def one_batch(settings: config.Config) -> train_step.Batch:
     """The first batch of `settings`, on the devices."""
     dataset = open_dataset(settings.data.name, settings.data.data_dir, "train")
     with contextlib.closing(
@@ -89,7 +89,7 @@ def one_batch(settings: config.Config) -> loop.Batch:
         return sharding.place_batch(next(batches), sharding.make_mesh(settings.mesh))
 
 
-def _loop(settings: config.Config, batch: loop.Batch) -> float:
+def _loop(settings: config.Config, batch: train_step.Batch) -> float:
     """Seconds a step of a run that sees `batch` again and again, from its own records."""
     with (
         tempfile.TemporaryDirectory() as directory,
@@ -103,10 +103,10 @@ def _loop(settings: config.Config, batch: loop.Batch) -> float:
 class Same:
     """An input that gives one batch for ever."""
 
-    def __init__(self, batch: loop.Batch):
+    def __init__(self, batch: train_step.Batch):
         self._batch = batch
 
-    def __next__(self) -> loop.Batch:
+    def __next__(self) -> train_step.Batch:
         return self._batch
 
     def close(self) -> None:

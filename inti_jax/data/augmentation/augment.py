@@ -1,4 +1,4 @@
-"""What is done to a clip's uint8 frames on their way to the model: every frame of a clip is treated alike."""
+"""Turn the uint8 frames of a clip into the model's square input, every frame of a clip alike."""
 
 from typing import NamedTuple
 
@@ -12,18 +12,23 @@ from inti_jax.data.augmentation.rand_augment import rand_augment
 
 
 class TrainClip(NamedTuple):
-    """An augmented clip, and whether it is mirrored: then its label is its mirror image's."""
+    """An augmented clip, flagged if it is mirrored.
+
+    A mirrored clip has the label of its mirror image.
+    """
 
     frames: UInt8[np.ndarray, "T R R 3"]
     mirrored: bool
 
 
 def train_clip(frames: UInt8[np.ndarray, "T H W 3"], rng: np.random.Generator, cfg: config.Data) -> TrainClip:
-    """A random box of the frames as a square of `cfg.resolution`, and what else `cfg` asks for.
+    """Crop a random box of the frames to a square of `cfg.resolution`, and augment as `cfg` says.
 
-    In the published recipes' order: RandAugment of whole frames, crop, flip, colour jitter, grey, erasing.
+    The order is that of the published recipes: RandAugment of whole frames, crop, flip, colour jitter, grey,
+    erasing.
     """
-    # Box and flip draw from `rng`, all else from children of it: what is turned on leaves the rest as it is.
+    # Box and flip draw from `rng`, each other step from a child of it. So turning one on changes no draw of
+    # the others.
     ops_rng, jitter_rng, grey_rng, erase_rng = rng.spawn(4)
     frames = rand_augment(frames, ops_rng, cfg.rand_augment)
     _, height, width, _ = frames.shape
@@ -45,10 +50,10 @@ def train_clip(frames: UInt8[np.ndarray, "T H W 3"], rng: np.random.Generator, c
 def erase(
     frames: UInt8[np.ndarray, "T H W 3"], rng: np.random.Generator, cfg: config.Erase
 ) -> UInt8[np.ndarray, "T H W 3"]:
-    """With `cfg.probability`, one box of all frames is filled: random erasing (arXiv:1708.04896).
+    """Fill one box of all frames, with `cfg.probability`: random erasing (arXiv:1708.04896).
 
-    The box's share of the area and its width / height are drawn as a random-resized crop's. `noise` is
-    uniform in 0..255 for each pixel and channel, the same in all frames.
+    The box's share of the area and its width / height are drawn as for a random-resized crop. `noise` is
+    uniform in 0..255 for each pixel and channel, and the same in all frames.
     """
     if rng.random() >= cfg.probability:
         return frames
@@ -63,9 +68,9 @@ def erase(
 def test_views(
     frames: UInt8[np.ndarray, "T H W 3"], *, resolution: int, crops: int
 ) -> UInt8[np.ndarray, "{crops} T {resolution} {resolution} 3"]:
-    """Square crops as long as the frames' short side, resized to `resolution`.
+    """Cut square crops as long as the frames' short side, and resize them to `resolution`.
 
-    One crop is central; three are at the start, the middle and the end of the longer side.
+    One crop is central. Three are at the start, the middle and the end of the longer side.
     """
     _, height, width, _ = frames.shape
     side = min(height, width)

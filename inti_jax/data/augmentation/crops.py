@@ -1,4 +1,4 @@
-"""Boxes inside a frame, by chance, and the resizing of a clip's box to a square.
+"""Draw random boxes inside a frame, and resize a clip's box to a square.
 
 A box is (top, left, height, width), in pixels.
 """
@@ -22,9 +22,9 @@ def random_resized_box(
     scale: tuple[float, float],
     ratio: tuple[float, float],
 ) -> Box:
-    """Anywhere, with a share of the frame's area in `scale` and a width / height in `ratio`.
+    """Draw a box anywhere, with a share of the area in `scale` and a width / height in `ratio`.
 
-    Inception's (arXiv:1409.4842): the area is uniform, the logarithm of the ratio too.
+    This is Inception's crop (arXiv:1409.4842): the area is uniform, and the logarithm of the ratio, too.
     """
     for _ in range(_TRIES):
         area = height * width * rng.uniform(*scale)
@@ -35,17 +35,17 @@ def random_resized_box(
             top = int(rng.integers(height - box_height + 1))
             left = int(rng.integers(width - box_width + 1))
             return top, left, box_height, box_width
-    # The frame is too long or too wide for the asked ratios: the largest central box that has one of them.
+    # The frame is too long or too wide for the ratios: take the largest central box that has one of them.
     box_width = max(1, min(width, round(height * ratio[1])))
     box_height = max(1, min(height, round(width / ratio[0])))
     return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
 
 
 def multi_scale_box(rng: np.random.Generator, height: int, width: int) -> Box:
-    """In one of the four corners or the centre, each side 1, .875, .75 or .66 of the frame's short side.
+    """Draw a box in a corner or the centre, each side 1, .875, .75 or .66 of the frame's short side.
 
-    TSN's (arXiv:1608.00859, "corner cropping" and "scale jittering"), with the five positions of the paper.
-    As in its code the two sides are equal or neighbours in that list, so no box is too long.
+    This is TSN's crop (arXiv:1608.00859, "corner cropping" and "scale jittering"), with the five positions of
+    the paper. As in TSN's code, the two sides are equal or neighbours in that list, so no box is too long.
     """
     sides = [max(1, int(min(height, width) * share)) for share in _SHARES]
     places = range(len(sides))
@@ -60,13 +60,13 @@ def multi_scale_box(rng: np.random.Generator, height: int, width: int) -> Box:
 def resize_box(
     frames: UInt8[np.ndarray, "T H W 3"], box: Box, resolution: int
 ) -> UInt8[np.ndarray, "T {resolution} {resolution} 3"]:
-    """The box of every frame as a square, bicubic."""
+    """Resize the box of every frame to a square, bicubic."""
     top, left, height, width = box
-    if height == width == resolution:  # nothing to resample, nothing to lose
+    if height == width == resolution:  # nothing to resample
         return np.ascontiguousarray(frames[:, top : top + height, left : left + width])
     out = np.empty((len(frames), resolution, resolution, 3), np.uint8)
     for index, frame in enumerate(frames):
-        # Pillow widens the filter when it shrinks, so fine detail does not alias.
+        # Pillow widens the filter when it shrinks an image, so fine detail does not alias.
         image = Image.fromarray(frame)
         area = (left, top, left + width, top + height)
         out[index] = np.asarray(image.resize((resolution, resolution), Image.Resampling.BICUBIC, area))

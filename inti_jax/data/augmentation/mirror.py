@@ -1,4 +1,4 @@
-"""Which label a mirrored video has, from the labels' texts: left and right trade places."""
+"""Find the label of a mirrored video from the labels' texts, in which left and right trade places."""
 
 import re
 from collections.abc import Sequence
@@ -13,17 +13,17 @@ _PAIRS = (
 )
 _MIRRORED = dict(_PAIRS) | {right: left for left, right in _PAIRS}
 _SIDE = re.compile(rf"\b(?:{'|'.join(_MIRRORED)})\b")
-# Where neither word is a side: "pulling it right out", "something left over".
+# Phrases in which neither word is a side: "pulling it right out", "something left over".
 _NO_SIDE = re.compile(
     r"\b(?:right (?:out(?! of)|away|now|next to|angles?|side up)|left (?:over|behind|alone))\b"
 )
 
 
 def mirrored_labels(labels: Sequence[str]) -> tuple[int, ...]:
-    """For each label the index of the one its videos have when they are mirrored left to right.
+    """Map each label to the index of the label that its videos have when mirrored left to right.
 
-    A label that names no side is its own. Spelling is free: `push_left`, `PushLeft`, `anti-clockwise`.
-    Raises UserError for a label that names a side and has no partner, or several.
+    A label that names no side keeps its own index. Spelling is free: `push_left`, `PushLeft`,
+    `anti-clockwise`. Raises UserError for a label that names a side and has no partner, or several.
     """
     texts = [_words(label) for label in labels]
     index = {text: number for number, text in enumerate(texts)}
@@ -43,7 +43,7 @@ def mirrored_labels(labels: Sequence[str]) -> tuple[int, ...]:
 
 
 def _words(label: str) -> str:
-    """Its words in lower case, with single spaces."""
+    """Split a label into words in lower case, with single spaces."""
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", label)
     words = " ".join(re.findall(r"[^\W\d_]+|\d+", spaced.lower()))
     return re.sub(r"\b(?:counter|anti) ?clockwise\b", "counterclockwise", words)

@@ -1,12 +1,13 @@
-"""RandAugment (arXiv:1909.13719) of whole clips: some operations by chance, the same for every frame.
+"""Apply RandAugment (arXiv:1909.13719) to whole clips: random operations, the same for every frame.
 
-The operations and what a magnitude means are those of timm's `rand-m7-n4-mstd0.5-inc1` family, which the
-video recipes took over: 15 operations, all stronger with the magnitude; each of those drawn is left out half
-of the time (the paper has an identity among its operations instead). Two differences: posterize keeps a bit
-at magnitude 10, where timm's frame is black, and frames move by whole pixels, so that nothing is resampled.
+The operations and their magnitudes are those of timm's `rand-m7-n4-mstd0.5-inc1` family, which the video
+recipes took over. There are 15 operations, all stronger with the magnitude. Each one drawn is left out half
+of the time; the paper has an identity among its operations instead. Two things differ from timm: posterize
+keeps a bit at magnitude 10, where timm's frame is black, and frames move by whole pixels, so that nothing is
+resampled.
 
-Rotations and shears are bilinear; what comes in from outside the frame is CLIP's mean colour. Operations that
-look at a whole frame (contrast, autocontrast, equalize) do so frame by frame, as in the recipes.
+Rotations and shears are bilinear. Areas from outside the frame get CLIP's mean colour. Operations that look
+at a whole frame (contrast, autocontrast, equalize) do so frame by frame, as in the recipes.
 """
 
 from collections.abc import Callable
@@ -25,9 +26,9 @@ _VALUES = np.arange(256)
 
 
 def rand_augment(frames: Frames, rng: np.random.Generator, cfg: config.RandAugment) -> Frames:
-    """`cfg.ops` operations, drawn with replacement, one after another, each with `cfg.probability`.
+    """Apply `cfg.ops` operations, drawn with replacement, in turn, each with `cfg.probability`.
 
-    Each has a magnitude of its own, normal around `cfg.magnitude` and clipped to 0..10, and a sense.
+    Each has a magnitude of its own, normal around `cfg.magnitude` and clipped to 0..10, and a random sign.
     """
     names = rng.choice(list(OPERATIONS), cfg.ops)
     applied = rng.random(cfg.ops) < cfg.probability
@@ -82,7 +83,7 @@ def _translate_y(frames: Frames, level: float) -> Frames:
 
 
 def _move(frames: Frames, axis: int, pixels: int) -> Frames:
-    """Towards the start of the axis, or the other way if `pixels` is negative."""
+    """Move the frames towards the start of the axis, or its end if `pixels` is negative."""
     moved = np.roll(frames, -pixels, axis)
     start, stop = (-pixels, None) if pixels > 0 else (None, -pixels)
     np.moveaxis(moved, axis, 0)[start:stop] = FILL
@@ -90,7 +91,10 @@ def _move(frames: Frames, axis: int, pixels: int) -> Frames:
 
 
 def _affine(frames: Frames, matrix: tuple[float, ...]) -> Frames:
-    """(a, b, c, d, e, f): what stands at (x, y) comes from (ax + by + c, dx + ey + f)."""
+    """Transform the frames by `matrix`, which is (a, b, c, d, e, f).
+
+    The pixel at (x, y) comes from (ax + by + c, dx + ey + f).
+    """
 
     def transform(image: Image.Image) -> Image.Image:
         return image.transform(image.size, Image.Transform.AFFINE, matrix, _BILINEAR, fillcolor=FILL)
@@ -98,7 +102,8 @@ def _affine(frames: Frames, matrix: tuple[float, ...]) -> Frames:
     return each_frame(frames, transform)
 
 
-# Of a clip and a level: the magnitude / 10, whose sign says in which sense where there are two.
+# Functions of a clip and a level. The level is the magnitude / 10, and its sign the direction of an
+# operation that has two.
 OPERATIONS: MappingProxyType[str, Callable[[Frames, float], Frames]] = MappingProxyType(
     {
         "autocontrast": lambda frames, _: each_frame(frames, ImageOps.autocontrast),

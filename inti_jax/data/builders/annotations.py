@@ -1,4 +1,4 @@
-"""What the readers of annotation files give, and how they read files that may hold anything."""
+"""Read and check annotation files, and define the rows and labels that their readers return."""
 
 import csv
 import difflib
@@ -17,16 +17,16 @@ _NAME = re.compile(r"[A-Za-z0-9_-]{1,200}")
 _DIGITS = re.compile(r"\d{1,9}", re.ASCII)
 _NUMBERED = re.compile(r"(\d{1,9})[\s,;:]+\S", re.ASCII)
 _NUMBER_AND_MARK = re.compile(r"(\d{1,9})\s*[,;:\t]\s*\S", re.ASCII)
-_MANY = 20  # labels
+_MANY = 20  # labels; see `read_labels`
 _SHOWN = 80  # characters
 
 
 class Listed(NamedTuple):
-    """A video that a row of an annotation file lists, wherever it is.
+    """A video as a row of an annotation file lists it, not yet located on disk.
 
-    Its file has one of the names `stems`, without a suffix, the surest first; or it is at `path`, relative to
-    the source. `folder` is its class's: it decides between several files of that name. `frames` is how many
-    frames of a frame folder the row says to take.
+    Its file has one of the names `stems`, without a suffix, the most reliable first; or it is at `path`,
+    relative to the source. `folder` is the folder of its class, which decides between several files of the
+    same name. `frames` is the number of frames that the row says to take from a frame folder.
     """
 
     id: str
@@ -40,24 +40,25 @@ class Listed(NamedTuple):
 
     @property
     def where(self) -> str:
+        """The row's place, for messages: file and row number."""
         return f"{self.file} row {self.row}"
 
 
 class Annotations(NamedTuple):
-    """The labels in official order, and what each split lists. A split without annotations is left out."""
+    """The labels in official order, and the rows of each split that has annotations."""
 
     labels: tuple[str, ...]
     splits: dict[str, list[Listed]]
 
 
 class Absent(NamedTuple):
-    """In the place of a video's file: why there is none. It is listed as rejected."""
+    """The reason why a video has no file, in place of the file; the video is listed as rejected."""
 
     reason: str
 
 
 def read_text(path: Path) -> str:
-    """Raises UserError where it is no text in UTF-8."""
+    """Read a UTF-8 text file; raise UserError if it cannot be read or is not UTF-8."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -67,16 +68,17 @@ def read_text(path: Path) -> str:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines that are not empty, stripped, with their numbers from 1. Raises UserError."""
+    """Yield the stripped non-empty lines with their line numbers, from 1. Raises UserError."""
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         if line := line.strip():
             yield number, line
 
 
 def read_labels(path: Path) -> tuple[str, ...]:
-    """Read labels, one a line. Raises UserError where there is none, one twice, or each with its number."""
+    """Read labels, one a line. Raises UserError for no label, a repeated one, or a number before each."""
     labels = [label for _, label in read_lines(path)]
-    # Of a few, "1 finger" and "2 fingers" are labels. There may be a header.
+    # In a short list, "1 finger" and "2 fingers" are labels, so there a number counts only with a mark behind
+    # it. The first line may be a header.
     numbered = _NUMBERED if len(labels) > _MANY else _NUMBER_AND_MARK
     for lines in (labels, labels[1:]):
         numbers = [match and int(match[1]) for match in map(numbered.match, lines)]
@@ -86,9 +88,9 @@ def read_labels(path: Path) -> tuple[str, ...]:
 
 
 def read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """The rows of a CSV file with a header, with their numbers. `columns` have to be there.
+    """Yield the rows of a CSV file with a header, by column, with their row numbers.
 
-    Raises UserError, naming the row, for one that is not as long as the header.
+    Raises UserError, naming the row, if one of `columns` is missing or a row is not as long as the header.
     """
     reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
     header: list[str] = []
@@ -112,7 +114,7 @@ def read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[s
 
 
 def read_json(path: Path) -> Any:
-    """Raises UserError where it is not JSON."""
+    """Read a JSON file; raise UserError if it is not JSON."""
     text = read_text(path)
     try:
         return json.loads(text)
@@ -123,7 +125,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_entries(path: Path, keys: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a JSON list, with their numbers from 1. Raises UserError where one lacks `keys`."""
+    """Yield the objects of a JSON list with their numbers, from 1. Raises UserError if one lacks `keys`."""
     entries = read_json(path)
     if not isinstance(entries, list):
         raise UserError(f"{path} should be a list of objects with {quoted(keys)}")
@@ -134,7 +136,7 @@ def read_entries(path: Path, keys: Sequence[str]) -> Iterator[tuple[int, dict[st
 
 
 def in_order(numbered: Iterable[tuple[str, int]], first: int, path: Path) -> tuple[str, ...]:
-    """The labels by their numbers, which have to be `first` and so on, each once. Raises UserError."""
+    """Sort labels by number. Raises UserError unless the numbers are `first`, `first` + 1, ..., each once."""
     ordered = sorted(numbered, key=lambda pair: pair[1])
     for expected, (label, number) in enumerate(ordered, start=first):
         if number != expected:
@@ -149,14 +151,14 @@ def in_order(numbered: Iterable[tuple[str, int]], first: int, path: Path) -> tup
 
 
 def whole_number(value: Any) -> int | None:
-    """Of an int, or of up to nine digits."""
+    """Return the whole number that `value` is or, as up to nine digits, spells; None for anything else."""
     if isinstance(value, str) and _DIGITS.fullmatch(value):
         return int(value)
     return value if type(value) is int and value >= 0 else None
 
 
 def check_label(label: str, where: str) -> None:
-    """Raises UserError where it is empty, or has characters that are not to be seen."""
+    """Raise UserError if a label is empty or has characters that cannot be printed."""
     if not label:
         raise UserError(f"{where}: the label is empty")
     if not label.isprintable():
@@ -164,7 +166,7 @@ def check_label(label: str, where: str) -> None:
 
 
 def check_name(name: Any, what: str, where: str) -> str:
-    """`name` as text, if it can be the name of a file without its suffix. Raises UserError."""
+    """Return `name` as text if it can be a file name without a suffix. Raises UserError otherwise."""
     text = str(name) if isinstance(name, str | int) and not isinstance(name, bool) else ""
     if not _NAME.fullmatch(text):
         raise UserError(f"{where}: {what} {shown(name)} should be of letters, digits, - and _, up to 200")
@@ -172,7 +174,7 @@ def check_name(name: Any, what: str, where: str) -> str:
 
 
 def unknown_label(label: str, labels: Sequence[str], where: str, listed_in: object) -> NoReturn:
-    """Raises UserError with the nearest label there is."""
+    """Raise UserError for a label that is not listed, with the nearest label that is."""
     near = difflib.get_close_matches(label[:_SHOWN], labels, n=1, cutoff=0)
     raise UserError(
         f"{where}: the label {shown(label)} is not in {listed_in}; the nearest there is `{near[0]}`"
@@ -180,7 +182,7 @@ def unknown_label(label: str, labels: Sequence[str], where: str, listed_in: obje
 
 
 def check_known(label: str, labels: Sequence[str] | None, where: str) -> None:
-    """Raise UserError where a label is not one of `labels`, those of --labels, if there are any."""
+    """Raise UserError if `labels`, those of --labels, are given and a label is not one of them."""
     if labels is None or label in labels:
         return
     if label.isdecimal():
@@ -194,7 +196,7 @@ def check_known(label: str, labels: Sequence[str] | None, where: str) -> None:
 def read_splits(
     files: Mapping[str, Path], read: Callable[[Path], Iterable[Listed]]
 ) -> dict[str, list[Listed]]:
-    """What each split's file lists. Raises UserError for a file that lists nothing."""
+    """Read the rows of each split's file. Raises UserError for a file that lists nothing."""
     splits = {split: list(read(path)) for split, path in files.items()}
     for split, listed in splits.items():
         if not listed:
@@ -203,7 +205,7 @@ def read_splits(
 
 
 def shown(value: Any) -> str:
-    """What a file has there, short and on one line."""
+    """Format a value from a file for a message, short and on one line."""
     if isinstance(value, list | dict):
         return "a list" if isinstance(value, list) else "an object"
     text = f"`{value}`" if isinstance(value, str) and value.isprintable() else repr(value)
@@ -211,6 +213,7 @@ def shown(value: Any) -> str:
 
 
 def quoted(names: Iterable[str]) -> str:
+    """Join names with commas, each in backquotes."""
     return ", ".join(f"`{name}`" for name in names)
 
 

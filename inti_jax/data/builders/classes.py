@@ -1,4 +1,4 @@
-"""A directory of class folders: its videos and frame folders, and whatever else is there with the reason."""
+"""Scan a directory of class folders for videos and frame folders, and list the rest with reasons."""
 
 import collections
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from inti_jax.errors import UserError
 
 
 class Scanned(NamedTuple):
-    """What is in a source: its labels, unsorted, its files, what was left out by split, and notes."""
+    """Contents of a source: labels, unsorted, files, rejected files by split, and notes for the user."""
 
     labels: set[str]
     found: list[Found]
@@ -33,9 +33,9 @@ class Scanned(NamedTuple):
 
 
 def scan_directory(source: Path, labels: Sequence[str] | None, rate: Fraction) -> Scanned:
-    """Find the videos of each class below `source`, and of each split where its folders are splits.
+    """Find the videos of each class below `source`, and of each split if its folders are splits.
 
-    Raises UserError where there is no folder of a class, or one that is not among `labels`.
+    Raises UserError if there are no class folders, or if the label of one is not in `labels`.
     """
     top = read_directory(source)
     scanned = Scanned(set(), [], collections.defaultdict(list), [])
@@ -62,7 +62,7 @@ def scan_directory(source: Path, labels: Sequence[str] | None, rate: Fraction) -
 
 
 def _split_folders(top: Directory, scanned: Scanned) -> list[tuple[str | None, Path]]:
-    """Choose the folders of `train` and `val`, or the source itself, which is of no split."""
+    """Choose the folders of `train` and `val`, or the source itself, without a split."""
     source = top.path
     if not top.folders:
         raise UserError(f"{source} has no folders: put the videos of each class in a folder of its name")
@@ -103,7 +103,7 @@ def _split_folders(top: Directory, scanned: Scanned) -> list[tuple[str | None, P
 
 
 def _splits_inside(found: Sequence[Found]) -> list[str]:
-    """Say that there are folders of splits inside those of classes, where they mean nothing."""
+    """Note folders named after splits inside class folders, where they have no effect."""
     inside = {file.id.split("/")[1] for file in found if file.split is None and file.id.count("/") > 1}
     splits = {split_named(name) for name in inside}
     if "train" not in splits or splits.isdisjoint({"val", "test"}):
@@ -115,7 +115,7 @@ def _splits_inside(found: Sequence[Found]) -> list[str]:
 def _scan_class(
     class_folder: Path, source: Path, label: str, split: str | None, rate: Fraction
 ) -> tuple[list[Found], list[Rejected]]:
-    """Find a class's videos and frame folders, sorted by path, and what is left out."""
+    """Find a class's videos and frame folders, sorted by path, and the files that are left out."""
     found: list[Found] = []
     rejected: list[Rejected] = []
     image_folders: list[tuple[Found, tuple[str, ...]]] = []
@@ -123,7 +123,7 @@ def _scan_class(
     for path, files, _, skipped in walk(class_folder):
         rejected += [Rejected(relative_id(place.path, source), place.reason) for place in skipped]
         videos.update(PurePosixPath(name).stem for name in files if is_video_name(name))
-        # The frames of a video are in a folder of their own, which the class's is not.
+        # The frames of a video have a folder of their own, so images in the class folder itself are none.
         if path != class_folder and (series := frames_among(files)):
             folder_id = relative_id(path, source)
             frames, size = frames_of(path, series, rate)
@@ -153,7 +153,7 @@ def _scan_class(
 
 
 def _left_out(directory: Directory, source: Path) -> list[Rejected]:
-    """List what is beside class folders and is no class: what cannot be read, and videos."""
+    """List the unreadable entries and the videos that are beside class folders instead of in one."""
     rejected = [Rejected(relative_id(place.path, source), place.reason) for place in directory.skipped]
     videos = [directory.path / name for name in directory.files if is_video_name(name)]
     return rejected + [Rejected(relative_id(video, source), "it is in no class folder") for video in videos]

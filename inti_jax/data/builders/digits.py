@@ -1,6 +1,6 @@
-"""Frames with a handwritten digit on them: what the embedded datasets show.
+"""Draw frames with a handwritten digit on them, for the embedded datasets.
 
-The digits are scikit-learn's 8x8 scans (UCI's handwritten digits), those of `val` never seen in `train`.
+The digits are scikit-learn's 8x8 scans (UCI's handwritten digits). `train` and `val` share no scan.
 """
 
 import functools
@@ -16,13 +16,13 @@ _VAL_DIGITS = 360  # the last of the 1,797
 
 @functools.cache
 def glyphs(split: str) -> Float[np.ndarray, "n 8 8"]:
-    """The scans of a split, in [0, 1]."""
+    """Return the scans of a split, in [0, 1]."""
     return _of_split(load_digits().images / 16, split)
 
 
 @functools.cache
 def digits(split: str) -> Int64[np.ndarray, " n"]:
-    """Which digit each of `glyphs` is."""
+    """Return the digit, 0 to 9, that each of a split's `glyphs` shows."""
     return _of_split(load_digits().target.astype(np.int64), split)
 
 
@@ -35,8 +35,11 @@ def draw(
     *,
     rng: np.random.Generator,
 ) -> UInt8[np.ndarray, "T S S 3"]:
-    """The glyph at centres `x`, `y` and of `size` (pixels), in colours and on a ground that `rng` gives."""
-    # Each axis is interpolated on its own.
+    """Draw the glyph in frames, at centre `x`, `y` and of `size` (pixels).
+
+    `rng` draws the colours and the ground's texture, which are the same in all frames.
+    """
+    # Each axis is interpolated separately.
     rows, columns = _weights(y, size), _weights(x, size)
     opacity = rows @ glyph @ columns.transpose(0, 2, 1)
     opacity = np.clip(opacity * 1.6 - 0.3, 0, 1) * contrast[:, None, None]  # steeper: crisper edges
@@ -51,14 +54,14 @@ def draw(
 
 
 def _weights(center: Float[np.ndarray, " T"], size: Float[np.ndarray, " T"]) -> Float[np.ndarray, "T S 8"]:
-    """Bilinear weights of the glyph's 8 cells in each of the S pixels along one axis."""
+    """Compute the bilinear weights of the glyph's 8 cells in each of the S pixels along one axis."""
     pixels = np.arange(SIZE) + 0.5
     cells = (pixels[None, :] - center[:, None]) * (8 / size[:, None]) + 3.5
     return np.maximum(0, 1 - np.abs(cells[..., None] - np.arange(8)))
 
 
 def _texture(rng: np.random.Generator) -> Float[np.ndarray, "S S 3"]:
-    """Soft blotches and a little grain, to add to the ground's colour."""
+    """Draw soft blotches and a little grain, to add to the ground's colour."""
     blotches = rng.uniform(-14, 14, (8, 8, 3))
     weights = _weights(np.array([SIZE / 2]), np.array([float(SIZE) * 8 / 7]))[0]
     soft = weights @ blotches.transpose(2, 0, 1) @ weights.T  # [3, S, S]

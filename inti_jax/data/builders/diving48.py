@@ -1,4 +1,4 @@
-"""Diving48's annotations, in their second version: JSON lists of videos, and the classes' vocabulary."""
+"""Read Diving48's annotations, version 2: JSON lists of videos, and the classes' vocabulary."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,10 +18,9 @@ from inti_jax.errors import UserError
 
 
 def read(tree: Tree, fold: int) -> Annotations:
-    """`Diving48_vocab.json`, `Diving48_V2_train.json` and `Diving48_V2_test.json`, which is `val`.
+    """Read `Diving48_vocab.json`, `Diving48_V2_train.json` and `Diving48_V2_test.json`, which is `val`.
 
-    A label is the class's parts with + between them: `Back+15som+05Twis+FREE`. Raises UserError, naming file
-    and row.
+    A label is the class's parts joined by +: `Back+15som+05Twis+FREE`. Raises UserError, naming file and row.
     """
     vocabulary = tree.text("Diving48_vocab.json")
     labels = _read_vocabulary(vocabulary)

@@ -1,4 +1,4 @@
-"""Users' files: which of them are videos, and which folders are frames of one."""
+"""Tell which of a user's files are videos, and which folders hold the frames of one."""
 
 from collections.abc import Sequence
 from fractions import Fraction
@@ -19,9 +19,9 @@ _STILL_SUFFIXES = frozenset((".jpg", ".jpeg", ".bmp", ".tif", ".tiff"))
 
 
 class Found(NamedTuple):
-    """A file or frame folder of the source. `split` is None where the source does not say.
+    """A file or frame folder of the source. `split` is None if the source does not say.
 
-    `source` is where the video is, or why there is none; `bytes` is the size on disk.
+    `source` is the place of the video, or the reason why there is none. `bytes` is the size on disk.
     """
 
     id: str
@@ -32,22 +32,22 @@ class Found(NamedTuple):
 
 
 def exists(path: Path) -> bool:
-    """Say that a file or folder is there and can be reached."""
+    """Return True if a file or folder exists and can be reached."""
     try:
         return path.is_file() or path.is_dir()
-    except OSError:  # a folder on the way that may not be entered
+    except OSError:  # a parent folder without permission to enter
         return False
 
 
 def is_video_name(name: str) -> bool:
-    """Say that a file is a video by its name."""
+    """Return True if a file name has the suffix of a video."""
     return PurePosixPath(name).suffix.lower() in VIDEO_SUFFIXES
 
 
 def source_of(path: Path) -> Path | Absent:
-    """Tell a video by its name, and where that does not say, by whether it opens as one.
+    """Return the path if it is a video, by its name or else by opening it; otherwise the reason why not.
 
-    A file that is called like a video is one until it is decoded.
+    A file with a video's suffix is not opened here: it counts as a video until it is decoded.
     """
     if is_video_name(path.name):
         return path
@@ -64,14 +64,14 @@ def source_of(path: Path) -> Path | Absent:
 
 
 def frames_among(names: Sequence[str]) -> Series | None:
-    """Find the frames in a folder of these files; None where it has no numbered images, or videos."""
+    """Find the frames among a folder's files; None if it has no numbered images, or if it has videos."""
     return None if any(map(is_video_name, names)) else frames.find_series(names)
 
 
 def frames_of(
     folder: Path, series: Series, rate: Fraction, limit: int | None = None
 ) -> tuple[Frames | Absent, int]:
-    """Give a frame folder as a source, with the size of its frames in bytes, or why it cannot be one."""
+    """Return a frame folder as a source with its frames' bytes, or the reason why it cannot be one."""
     if series.fault:
         return Absent(series.fault), 0
     try:
@@ -81,7 +81,7 @@ def frames_of(
 
 
 def folder_of(folder: Path, rate: Fraction, limit: int | None = None) -> tuple[Frames | Absent, int] | None:
-    """Give the frame folder at a path that is listed, as `frames_of`; None where there are no frames."""
+    """Return the frame folder at a listed path, as `frames_of` does; None if it has no frames."""
     try:
         names = read_directory(folder).files
     except OSError as error:
@@ -91,5 +91,5 @@ def folder_of(folder: Path, rate: Fraction, limit: int | None = None) -> tuple[F
 
 
 def relative_id(path: Path, source: Path) -> str:
-    """Write a file's path below `source` as its id."""
+    """Return a file's id: its path relative to `source`, in printable form."""
     return printable(path.relative_to(source).as_posix())

@@ -1,4 +1,4 @@
-"""folder: your own videos, from a directory with a folder per class or a CSV file of paths and labels."""
+"""Build `folder` datasets: a user's own videos, from class folders or a CSV file of paths and labels."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
 class Folder(VideoBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Builds the dataset `name` from files: those that `scan` found, or a published dataset's."""
+    """Builder of the dataset `name` from files, those that `scan` finds or a published dataset's."""
 
     def __init__(
         self,
@@ -40,6 +40,7 @@ class Folder(VideoBuilder, skip_registration=True):  # type: ignore[call-arg]
         super().__init__(data_dir=data_dir, labels=labels, splits=splits, rejected=rejected)
 
     def read(self, source: Path | Frames | Absent) -> bytes:
+        """Read the video file, or encode the frame folder. Raises DecodeError if there is no video."""
         if isinstance(source, Absent):
             raise DecodeError(source.reason)
         if isinstance(source, Frames):
@@ -48,7 +49,7 @@ class Folder(VideoBuilder, skip_registration=True):  # type: ignore[call-arg]
 
 
 def check_name(name: str) -> None:
-    """Raises UsageError unless `name` can name a dataset."""
+    """Raise UsageError unless `name` can name a dataset."""
     if not _NAME.fullmatch(name):
         raise UsageError(
             f"--name {name!r} cannot name a dataset: use lower-case letters, digits and _, a letter first"
@@ -62,14 +63,14 @@ def scan(
     val_share: float = 0.2,
     rate: Fraction = frames.USUAL_RATE,
 ) -> Located:
-    """Find the labels in order and the videos of each split that `source` describes; nothing is decoded.
+    """Find the labels in order, and the videos of each split, that `source` describes; decode nothing.
 
     `source` is a CSV file, as `table.scan_table` reads it, or a directory: of class folders, or of `train`
-    and `val` with class folders in each. Where it names no splits, `splits.assign` gives `val_share` of each
-    class to `val`. An id is the path relative to the source. Labels are sorted by name, or as in
-    `labels_file`. Frame folders are videos of `rate` frames a second.
+    and `val` with class folders in each. If it names no splits, `splits.assign` gives `val_share` of each
+    class to `val`. An id is the path relative to the source. Labels are sorted by name, or in the order of
+    `labels_file`. Frame folders become videos of `rate` frames a second.
 
-    Raises UserError, naming the place, for whatever is missing, unknown or there twice.
+    Raises UserError, naming the place, for anything missing, unknown or repeated.
     """
     labels = read_labels(labels_file) if labels_file else None
     if source.is_dir():
@@ -96,7 +97,7 @@ def scan(
 
 
 def _first(clips: Sequence[Clip], rejected: Sequence[Rejected]) -> str:
-    """Say what is there first, and why it is no video."""
+    """Describe the first file that is left out, with the reason."""
     reasons = [(clip.id, clip.source.reason) for clip in clips]
     reasons += [(entry.source, entry.reason) for entry in rejected]
     return "the first of {} that are left out, {}: {}".format(len(reasons), *reasons[0])

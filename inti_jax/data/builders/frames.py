@@ -1,4 +1,4 @@
-"""Frame folders: a video kept as numbered images (`img_00001.jpg`, ...), encoded as a video on the way."""
+"""Encode frame folders as videos: a frame folder holds numbered images (`img_00001.jpg`, ...)."""
 
 import itertools
 import re
@@ -14,22 +14,22 @@ from inti_jax.data.builders.names import printable
 from inti_jax.data.builders.walk import read_directory
 from inti_jax.data.codec.decode import DecodeError
 
-# Frames a second where neither the user nor the images say.
+# Frames a second if the user gives no rate.
 USUAL_RATE = Fraction(25)
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"))
 
 _NUMBERED = re.compile(r"(?P<before>.*?)(?P<number>\d+)(?P<after>\D*)", re.ASCII)
 _LARGEST_SIDE = 16_384  # pixels: H.264's own limit in x264
-# Of those that Pillow knows, whatever a file is called: some of the others start programs.
+# The only formats that Pillow may open, whatever a file's suffix. Some other formats start programs.
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
-# How images store pixels of 8 bits a channel; alpha is left out.
+# Pillow's modes with at most 8 bits a channel. Alpha is dropped.
 _MODES = frozenset(("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"))
 
 
 class Frames(NamedTuple):
-    """A video to be made of the images in `folder`, at `rate` frames a second.
+    """Source of a video that is made of the images in `folder`, at `rate` frames a second.
 
-    `limit` is how many frames an annotation says to take from the first on, or None for all.
+    `limit` is the number of frames to take, from the first on, as an annotation says, or None for all.
     """
 
     folder: Path
@@ -38,9 +38,9 @@ class Frames(NamedTuple):
 
 
 class Series(NamedTuple):
-    """The images of a folder that belong together, by frame number, and the images beside them.
+    """File names of the frames in a folder, by frame number, and of the `others`, images that are no frames.
 
-    `fault` says why they are no video, or is empty.
+    `fault` is the reason why the frames are no video, or empty.
     """
 
     names: list[str]
@@ -49,10 +49,10 @@ class Series(NamedTuple):
 
 
 def find_series(names: Iterable[str]) -> Series | None:
-    """Find the frames among a folder's file names; None where they are no frames.
+    """Find the frames among a folder's file names; None if there are none.
 
     A series is at least two images whose names differ in one number, ordered by that number. Optical flow
-    (`flow_x_00001.jpg`, `x_00001.jpg`) beside other images is left out.
+    (`flow_x_00001.jpg`, `x_00001.jpg`) beside another series is left out.
     """
     found: dict[tuple[str, str], list[tuple[int, str]]] = {}
     images = []
@@ -83,9 +83,9 @@ def size(folder: Path, series: Series) -> int:
 
 
 def read(source: Frames) -> bytes:
-    """Encode a frame folder as a video whose frames are H.264 intra frames; the same images, the same bytes.
+    """Encode a frame folder as an H.264 video of intra frames. The same images give the same bytes.
 
-    An odd height or width loses its last line or column. Raises DecodeError where frames are missing, are no
+    An odd height or width loses its last line or column. Raises DecodeError if frames are missing, are not
     images, or differ in size.
     """
     import av
@@ -139,7 +139,7 @@ def _image(path: Path) -> UInt8[np.ndarray, "H W 3"]:
             mode = image.mode
             frames = (
                 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-            )  # MPO: a photo and its like
+            )  # MPO: a photo and other views of it
             if mode in _MODES and frames == 1:
                 upright = ImageOps.exif_transpose(image)
                 if "transparency" in upright.info:
@@ -148,7 +148,7 @@ def _image(path: Path) -> UInt8[np.ndarray, "H W 3"]:
     except OSError as error:
         reason = error.strerror or "it is damaged, cut short or no image"
         raise DecodeError(f"its frame {name} cannot be read: {reason}") from None
-    except Exception as error:  # whatever Pillow raises for damaged files, which it does not list
+    except Exception as error:  # Pillow does not document what it raises for damaged files
         reason = str(error).partition("\n")[0]
         raise DecodeError(f"its frame {name} cannot be read: {reason}") from None
     if frames > 1:
@@ -157,7 +157,7 @@ def _image(path: Path) -> UInt8[np.ndarray, "H W 3"]:
 
 
 def _gap(numbered: list[tuple[int, str]]) -> str:
-    """Say which frame is missing, where numbers do not go on by the same step; or which is there twice."""
+    """Describe the first repeated frame, or the first gap in the numbers' step; empty if there is neither."""
     pairs = list(itertools.pairwise(numbered))
     for (before, name), (after, following) in pairs:
         if after == before:
@@ -180,5 +180,5 @@ def _shown(before: str) -> str:
 
 
 def is_image(name: str) -> bool:
-    """Say that a file is an image by its name."""
+    """Return True if a file name has the suffix of an image."""
     return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES

@@ -1,4 +1,4 @@
-"""HMDB51's annotations: for each class and fold a list of its videos, with the part that each has."""
+"""Read HMDB51's annotations: a list for each class and fold, which puts each video in a part."""
 
 import re
 from pathlib import PurePosixPath
@@ -7,12 +7,12 @@ from inti_jax.data.builders.annotations import SPLITS, Annotations, Listed, chec
 from inti_jax.data.builders.tree import Tree
 from inti_jax.errors import UserError
 
-# 0 is in neither part of this fold.
+# The split of each part. A video of part 0 is in neither split of its fold.
 _PARTS: dict[str, str | None] = {"0": None, "1": "train", "2": "val"}
 
 
 def read(tree: Tree, fold: int) -> Annotations:
-    """`<class>_test_split<fold>.txt` of every class; the test videos are `val`. Labels are sorted.
+    """Read `<class>_test_split<fold>.txt` of every class. The test videos are `val`. Labels are sorted.
 
     Raises UserError, naming file and row.
     """

@@ -1,15 +1,15 @@
-"""What a build has done so far, on disk, so that another process can go on after it was killed.
+"""Keep the progress of a build on disk, so that another process can resume a build that was killed.
 
-`<version>.partial/` stands beside the place of the dataset to be and has
+`<version>.partial/`, beside the directory of the future dataset, contains
 
-    plan.json       what the build is of; a build of anything else does not go on from here
-    journal/        for each shard that was written, what is in it and the hash of its file
-    dataset/        the files of the dataset, which becomes the dataset when all are there
+    plan.json       hash of the source and options, number of shards; only a build with the same plan resumes
+    journal/        for each shard, its contents and, once it is complete, the hash of its file
+    dataset/        the files of the dataset; renamed to the dataset when all are complete
     lock            held by the process at work
 
-A shard has its final name only when it is complete, and counts only if it still hashes to what its journal
-says. Any number of processes, on any machines that see the directory, may write shards at the same time, also
-the same one: that gives the same bytes, and each renames its own file.
+A shard gets its final name when it is complete. It counts only if its file still has the hash in its journal.
+Any number of processes, on any machines that see the directory, may write shards at the same time, even the
+same shard: they write the same bytes, and each renames its own file.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ _WRITING = ".writing"
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A shard that is complete: its file's hash, its videos in order, and the files left out on the way."""
+    """Record of a complete shard: its file's hash, its videos in order, and the rejected files."""
 
     sha256: str
     videos: tuple[Video, ...]
@@ -40,22 +40,23 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Journal:
-    """The directory of an unfinished build. Shards go by the name of their file."""
+    """Directory of an unfinished build. Shards are identified by their file names."""
 
     directory: Path
 
     @classmethod
     def beside(cls, dataset: Path) -> "Journal":
-        """The journal of a build that is to become the directory `dataset`."""
+        """Return the journal of the build whose dataset is to be the directory `dataset`."""
         return cls(dataset.with_name(dataset.name + ".partial"))
 
     @property
     def dataset(self) -> Path:
+        """Directory of the dataset's files until the build is finished."""
         return self.directory / "dataset"
 
     @contextlib.contextmanager
     def opened(self, plan: dict[str, Any], workers: int) -> Iterator[None]:
-        """Meanwhile no other process builds here. Keeps the shards that are as they were written, no others.
+        """Lock the journal for this process, and keep only the shards that are intact.
 
         Raises UserError if another process is at work, or if there are shards of another plan.
         """
@@ -81,9 +82,9 @@ class Journal:
             yield
 
     def note(self, shard: str, videos: Iterable[Video], rejected: Iterable[Rejected]) -> None:
-        """Says what `shard`, which is being written, is going to hold."""
+        """Record the contents of `shard` while it is being written."""
         contents = {
-            "sha256": "",  # of a file that is not complete
+            "sha256": "",  # empty until the file is complete
             "videos": [dataclasses.asdict(video) for video in videos],
             "rejected": [dataclasses.asdict(entry) for entry in rejected],
         }
@@ -91,18 +92,22 @@ class Journal:
 
     @contextlib.contextmanager
     def writing(self, shard: str) -> Iterator[Path]:
-        """A file to write `shard` to; afterwards it is complete. What it holds has to be noted meanwhile."""
+        """Yield the path of a file to write `shard` to, and make the shard complete on exit.
+
+        Inside, `note` has to be called for the shard.
+        """
         path = self.dataset / f"{shard}.{uuid.uuid4().hex}{_WRITING}"
         try:
             yield path
-            # Complete only with both: killed in between, the file is written anew.
+            # A shard is complete with its hash and its final name. If the process is killed between the two
+            # steps, the shard is written anew.
             _write(self._path(shard), _read(self._path(shard)) | {"sha256": file_sha256(path)})
             path.rename(self.dataset / shard)
         finally:
             path.unlink(missing_ok=True)
 
     def part(self, shard: str) -> Part | None:
-        """What is in `shard`, if it is complete."""
+        """Return the contents of `shard`, or None if it is not complete."""
         raw = _read(self._path(shard))
         if not raw.get("sha256") or not (self.dataset / shard).exists():
             return None
@@ -110,13 +115,13 @@ class Journal:
         return Part(raw["sha256"], videos, tuple(Rejected(**rejected) for rejected in raw["rejected"]))
 
     def finish(self, dataset: Path) -> None:
-        """Makes the files the dataset, in one step."""
+        """Turn the files into the dataset with one rename, and delete the journal."""
         self._drop_writing()
         self.dataset.rename(dataset)
         self.discard()
 
     def discard(self) -> None:
-        """Deletes it all."""
+        """Delete the journal with all its files."""
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def _drop_incomplete(self, workers: int) -> None:
@@ -143,7 +148,7 @@ class Journal:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What `_write` wrote; nothing if it is not there, or was lost with the machine's power."""
+    """Read a JSON object that `_write` wrote; empty if it is missing or was damaged by a power failure."""
     try:
         return json.loads(path.read_text())
     except (FileNotFoundError, ValueError):
@@ -151,7 +156,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, contents: dict[str, Any]) -> None:
-    """Writes JSON; readers see all of it or nothing, also where others write the same."""
+    """Write JSON atomically: readers see all of it or nothing, even if several processes write it."""
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{_WRITING}")
     partial.write_text(json.dumps(contents))
     partial.replace(path)

@@ -1,4 +1,4 @@
-"""Kinetics' annotations: CSV files with a row for each clip of a YouTube video."""
+"""Read Kinetics' annotations: CSV files with a row for each clip of a YouTube video."""
 
 import csv
 import re
@@ -19,7 +19,8 @@ from inti_jax.data.builders.tree import Tree
 from inti_jax.errors import UserError
 
 _COLUMNS = ("label", "youtube_id", "time_start", "time_end")
-# `test` is not used: its labels were not published with every version.
+# Split by the name that a file or a row gives it. `test` is not used, because not every version published its
+# labels.
 _SPLITS = {
     "train": "train",
     "val": "val",
@@ -28,14 +29,15 @@ _SPLITS = {
     "validation": "val",
     "test": "test",
 }
-_SNIFFED = 1000  # characters of a file that are read to see whether it has Kinetics' header
+_SNIFFED = 1000  # characters to read of a file's first line, to check for Kinetics' header
 
 
 def read(tree: Tree, fold: int) -> Annotations:
-    """All CSV files of the source with columns label, youtube_id, time_start, time_end and perhaps split.
+    """Read all CSV files with columns label, youtube_id, time_start, time_end and, optionally, split.
 
-    The split is what that column says, or else the file's name. Labels are sorted: the official order. A
-    clip's file is `<youtube_id>_<time_start>_<time_end>`, times with six digits, or else `<youtube_id>`.
+    The split comes from that column, or else from the file's name. Labels are sorted, which is the official
+    order. A clip's file is `<youtube_id>_<time_start>_<time_end>`, times with six digits, or else
+    `<youtube_id>`.
 
     Raises UserError, naming file and row.
     """
@@ -53,7 +55,7 @@ def read(tree: Tree, fold: int) -> Annotations:
             f"{tree.root} has no annotations with clips of train or val: a CSV file with the columns "
             f"{', '.join(_COLUMNS)} should be there, or up to two folders below"
         )
-    # In this order, whatever the files are called.
+    # Order the splits independently of the files' names.
     splits = {split: splits[split] for split in SPLITS if split in splits}
     first = next(iter(splits))
     labels = tuple(sorted({listed.label for listed in splits[first]}))
@@ -102,7 +104,7 @@ def _split_of_name(stem: str) -> str | None:
 
 
 def _seconds(cells: dict[str, str], column: str, where: str) -> int:
-    # "12.0" is how tables come out of programs that keep numbers as floats.
+    # Programs that keep numbers as floats write "12.0".
     match = re.fullmatch(r"(\d{1,6})(?:\.0*)?", cells[column], re.ASCII)
     if match is None:
         raise UserError(f"{where}: {column} {shown(cells[column])} is not a whole number of seconds")

@@ -1,4 +1,4 @@
-"""Lists of files and frame folders: in each line a path, perhaps a number of frames, and a label's number."""
+"""Read lists of videos: each line has a path, optionally a number of frames, and the number of a label."""
 
 import os
 import re
@@ -17,9 +17,9 @@ _FRAMES = re.compile(r"(?P<path>.*[^\s,])[\s,]+(?P<count>\d{1,9})", re.ASCII)
 def read(files: Mapping[str, Path], labels: Sequence[str], root: Path) -> Annotations:
     """Read the list of each split: lines of `path label`, or `path frames label` for frame folders.
 
-    Paths are relative to `root`, or absolute and below it; labels count from 0. Between path and number is
-    space or a comma; a path may have spaces. Two numbers are a label's and one of frames, except behind the
-    suffix of a video and where the path with the number is on disk.
+    Paths are relative to `root`, or absolute and below it. Labels count from 0. Spaces or commas separate
+    path and numbers, and a path may have spaces. Of two numbers at the end of a line the first is the number
+    of frames, unless the path with that number ends in a video's suffix or exists on disk.
 
     Raises UserError, naming file and row.
     """
@@ -35,7 +35,7 @@ def read(files: Mapping[str, Path], labels: Sequence[str], root: Path) -> Annota
                 if "path" in line.lower() and not any(map(str.isdigit, line)):
                     hint = f": delete the header{hint}"
                 raise UserError(f"{where}: {shown(line)} should be a path and the number of its label{hint}")
-            number = int(match["number"][:9])  # more is too large in any case
+            number = int(match["number"][:9])  # a longer number is too large in any case
             if number >= len(labels):
                 raise UserError(
                     f"{where}: the label {number} is not one of 0 to {len(labels) - 1}, the lines of --labels"

@@ -1,4 +1,4 @@
-"""Where the videos are that annotations list."""
+"""Locate the videos that a dataset's annotations list."""
 
 import collections
 from collections.abc import Mapping, Sequence
@@ -18,10 +18,10 @@ from inti_jax.errors import UserError
 
 
 class Located(NamedTuple):
-    """The labels in order, the videos of each split, and lines for the user about what is not as usual.
+    """The labels in order, the videos of each split, and notes for the user about anything unusual.
 
-    A video that is listed and not there is a Clip whose source is `Absent`. `rejected` has, by split, what
-    was left out and is no listed video, such as a folder that cannot be read.
+    A listed video that is not on disk is a Clip whose source is `Absent`. `rejected` has, by split, other
+    places that were left out, such as a folder that cannot be read.
     """
 
     labels: tuple[str, ...]
@@ -39,13 +39,14 @@ def scan(
     labels_file: Path | None = None,
     rate: Fraction = USUAL_RATE,
 ) -> Located:
-    """Find the videos below `source` that the annotations of dataset `name` list; nothing is decoded.
+    """Find the videos below `source` that the annotations of dataset `name` list; decode nothing.
 
-    Frame folders, of the name that a video would have, are videos of `rate` frames a second. With
-    `list_files`, by split, these are the annotations, and `labels_file` has the labels.
+    A frame folder may take the place of a video, under the video's name without its suffix. It becomes a
+    video of `rate` frames a second. `list_files`, by split, replace the dataset's own annotations; then
+    `labels_file` has the labels.
 
-    Raises UserError, naming file and row, for what is wrong with the annotations, and for a split of which no
-    video is there.
+    Raises UserError, naming file and row, for errors in the annotations, and for a split none of whose videos
+    exist.
     """
     tree = Tree(source)
     if list_files is None:
@@ -89,7 +90,7 @@ def scan(
         if missing:
             notes.append(f"{missing} of the {len(listed)} videos of `{split}` are not on disk")
     rejected: dict[str, list[Rejected]] = {}
-    # Of what is in such a folder nobody knows, so that is one line and not for a split to say.
+    # The contents and the split of an unreadable folder are unknown. List it once, under the first split.
     if folders := [place for place in tree.skipped if place.folder]:
         rejected[next(iter(splits))] = [
             Rejected(relative_id(place.path, source), place.reason) for place in folders
@@ -99,14 +100,14 @@ def scan(
 
 
 def _source(path: Path, row: Listed, rate: Fraction) -> tuple[Path | Frames | Absent, int]:
-    """Give the source of a listed video, which is there, and its size in bytes."""
+    """Return the source of a listed video that exists, and its size in bytes."""
     if not path.is_dir():
         return path, path.stat().st_size
     return folder_of(path, rate, row.frames) or (Absent("a folder without numbered images"), 0)
 
 
 def _check_labels(name: str, annotations: Annotations) -> Sequence[str]:
-    """A note if there are fewer labels than the dataset has; UserError if there are more."""
+    """Return a note if there are fewer labels than the dataset has. Raises UserError if there are more."""
     if name not in OFFICIAL:
         return ()
     title, classes, count = OFFICIAL[name].title, OFFICIAL[name].classes, len(annotations.labels)
@@ -122,7 +123,7 @@ def _check_labels(name: str, annotations: Annotations) -> Sequence[str]:
 
 
 def _check_ids(annotations: Annotations) -> dict[str, Listed]:
-    """The first row of each video. Raises UserError for one that is in both splits."""
+    """Return the first row of each video, by id. Raises UserError for a video in both splits."""
     split_of: dict[str, str] = {}
     first: dict[str, Listed] = {}
     for split, listed in annotations.splits.items():

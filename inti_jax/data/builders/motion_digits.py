@@ -1,15 +1,15 @@
-"""motion_digits: handwritten digits that move, in classes that only the order of frames tells apart.
+"""Build `motion_digits`: moving handwritten digits in classes that only the order of frames tells apart.
 
-Ten classes make five pairs, and a class is the exact reverse of its partner: right / left, down / up,
+Ten classes make five pairs, and each class is the exact reverse of its partner: right / left, down / up,
 clockwise / counterclockwise (on a circle), grow / shrink, brighten / dim. The digits are scikit-learn's
-8x8 scans (UCI's handwritten digits), those of `val` never seen in `train`.
+8x8 scans (UCI's handwritten digits). `train` and `val` share no scan.
 
 The ceiling of a model that ignores order is exactly 50 %. Every rendered movement is in its split twice: as
-it is, under one label, and with its frames reversed, under the partner's. Each frame is encoded on its own
-with a constant quantiser, so the two videos decode to the very same frames in opposite order; and as
-19 - 15 is even, the centred clip of 8 frames with stride 2, which spans 15, takes the same frames of both.
-Whatever is computed from that set of frames is right for at most one of the two. Single frames do tell the
-pair: by where the digit is, its size, or its contrast, on average.
+rendered, under one label, and with its frames reversed, under the partner's label. Each frame is encoded on
+its own with a constant quantiser, so the two videos decode to the same frames in opposite order. The centred
+clip of 8 frames with stride 2 spans 15 of 19 frames, and as 19 - 15 is even, it takes the same frames of both
+videos. A prediction from that set of frames is right for at most one of the two. Single frames do identify
+the pair, on average: by the digit's position, its size, or its contrast.
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ PAIRS = (
     ("brighten", "dim"),
 )
 LABELS = tuple(label for pair in PAIRS for label in pair)
-# Movements rendered, each of which gives two videos.
+# Movements to render in each split. Each gives two videos.
 MOVEMENTS = {"train": 2000, "val": 500}
 
 _SPLITS = ("train", "val")
@@ -41,7 +41,7 @@ _VIDEO_BYTES = 14_000  # about
 
 
 class Movement(NamedTuple):
-    """Which movement of which split, and whether it runs backwards."""
+    """Number of a movement in its split, and its direction."""
 
     split: str
     number: int
@@ -49,7 +49,7 @@ class Movement(NamedTuple):
 
 
 class MotionDigits(VideoBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Builds `movements[split]` movements a split, the pairs in turn; the same videos every time."""
+    """Builder of `movements[split]` movements a split, the pairs in turn; always the same videos."""
 
     name = "motion_digits"
 
@@ -58,14 +58,15 @@ class MotionDigits(VideoBuilder, skip_registration=True):  # type: ignore[call-a
         super().__init__(data_dir=data_dir, labels=LABELS, splits=splits)
 
     def read(self, source: Movement) -> bytes:
+        """Render and encode a movement."""
         frames = render(source.split, source.number)
         return encode(frames[::-1] if source.backwards else frames, FPS)
 
 
 def render(split: str, number: int) -> UInt8[np.ndarray, "T H W 3"]:
-    """The frames of a movement of pair `number % 5`, in the sense of the pair's first label.
+    """Render a movement of pair `number % 5`, in the direction of the pair's first label.
 
-    A function of the arguments alone.
+    The frames depend on the arguments alone.
     """
     rng = np.random.default_rng((_SPLITS.index(split), number))
     x, y, size, contrast = _trajectory(PAIRS[number % len(PAIRS)][0], rng)
@@ -83,7 +84,7 @@ def _clip(movement: Movement) -> Clip:
 
 
 def _trajectory(label: str, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
-    """The digit's centre x and y, its size (pixels) and its contrast (share), each over the frames."""
+    """Draw the digit's centre x and y, its size (pixels) and its contrast (share), for each frame."""
     share = np.linspace(0, 1, FRAMES)
     middle = SIZE / 2
     x = np.full(FRAMES, middle + rng.uniform(-5, 5))

@@ -1,19 +1,21 @@
-"""File names as text: any name that the system allows gets a printable form, and two names never the same."""
+"""Convert any file name that the system allows to printable text, distinct for distinct names."""
 
 import re
 import unicodedata
 
-# Control characters, separators of lines and paragraphs, and what `os.fsdecode` makes of bytes outside UTF-8.
+# Unicode categories: control characters, line and paragraph separators, and surrogates, which `os.fsdecode`
+# makes of bytes that are not UTF-8.
 _ESCAPED = ("Cc", "Zl", "Zp", "Cs")
 _LOOKS_ESCAPED = re.compile(r"\\x[0-9a-f]{2}")
 
 
 def printable(name: str) -> str:
-    r"""Write a file name as text in UTF-8 without control characters.
+    r"""Return a file name as UTF-8 text without control characters.
 
-    Each byte that is not UTF-8 or is part of a control character becomes `\x` and two hexadecimal digits, as
-    in `caf\xe9`; in such a name a backslash is doubled. All other names stay as they are, except that one
-    which looks escaped has its backslashes doubled too, so different names have different forms.
+    Each byte that is not UTF-8, or belongs to a control character or separator, becomes `\x` and two
+    hexadecimal digits, as in `caf\xe9`, and each backslash of such a name is doubled. Other names stay as
+    they are, except that a name which looks escaped has its backslashes doubled too. So different names have
+    different forms.
     """
     plain = name.isprintable() or not any(unicodedata.category(char) in _ESCAPED for char in name)
     if plain and not _LOOKS_ESCAPED.search(name):

@@ -1,4 +1,4 @@
-"""Which datasets `prepare` knows, and what belongs to each of them."""
+"""List the datasets that `prepare` knows, with the reader, number of classes and description of each."""
 
 import textwrap
 from collections.abc import Callable
@@ -12,9 +12,9 @@ from inti_jax.data.builders.tree import Tree
 class Official(NamedTuple):
     """A published dataset.
 
-    `sampling` is the `data.sampling` that it is usually trained and evaluated with, or "" where both are.
-    With `uniform`, labels are of whole videos: a dense clip may not show what its label says. `folds` is the
-    number of official ways to split it.
+    `sampling` is the `data.sampling` that it is usually trained and evaluated with, or "" if both `dense` and
+    `uniform` are usual. `uniform` belongs to datasets whose labels describe the whole video, because a dense
+    clip may not show its label. `folds` is the number of official ways to split the dataset.
     """
 
     title: str
@@ -59,7 +59,7 @@ NAMES = (*EMBEDDED, "folder", *OFFICIAL)
 
 
 def describe() -> str:
-    """A paragraph for each dataset."""
+    """Format a paragraph about each dataset, for the command's help."""
     abouts = {
         **EMBEDDED,
         "folder": FOLDER,

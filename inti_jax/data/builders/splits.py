@@ -1,4 +1,4 @@
-"""Splits: how they are called in sources, and which videos become `val` where a source has none."""
+"""Recognise the names of splits in sources, and split the videos of a source that names none."""
 
 import hashlib
 import re
@@ -13,21 +13,21 @@ _NAMES = {
     "test": ("test", "testing", "testset"),
 }
 _SPLIT_OF = {name: split for split, names in _NAMES.items() for name in names}
-# Words beside a split's name: `videos_train`, `Val Set`, `rawframes-test`, `train_256`.
+# Words to ignore beside a split's name: `videos_train`, `Val Set`, `rawframes-test`, `train_256`.
 _BESIDE = re.compile(r"videos?|clips?|data|set|split|frames|rawframes|images|rgb|\d+p?", re.ASCII)
 
 
 def split_named(name: str) -> str | None:
-    """Name the split that a folder's name or a table's cell means: `train`, `val`, `test`, or None."""
+    """Return the split that a folder's name or a table's cell means: `train`, `val`, `test`, or None."""
     words = [word for word in re.split(r"[\W_]+", name.lower()) if word and not _BESIDE.fullmatch(word)]
     return _SPLIT_OF.get(words[0]) if len(words) == 1 else None
 
 
 def assign(found: Sequence[Found], val_share: float) -> list[str]:
-    """Give each file its split: what the source says, else by the rank of its id's hash in its class.
+    """Return each file's split: from the source, or else by the rank of its id's hash in its class.
 
-    Of each class `val_share` becomes `val`, at least one video and never all. What is known to be no video
-    has no part in that and is listed under `train`.
+    A share `val_share` of each class becomes `val`: if it is above 0, at least one video, but never all.
+    Files known not to be videos do not count; without a split from the source they are listed under `train`.
     """
     ranks: dict[str, list[str]] = {}
     for file in sorted(found, key=lambda file: hashlib.sha256(file.id.encode()).digest()):

@@ -1,4 +1,4 @@
-"""Something-Something V2's annotations: JSON lists of videos with templates, and the templates' numbers."""
+"""Read Something-Something V2's annotations: JSON lists of videos, and the numbers of their templates."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +22,7 @@ _PREFIX = "(?:something-something-v2-)?"
 
 
 def read(tree: Tree, fold: int) -> Annotations:
-    """`labels.json` (label to number), `train.json` and `validation.json`, or their longer names.
+    """Read `labels.json` (label to number), `train.json` and `validation.json`, or their longer names.
 
     A video's label is its template without the brackets. Raises UserError, naming file and row.
     """

@@ -1,7 +1,7 @@
-"""still_digits: single frames of handwritten digits, labelled by what is seen and where.
+"""Build `still_digits`: single frames of handwritten digits, labelled by the digit and its place.
 
-An image model trained on these stands to motion_digits as CLIP does to videos: it knows single frames of the
-same kind, and nothing of motion. Forty classes: each digit in each quarter of the frame.
+The forty classes are each digit in each quarter of the frame. An image model trained on these is to
+`motion_digits` what CLIP is to videos: it knows single frames of the same kind, but no motion.
 """
 
 from collections.abc import Mapping
@@ -24,14 +24,14 @@ _VIDEO_BYTES = 1_600  # about
 
 
 class Still(NamedTuple):
-    """Which frame of which split."""
+    """Number of a frame in its split."""
 
     split: str
     number: int
 
 
 class StillDigits(VideoBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Builds `frames[split]` videos of one frame a split, the classes in turn; the same every time."""
+    """Builder of `frames[split]` one-frame videos a split, the classes in turn; always the same videos."""
 
     name = "still_digits"
 
@@ -40,16 +40,17 @@ class StillDigits(VideoBuilder, skip_registration=True):  # type: ignore[call-ar
         super().__init__(data_dir=data_dir, labels=LABELS, splits=splits)
 
     def read(self, source: Still) -> bytes:
+        """Render and encode a frame."""
         return encode(render(source.split, source.number), 1)
 
 
 def render(split: str, number: int) -> UInt8[np.ndarray, "1 S S 3"]:
-    """The frame of class `number % 40`, a function of the arguments alone."""
+    """Render a frame of class `number % 40`; it depends on the arguments alone."""
     digit, quarter = divmod(number % len(LABELS), len(QUARTERS))
     rng = np.random.default_rng((_SPLITS.index(split), number))
     candidates = np.flatnonzero(digits(split) == digit)
     size = rng.uniform(18, 36)
-    # The centre is in its quarter, and all but a margin of the digit in the frame.
+    # Keep the centre inside its quarter, and all but a margin of the digit inside the frame.
     near, far = max(size / 2 - 4, 6), SIZE / 2 - 2
     x, y = rng.uniform(near, far, 2)
     x, y = SIZE - x if quarter % 2 else x, SIZE - y if quarter // 2 else y

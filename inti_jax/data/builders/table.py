@@ -1,4 +1,4 @@
-"""A CSV file of paths and labels, and perhaps splits: what `folder` reads besides a directory."""
+"""Read the sources of `folder` that are CSV files of paths, labels and, optionally, splits."""
 
 import csv
 import os
@@ -18,19 +18,20 @@ from inti_jax.data.manifest import Rejected
 from inti_jax.errors import UserError
 
 _COLUMNS = ("path", "label", "split")
-# How pandas calls the column of its index: in what it writes, and in what it reads that again as.
+# Names of a pandas index as a column: empty as pandas writes it, `Unnamed: 0` once pandas has read it back.
 _INDEX = re.compile(r"|unnamed: \d+")
 _LIST_LINE = re.compile(r"\S.*\s\d+")
 
-_Row = tuple[int, list[str]]  # with its number
+_Row = tuple[int, list[str]]  # row number and cells
 
 
 def scan_table(source: Path, labels: Sequence[str] | None, rate: Fraction) -> Scanned:
-    """Read a file with the columns path, label and perhaps split; without a split the header may go.
+    """Read a file with the columns path, label and, optionally, split.
 
-    Between columns is a comma, or a semicolon or tab where the first line has no comma. Paths are relative to
-    the file's directory. An unnamed column, a data frame's index, is passed over.
-    Raises UserError, naming the row, for whatever is missing, unknown or there twice.
+    A file with path and label alone may leave out the header. Columns are separated by commas, or by
+    semicolons or tabs if the first line has no comma. Paths are relative to the file's directory. An unnamed
+    column, a data frame's index, is ignored. Raises UserError, naming the row, for anything missing, unknown
+    or repeated.
     """
     columns, rows = _read(source)
     scanned = Scanned(set(), [], defaultdict(list), [])
@@ -62,10 +63,10 @@ def scan_table(source: Path, labels: Sequence[str] | None, rate: Fraction) -> Sc
 
 
 def _read(source: Path) -> tuple[list[str], list[_Row]]:
-    """Read the columns, in lower case, and the rows below the header, where there is one."""
+    """Read the column names, in lower case, and the rows below the header, if there is one."""
     lines = read_text(source).splitlines()
     first = next((line for line in lines if line.strip()), "")
-    # Semicolons are what spreadsheets write where the comma is for decimals.
+    # Spreadsheets separate columns by semicolons in locales with a decimal comma.
     delimiter = next((mark for mark in ",;\t" if mark in first), ",")
     reader = csv.reader(lines, delimiter=delimiter)
     try:
@@ -100,7 +101,7 @@ def _source(path: Path, where: str, rate: Fraction) -> tuple[Path | Frames | Abs
 
 
 def _hint(row: Sequence[str]) -> str:
-    """Say what a row of the wrong length may be, and how that is given."""
+    """Suggest how to pass a row of the wrong length that looks like another format; empty if it does not."""
     if len(row) == 1 and _LIST_LINE.fullmatch(row[0]):
         return (
             f". {shown(row[0])} is a line of a list of paths and numbers of labels: give the file as "
@@ -112,7 +113,7 @@ def _hint(row: Sequence[str]) -> str:
 
 
 def _without_test(scanned: Scanned) -> Scanned:
-    """Leave out the rows of `test` where there are some of `val`; where not, they are `val`."""
+    """Reject the rows of `test` if there are rows of `val`; otherwise take them as `val`."""
     splits = {file.split for file in scanned.found}
     if "test" not in splits:
         return scanned

@@ -1,4 +1,4 @@
-"""The files below a source, found in one pass: videos by name, and what may be annotations."""
+"""Index the files below a source in one pass: videos and frame folders by name, and annotation files."""
 
 import os
 import re
@@ -11,26 +11,26 @@ from inti_jax.data.builders.walk import Skipped, walk
 from inti_jax.errors import UserError
 
 _TEXT_SUFFIXES = (".csv", ".txt", ".json")
-_TEXT_DEPTH = 2  # folders between the source and its annotations
+_TEXT_DEPTH = 2  # most folders between the source and its annotations
 _SPLIT_FOLDER = re.compile(r"(?:.*[_-])?(train|val|valid|validate|validation|test)(?:[_-]?\d+\w*)?")
-_REPLACEMENT = "replacement"  # Kinetics-400's: whole copies of videos that were first published damaged
+_REPLACEMENT = "replacement"  # Kinetics-400's intact copies of videos that were first published damaged
 
 
 class Tree:
-    """The files below `root`, as `walk` finds them.
+    """Index of the files below `root`, as `walk` finds them.
 
-    Annotations may be in `root` or up to two folders down.
+    Annotations may be in `root` or up to two folders down. Raises UserError if `root` is not a directory.
     """
 
     def __init__(self, root: Path):
         if not root.is_dir():
             raise UserError(f"{root} is not a directory: --source is where videos and annotations are")
         self.root = root
-        self.skipped: list[Skipped] = []  # what could not be read
+        self.skipped: list[Skipped] = []  # places that could not be read
         self._videos: dict[str, list[str]] = {}
         self._frame_folders: dict[str, list[str]] = {}
         self._texts: list[Path] = []
-        self._unreadable: dict[str, str] = {}  # by path below `root`, and by name without suffix
+        self._unreadable: dict[str, str] = {}  # reasons, by path below `root` and by name without suffix
         for directory, files, _, skipped in walk(root):
             relative = PurePosixPath(directory.relative_to(root).as_posix())
             for place in skipped:
@@ -47,20 +47,20 @@ class Tree:
                 self._frame_folders.setdefault(relative.name, []).append(str(relative))
 
     def texts(self, pattern: str) -> list[Path]:
-        """The files that may be annotations whose whole name is `pattern`."""
+        """Return the possible annotation files whose whole name matches `pattern`."""
         return [path for path in self._texts if re.fullmatch(pattern, path.name)]
 
     def text(self, name: str, pattern: str | None = None) -> Path:
-        """The one file that is called `name`, or whose whole name is `pattern`.
+        """Return the one file called `name`, or the one whose whole name matches `pattern`, if given.
 
-        Raises UserError where there is none, or several.
+        Raises UserError if there is none, or more than one.
         """
         return self.lists({"": (name, pattern)})[""]
 
     def lists(self, names: Mapping[str, tuple[str, str | None]]) -> dict[str, Path]:
-        """For each split the one file that is called so, or whose whole name is the pattern, if it is there.
+        """Return the annotation file of each split that has one, by its name or pattern as in `text`.
 
-        Raises UserError where there are several of one, or none of any.
+        Raises UserError if a split has more than one file, or if no split has any.
         """
         files = {}
         for split, (name, pattern) in names.items():
@@ -77,13 +77,14 @@ class Tree:
     def find(
         self, listed: Listed, split: str, *, shared: Set[str], repeated: Set[tuple[str, str]]
     ) -> Path | None:
-        """Find the file of a listed video, or its frame folder, if it is there.
+        """Find the file or frame folder of a listed video; None if it is not on disk.
 
-        Of its names only the first is sure to be its own. One that is in `repeated`, with the split, is that
-        of several videos there, and so nobody's. One in `shared` is that of videos of both splits, and the
-        file's folder has to name this one. It may not name another in any case.
+        Only the first of the video's names is certainly its own. The others are fallbacks. A fallback in
+        `repeated`, with the split, stands for several videos of that split, so it is not used. A fallback in
+        `shared` stands for videos of both splits, so a folder above the file has to be named after this
+        split. No fallback matches a file in a folder named after another split.
 
-        Raises UserError where several files, or several frame folders, may be it.
+        Raises UserError if several files, or several frame folders, match.
         """
         if listed.path:
             path = self.root / listed.path
@@ -100,7 +101,7 @@ class Tree:
         return None
 
     def why_missing(self, listed: Listed) -> str:
-        """Say why a listed video was not found."""
+        """Return the reason why a listed video was not found."""
         above = [parent.as_posix() for parent in PurePosixPath(listed.path).parents] if listed.path else []
         for name in (listed.path, *listed.stems, *above):
             if name in self._unreadable:
@@ -115,7 +116,7 @@ class Tree:
         )
         for preferred in preferences:
             found = [path for path in found if preferred(path)] or found
-        # A tree of links by class, beside the files that they lead to.
+        # Several paths may lead to one file: some sources have a tree of links by class beside the files.
         if len({os.path.realpath(self.root / path) for path in found}) > 1:
             raise UserError(
                 f"{listed.where}: both {self.root / found[0]} and {self.root / found[1]} may be its video: "
@@ -125,7 +126,7 @@ class Tree:
 
 
 def _split_of(path: str) -> str | None:
-    """The split that a folder on the way to a file is named after, if there is one."""
+    """Return the split that a folder above a file is named after, or None."""
     for part in PurePosixPath(path).parts[:-1]:
         if match := _SPLIT_FOLDER.fullmatch(part.lower()):
             return match[1] if match[1] in ("train", "test") else "val"

@@ -1,4 +1,4 @@
-"""UCF101's annotations: a list of classes, and of each fold's training and test videos."""
+"""Read UCF101's annotations: a list of classes, and lists of each fold's training and test videos."""
 
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -18,7 +18,7 @@ from inti_jax.errors import UserError
 
 
 def read(tree: Tree, fold: int) -> Annotations:
-    """`classInd.txt`, `trainlist0<fold>.txt` and `testlist0<fold>.txt`, which is `val`.
+    """Read `classInd.txt`, `trainlist0<fold>.txt` and `testlist0<fold>.txt`, which is `val`.
 
     Raises UserError, naming file and row.
     """

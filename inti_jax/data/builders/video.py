@@ -1,4 +1,4 @@
-"""What every builder shares: videos are checked, written as ArrayRecord by TFDS, and listed in a manifest."""
+"""Define the base of all builders: check videos, write them as ArrayRecord with TFDS, write a manifest."""
 
 import contextlib
 import copyreg
@@ -22,19 +22,19 @@ from inti_jax.data.codec import decode, reencode
 from inti_jax.errors import UsageError, UserError
 from inti_jax.host import limits, paths
 
-# Smallest size of a shard of many, in bytes of the source.
+# Least size of a shard, in bytes of the source, if a split has several shards.
 _SHARD_BYTES = 64 * 2**20
-# Most shards of a split: readers keep all of them open, and a process may have 1,024 files.
+# Most shards of a split. Readers keep all shards open, and the usual limit of a process is 1,024 open files.
 _MOST_SHARDS = 512
 
-# A video with its facts and its hash, or why it is rejected.
+# A video with its facts and its hash, or the error for which it is rejected.
 _Checked = tuple[bytes, decode.VideoInfo, str] | decode.DecodeError
 
 
 class Clip(NamedTuple):
-    """A video to be: its id, its class, what `VideoBuilder.read` makes it from, and its size in bytes.
+    """A video to write: its id, its label, the source that `VideoBuilder.read` takes, and its size in bytes.
 
-    The size only decides the number of shards, so an estimate will do.
+    The size only decides how the clips are sharded, so an estimate is enough.
     """
 
     id: str
@@ -45,12 +45,12 @@ class Clip(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How a dataset is built. Only `short_side` and `strict` change what is in it.
+    """Options of a build. Only `short_side` and `strict` change the dataset's contents.
 
-    `short_side` is that of `reencode.reencode`, or None to leave videos as they are. With `strict` a video
-    with any doubtful frame is rejected, else one of more than `decode.MOST_DOUBTFUL`. `workers` threads work
-    on this machine, one a core by default; or `beam_runner` names what Apache Beam shall run on, and
-    `beam_options` are its flags without dashes (`region=europe-west4`).
+    `short_side` is that of `reencode.reencode`, or None to leave videos as they are. With `strict`, a video
+    with any doubtful frame is rejected; without, one with a larger share of them than `decode.MOST_DOUBTFUL`.
+    `workers` is the number of threads on this machine, by default one a core. `beam_runner` names an Apache
+    Beam runner to use instead, and `beam_options` are its flags without dashes (`region=europe-west4`).
     """
 
     short_side: int | None = None
@@ -63,10 +63,10 @@ class Options:
 def fingerprint(
     labels: Sequence[str], splits: Mapping[str, Sequence[Clip]], options: Options | None = None
 ) -> str:
-    """A hash of what a dataset is prepared from: labels in order; each file's split, id, label and size.
+    """Hash a dataset's source: the labels in order, and each file's split, id, label and size.
 
-    And of the rate and number of frames of frame folders, and of those options that change what is in it,
-    where they are not the usual ones.
+    The hash also covers the rate and the frame limit of frame folders, and those options that change the
+    dataset's contents if they are not the defaults.
     """
     clips = (
         [split, clip.id, clip.label, clip.bytes, *_settings(clip.source)]
@@ -84,7 +84,10 @@ def _settings(source: Any) -> list[Any]:
 
 
 def shard_edges(clips: Sequence[Clip]) -> list[int]:
-    """Where the shards of a split begin, and the number of its clips: a function of the clips alone."""
+    """Return the index of the first clip of each shard of a split, followed by the number of clips.
+
+    The result depends on the clips alone.
+    """
     total = sum(clip.bytes for clip in clips)
     count = max(1, min(len(clips), -(-total // _SHARD_BYTES), _MOST_SHARDS))
     return [len(clips) * shard // count for shard in range(count + 1)]
@@ -92,20 +95,20 @@ def shard_edges(clips: Sequence[Clip]) -> list[int]:
 
 class _Info(tfds.core.DatasetInfo):
     def initialize_from_bucket(self) -> None:
-        """Nothing: our datasets are in no bucket, and asking for one leaves a temporary directory behind."""
+        """Do nothing: these datasets are in no bucket, and the query leaves a temporary directory behind."""
 
 
 class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Writes videos in the order given, as they come: memory does not grow with the dataset.
+    """Base class of the builders, which write videos in the given order.
 
-    A video that `decode.validate` rejects is left out and listed in the manifest. Which clips are in which
-    shard depends on the clips alone. The dataset appears under its name only once all its files are complete,
-    the manifest included; until then they are in a `Journal`, where the next build goes on. Splits without
-    clips are left out.
+    Videos are written as they come, so memory does not grow with the dataset. A video that `decode.validate`
+    rejects is left out and listed in the manifest. The assignment of clips to shards depends on the clips
+    alone. The dataset appears under its name once all its files are complete, the manifest included. Until
+    then they are in a `Journal`, from which the next build resumes. Splits without clips are left out.
     """
 
     VERSION = tfds.core.Version("1.0.0")
-    sampling = ""  # the `data.sampling` that belongs to the dataset, if there is one
+    sampling = ""  # the `data.sampling` that suits the dataset, or empty
 
     def __init__(
         self,
@@ -123,22 +126,22 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type
         self._journal = Journal.beside(Path(self.data_dir))
 
     def __reduce__(self) -> Any:
-        # What other machines need of a builder is `read`, which needs nothing that an instance has.
+        # Other machines only call `read`, which uses no attribute of the instance. So pickle the class alone.
         return copyreg.__newobj__, (type(self),)  # type: ignore[attr-defined]
 
     def read(self, source: Any) -> bytes:
-        """The encoded video that a Clip's `source` stands for, of which alone it is a function.
+        """Return the encoded video of a Clip's `source`; it depends on the source alone.
 
-        Called from several threads, and over Apache Beam on other machines, by an instance that has no
+        It is called from several threads and, with Apache Beam, on other machines, where the instance has no
         attributes. Raises DecodeError if there is no video.
         """
         raise NotImplementedError
 
     def build(self, options: Options | None = None) -> Path:
-        """Builds the dataset, going on where an earlier build was stopped, and returns its directory.
+        """Build the dataset, resuming a build that was stopped, and return its directory.
 
-        Raises UserError if a split has no valid video, or the files cannot be written, or another build of
-        the same dataset is at work or was begun with another source or other options.
+        Raises UserError if the directory exists already, if a split has no valid video, if files cannot be
+        written, or if another build of the dataset is at work or was begun with other sources or options.
         """
         options = options or Options()
         directory = Path(self.data_dir)
@@ -171,7 +174,7 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type
             description="Encoded videos, each with one label; manifest.json lists them.",
             features=tfds.features.FeaturesDict(
                 {
-                    "video": tfds.features.Text(),  # the file's bytes as they are
+                    "video": tfds.features.Text(),  # the bytes of the encoded file
                     "id": tfds.features.Text(),
                     "label": tfds.features.ClassLabel(names=self._labels),
                     "frames": tfds.features.Scalar(np.int32),
@@ -187,16 +190,16 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type
         return _Writer(self._journal)
 
     def _write_shards(self, options: Options, beam: dict[str, Any]) -> None:
-        """Has TFDS write the shards that are not complete yet, and notes all of them in its metadata."""
+        """Let TFDS write the shards that are not complete yet, and record all shards in its metadata."""
         tfds.disable_progress_bar()
         self.info.set_file_format("array_record", override=True)
         splits: list[tfds.core.SplitInfo] = []
-        # As TFDS does it, but into a directory that stays when the build is stopped.
+        # TFDS would write to a temporary directory. Write to one that stays if the build is stopped.
         place = self.data_dir
         self._data_dir = str(self._journal.dataset)
         try:
             for split in self._clips:
-                # By itself: TFDS would run the shards of the first split again with those of the second.
+                # One split at a time: TFDS would run the first split's shards again with the second's.
                 with self._examples(split, options) as shards:
                     self._shards = {split: shards}
                     try:
@@ -206,7 +209,7 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type
                             raise
                         reason = " ".join(str(error).split())
                         raise UserError(f"--beam_runner {options.beam_runner} failed: {reason}") from error
-                # Over Beam, TFDS sorts its own by the shards' numbers as text: 0, 1, 10, 2.
+                # With Beam, TFDS's own list of lengths is sorted by shard number as text: 0, 1, 10, 2.
                 lengths = [len(self._complete(name).videos) for name in self._names(split)]
                 splits.append(self.info.splits[split].replace(shard_lengths=lengths))
             self.info.set_splits(tfds.core.SplitDict(splits))
@@ -218,7 +221,7 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type
 
     @contextlib.contextmanager
     def _examples(self, split: str, options: Options) -> Iterator[list["_Shard"]]:
-        """The shards of a split; meanwhile they can be written."""
+        """Yield the shards of a split. Inside the context they can be written."""
         clips = self._clips[split]
         parts = list(zip(self._names(split), itertools.pairwise(shard_edges(clips)), strict=True))
         missing = [clips[start:end] for name, (start, end) in parts if self._journal.part(name) is None]
@@ -232,7 +235,7 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type
                 for name, (start, end) in parts
             ]
             return
-        # TFDS writes the shards one after the other, so those that are missing can share one stream.
+        # TFDS writes the shards one after another, so the missing shards can share one stream of videos.
         rest = itertools.chain.from_iterable(missing)
         done = len(clips) - sum(map(len, missing))
         with (
@@ -250,12 +253,12 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type
             ]
 
     def _names(self, split: str) -> list[str]:
-        """The file names of a split's shards."""
+        """Return the file names of a split's shards."""
         template, count = self._get_filename_template(split), len(shard_edges(self._clips[split])) - 1
         return [template.sharded_filepath(shard_index=i, num_shards=count).name for i in range(count)]
 
     def _describe(self, source: str) -> None:
-        """Writes TFDS's metadata and the manifest beside the shards."""
+        """Write TFDS's metadata and the manifest beside the shards."""
         splits = {}
         for split in self._clips:
             parts = {name: self._complete(name) for name in self._names(split)}
@@ -268,7 +271,7 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type
                 (manifest.Shard(name, len(part.videos), part.sha256) for name, part in parts.items()),
             )
             if not found.videos:
-                self._journal.discard()  # what is there is of no use to a build of other files
+                self._journal.discard()  # a build of other files cannot use it
                 raise UserError(
                     f"no video of `{split}` can be decoded; the first, {found.rejected[0].source}: "
                     f"{found.rejected[0].reason}"
@@ -277,7 +280,7 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type
         place = self._journal.dataset
         shards = {shard.file for split in splits.values() for shard in split.shards}
         for path in place.iterdir():
-            if path.name not in shards:  # TFDS's notes of a run over Beam, or of a build killed at this point
+            if path.name not in shards:  # left by TFDS over Beam, or by a build killed at this point
                 path.unlink()
         self.info.write_to_directory(place)
         others = sorted(path for path in place.iterdir() if path.name not in shards)
@@ -295,7 +298,7 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type
 
 
 class _Shard:
-    """Gives TFDS the examples of a shard when it is called, and notes in the journal what they are."""
+    """Callable that gives TFDS the examples of a shard and records them in the journal."""
 
     def __init__(
         self, journal: Journal, name: str, clips: Sequence[Clip], checked: Callable[[], Iterator[_Checked]]
@@ -307,7 +310,7 @@ class _Shard:
 
     def __call__(self) -> Iterator[tuple[int, dict[str, Any]]]:
         if part := self._journal.part(self._name):
-            # For TFDS to count: `_Writer` keeps the file.
+            # The shard is complete: TFDS only counts these, and `_Writer` keeps the file.
             yield from ((index, {}) for index in range(len(part.videos)))
             return
         videos, rejected = [], []
@@ -317,7 +320,7 @@ class _Shard:
                 continue
             video, info, sha256 = checked
             facts = dataclasses.asdict(info)
-            doubtful = facts.pop("doubtful")  # not in the records, whose form older datasets have as well
+            doubtful = facts.pop("doubtful")  # not in the records, whose format older datasets share
             videos.append(
                 manifest.Video(
                     id=clip.id, label=clip.label, bytes=len(video), sha256=sha256, doubtful=doubtful, **facts
@@ -325,13 +328,13 @@ class _Shard:
             )
             example = {"video": video, "id": clip.id, "label": clip.label, **facts}
             yield len(videos), example
-            # Written by now. TFDS counts the examples of a shard at its end, and keeps them until then.
+            # The example is written by now. Empty it, because TFDS keeps a shard's examples to count them.
             example.clear()
         self._journal.note(self._name, videos, rejected)
 
 
 class _Writer(tfds.core.ExampleWriter):
-    """Writes shards through the journal: under their name once they are complete, and then never again."""
+    """Writer of shards through the journal; a shard that is complete already is not written again."""
 
     def __init__(self, journal: Journal):
         super().__init__(tfds.core.FileFormat.ARRAY_RECORD)
@@ -347,18 +350,21 @@ class _Writer(tfds.core.ExampleWriter):
         except RuntimeError as error:
             if "() failed: " not in str(error):
                 raise
-            # How ArrayRecord says what the system refuses: write() failed: No space left on device; ...
+            # ArrayRecord reports a system error as: write() failed: No space left on device; ...
             reason = str(error).partition("() failed: ")[2].partition(";")[0]
             raise UserError(f"{path} cannot be written: {reason}") from None
 
 
 def _canonical(example: bytes) -> bytes:
-    """The record with its fields in order: TFDS leaves that to chance, and each process has another one."""
+    """Serialise a record with its fields in a fixed order; TFDS's order differs between processes."""
     return tf_example_pb2.Example.FromString(example).SerializeToString(deterministic=True)
 
 
 def _beam_arguments(options: Options) -> dict[str, Any]:
-    """What TFDS has to be told for shards to be written over Apache Beam; nothing where they are not."""
+    """Return TFDS's arguments for writing shards with Apache Beam; empty without a `beam_runner`.
+
+    Raises UserError if Apache Beam is not installed, and UsageError for a runner that it cannot create.
+    """
     if options.beam_runner is None:
         return {}
     try:

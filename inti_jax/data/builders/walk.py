@@ -1,4 +1,4 @@
-"""Walk a source: every folder below it once, links followed, and what cannot be read with the reason."""
+"""Walk a source's folders, each once and through links, and list unreadable places with the reason."""
 
 import collections
 import contextlib
@@ -10,14 +10,15 @@ from typing import NamedTuple
 
 from inti_jax.data.builders.names import printable
 
-# What operating systems and storage appliances put beside users' files.
+# Folders that operating systems and storage appliances put beside users' files.
 _SYSTEM = frozenset(("lost+found", "__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information"))
 
 
 class Skipped(NamedTuple):
     """A place that was left out, and a one-line reason.
 
-    `folder` says that what is in it is not known. With `again` it was read by another path.
+    `folder` is True for a folder whose contents are unknown. `again` is True for a link to a folder that is
+    read by another path or lies above.
     """
 
     path: Path
@@ -27,7 +28,7 @@ class Skipped(NamedTuple):
 
 
 class Directory(NamedTuple):
-    """A folder: its files and its folders, sorted by name, and what in it was left out."""
+    """A folder: its files and its folders, sorted by name, and the entries that were left out."""
 
     path: Path
     files: list[str]
@@ -36,14 +37,14 @@ class Directory(NamedTuple):
 
 
 def walk(root: Path) -> Iterator[Directory]:
-    """Go through `root` and the folders below it, depth first and sorted, hidden ones left out.
+    """Yield `root` and the folders below it, depth first and sorted, without hidden ones.
 
-    A folder that can be reached in several ways is read once: where it really is rather than by a link.
-    Links up, to `root` or to what contains it, are not followed, nor is `root` if it is one. Nothing is
-    raised for a folder that cannot be read, `root` included: it is `skipped`.
+    A folder that several paths lead to is read once, at its real place rather than through a link. Links to
+    `root` or to a folder above it are not followed, even if `root` itself is such a link. A folder that
+    cannot be read, `root` included, raises nothing: it is listed as `skipped`.
     """
     seen: dict[tuple[int, int], Path] = {}
-    # Where it is and where it leads: a class may be a link.
+    # The folders above `root`, and those above its target: `root` may be a link, such as a class folder.
     for parent in (*root.absolute().parents, *root.resolve().parents):
         with contextlib.suppress(OSError):
             seen[_identity(parent)] = parent
@@ -68,7 +69,7 @@ def walk(root: Path) -> Iterator[Directory]:
 
 
 def read_directory(path: Path) -> Directory:
-    """List one folder, without what is hidden or the system's. Raises OSError."""
+    """List one folder, without hidden entries and folders of the system. Raises OSError."""
     files, folders, skipped = [], [], []
     with os.scandir(path) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
@@ -84,7 +85,7 @@ def read_directory(path: Path) -> Directory:
 
 
 def _fault(entry: os.DirEntry[str]) -> str:
-    """Say why an entry is neither a file nor a folder; empty where it is one."""
+    """Return the reason why an entry is neither a file nor a folder; empty if it is one."""
     try:
         if entry.is_file() or entry.is_dir():
             return ""

@@ -1,4 +1,4 @@
-"""Count a video's doubtful frames: what FFmpeg flags as damaged, and what is missing."""
+"""Count the doubtful frames of a video: those that FFmpeg flags as damaged, and those that are missing."""
 
 import bisect
 import itertools
@@ -9,47 +9,54 @@ from collections.abc import Iterator
 
 import av
 
-# Containers that have little but packets. Others (WMV, transport streams) fill a gap in time with bytes.
+# Containers that hold hardly anything besides packets, so bytes outside packets are lost data. Other
+# containers (WMV, transport streams) have such bytes in undamaged files too, where the time between packets
+# is long.
 _DENSE = ("matroska,webm", "flv")
-# A hole in these: so many times the bytes that usually are between two packets, at least so many bytes, and
-# such a share of what the frames would have taken that are missing there.
+# A hole in such a container is a run of bytes that belong to no packet. Its least size is the largest of:
+# _HOLE_TIMES the median gap between packets, _HOLE_BYTES, and _HOLE_SHARE of the bytes that the missing
+# frames would have taken.
 _HOLE_TIMES, _HOLE_BYTES, _HOLE_SHARE = 10, 256, 0.5
-# Packets before and after a hole among which the frames next to it are. Packets are in the order of
-# decoding, and no usual encoder moves a frame further than this from its place.
+# Packets on each side of a hole to search for the frames that are presented next to it. Packets are in
+# decoding order, and usual encoders move no frame further than this from its place in presentation order.
 _REORDERED = 8
-# Times that are so many usual intervals apart have lost a frame. Some containers round to milliseconds.
+# A step between two timestamps of more than this many median intervals has lost a frame. The margin is wide
+# because some containers round timestamps to milliseconds.
 _INTERVAL = 1.6
-# Codecs of which each packet is a picture to be shown: others have some that only help to decode.
+# Codecs in which each packet is a picture to show. Other codecs also have packets that only help to decode.
 _SHOWN = ("h264", "hevc", "vp9", "av1", "libdav1d")
 
 
 class DoubtfulFrames:
-    """Count the frames of a stream that need not show what was filmed, while it is decoded whole.
+    """Count the doubtful frames of a stream while the whole stream is decoded.
 
-    - Frames that FFmpeg flags: parts of them were damaged or missing, and it made something up for those.
-      Frames that are predicted from them are not flagged.
-    - Packets that the container's reader flags: a part of them is missing in the file.
-    - Packets of which the decoder gave no frame, after its first one.
-    - Frames of which there is no packet, where the container does not announce how many there are: the times
-      leave room for them, and the file has a hole there: a packet that is flagged or, in Matroska, WebM and
-      Flash, many more bytes than usual that belong to no packet. A gap in time alone is no damage: many
-      videos have a variable rate.
+    A doubtful frame may not show what was filmed. These count:
+
+    - Frames that FFmpeg flags: it concealed damaged or missing parts of them. Frames predicted from those are
+      not flagged.
+    - Packets that the container's demuxer flags: the file lacks a part of them.
+    - Packets after the first decoded frame for which the decoder gave no frame.
+    - Frames without a packet, if the container does not announce its number of frames. The timestamps have
+      to leave room for them, and the file has to have a hole there: a flagged packet or, in Matroska, WebM
+      and Flash, many more bytes than usual that belong to no packet. A gap in time alone is no damage,
+      because many videos have a variable frame rate.
     """
 
     def __init__(self, container: av.container.InputContainer, stream: av.VideoStream):
         self._container, self._stream = container, stream
         self._flagged = 0
         self._flagged_times: set[int] = set()
-        self._times, self._sizes = array("q"), array("q")  # of the stream's packets
-        self._shown = array("q")  # times of the frames
+        self._times, self._sizes = array("q"), array("q")  # pts and bytes of the stream's packets
+        self._shown = array("q")  # pts of the decoded frames
         self._interlaced = False
-        self._end: int | None = None  # of the packets so far, in bytes
-        self._gaps = array("q")  # bytes before each packet, of any stream, that belong to none
-        # Places in `_times` before which frames may be missing: the bytes there that belong to no packet.
+        self._end: int | None = None  # byte offset at which the packets so far end
+        self._gaps = array("q")  # bytes outside packets before each packet of any stream
+        # Holes: the position in `_times` before which frames may be missing, and the bytes outside packets
+        # there (infinite for a flagged packet).
         self._holes: list[tuple[int, float]] = []
 
     def add_packet(self, packet: av.Packet) -> None:
-        """Note a packet of any of the file's streams, in the file's order."""
+        """Record a packet of any of the file's streams; packets come in file order."""
         if packet.pos is not None:
             gap = max(0, packet.pos - self._end) if self._end is not None else 0
             self._gaps.append(gap)
@@ -67,7 +74,7 @@ class DoubtfulFrames:
                 self._flagged_times.add(packet.pts)
 
     def add_frame(self, frame: av.VideoFrame) -> None:
-        """Note a frame of the stream."""
+        """Record a decoded frame of the stream."""
         self._flagged += frame.is_corrupt and frame.pts not in self._flagged_times
         self._interlaced |= frame.interlaced_frame
         if frame.pts is not None:
@@ -75,18 +82,18 @@ class DoubtfulFrames:
 
     @property
     def bytes_behind(self) -> int:
-        """How many bytes of the file come after the packets so far."""
+        """Number of bytes in the file after the packets recorded so far."""
         return self._container.size - (self._end or self._container.size)
 
     def count(self, seconds_missing: float) -> tuple[int, int]:
-        """Give the number of doubtful frames that are there, and of those that are not.
+        """Return the number of damaged frames and the number of missing frames.
 
-        `seconds_missing` is how much earlier than announced the file ends.
+        The file ends `seconds_missing` earlier than it announces.
         """
         return self._flagged, self._not_decoded() + self._not_in_the_file(seconds_missing)
 
     def _not_decoded(self) -> int:
-        # Of interlaced video, two packets can be one frame.
+        # In interlaced video, two packets can make one frame.
         if self._stream.codec_context.name not in _SHOWN or self._interlaced or not self._shown:
             return 0
         first = min(self._shown)
@@ -102,18 +109,19 @@ class DoubtfulFrames:
         size = statistics.median(self._sizes) * _HOLE_SHARE
         least = max(_HOLE_BYTES, _HOLE_TIMES * statistics.median(self._gaps or [0]))
         until = [0, *itertools.accumulate(lost)]
-        missing = counted = 0  # counted are those before this place in `until`
+        missing = counted = 0  # frames lost before position `counted` in `until` are counted already
         for first, last, gap in sorted(self._beside_holes(times)):
             if gap > max(least, size * (until[last] - until[first])):
                 missing += until[max(last, counted)] - until[max(first, counted)]
                 counted = max(last, counted)
-        # The last packet may say nothing of its duration, and behind it may be an index.
+        # The end needs a margin in time and in bytes: the last packet may lack a duration, and an index may
+        # follow.
         at_end = seconds_missing / float(usual * (self._stream.time_base or 1))
         is_hole = self._container.format.name in _DENSE and self.bytes_behind > max(least, size * at_end)
         return missing + (round(at_end) if is_hole and at_end > _INTERVAL else 0)
 
     def _beside_holes(self, times: list[int]) -> Iterator[tuple[int, int, float]]:
-        """Give, for each hole, the places of the first and last frame beside it in `times`, and its bytes."""
+        """Yield for each hole the positions in `times` of the frames before and after it, and its bytes."""
         for place, gap in self._holes:
             if 0 < place < len(self._times):
                 first = min(self._times[max(0, place - _REORDERED) : place])

@@ -1,11 +1,11 @@
-"""Decode encoded videos to RGB frames, exactly, on one thread.
+"""Decode encoded videos to RGB frames, frame-exact, on one thread.
 
-A frame's index is its place in the order the decoder presents frames, starting at 0. Timestamps play no
-part in it, so a video of variable frame rate is indexed like any other, and a packet that is empty, by which
-some files say that the last frame stays, is no frame.
+A frame's index is its position in presentation order, counted from 0. Timestamps do not matter for it, so a
+video with a variable frame rate is indexed like any other. An empty packet, by which some files repeat the
+last frame, is not a frame.
 
-Frames are as displayed: turned and mirrored by the file's display matrix. Their pixels are those that are
-stored: a pixel aspect ratio, which says that they are to be shown wider or narrower, is not applied.
+Frames are as displayed: turned and mirrored by the file's display matrix. Pixels are as stored: a pixel
+aspect ratio, which asks a player to show them wider or narrower, is not applied.
 """
 
 import dataclasses
@@ -25,29 +25,30 @@ from inti_jax.data.codec.orientation import Converter
 from inti_jax.data.codec.packets import find_needed
 from inti_jax.errors import UserError
 
-# Share of doubtful frames above which a video is rejected. Published datasets have videos with some, on which
-# others train and evaluate as well; one that is more of it than not shows no more what its label says.
+# Share of doubtful frames above which a video is rejected. Published datasets have videos with some doubtful
+# frames, and other work trains and evaluates on those too. A video that is mostly doubtful no longer shows
+# its label.
 MOST_DOUBTFUL = 0.5
 
 # Seconds by which a file that announces no frame count may end before the duration it announces.
 _DURATION_SLACK = 1.0
-# So many pixels of size are what being the file's default stream is worth, to `ffmpeg` and here.
+# Pixels added to the size of a default stream when the largest stream is chosen, as in `ffmpeg`.
 _DEFAULT_PIXELS = 5_000_000
-# Lists and session descriptions pass for videos and name others: files next to this one, or hosts.
+# Allow FFmpeg no protocol: playlists and session descriptions open as videos, and name other files or hosts.
 _NOTHING_ELSE = {"protocol_whitelist": ""}
 _AVI_INDEX_ENTRY = 16  # bytes
 _WEBP_HEAD = 21  # bytes: RIFF, size, WEBP, VP8X, size, flags
 
 
 class DecodeError(UserError):
-    """A video that cannot be decoded as asked; the message is a one-line reason."""
+    """Error for a video that cannot be decoded as asked; the message is a one-line reason."""
 
 
 @dataclasses.dataclass(frozen=True)
 class VideoInfo:
-    """Describe a video: number of frames, mean frames a second, size in pixels once turned as displayed.
+    """Facts of a video: number of frames, mean frames a second, and size in pixels as displayed.
 
-    `doubtful` of its frames are damaged, or are not there though their place is (see `DoubtfulFrames`).
+    `doubtful` is its number of damaged or missing frames (see `DoubtfulFrames`).
     """
 
     frames: int
@@ -59,29 +60,30 @@ class VideoInfo:
 
 @runtime_checkable
 class Decoder(Protocol):
-    """Encoded video to the frames of a clip: `decode_frames`, or another library in its place.
+    """Interface of a function that decodes a clip's frames: `decode_frames`, or another library's decoder.
 
-    Called from several threads, and sent to worker processes: a function of a module, or what pickles alike.
+    It is called from several threads and sent to worker processes, so it has to be picklable, as a
+    module-level function is.
     """
 
     def __call__(
         self, video: bytes, indices: Int64[np.ndarray, " T"], total: int | None = None
     ) -> UInt8[np.ndarray, "T H W 3"]:
-        """The frames at `indices` of a video that has `total`. Raises DecodeError."""
+        """Decode the frames at `indices` of a video with `total` frames. Raises DecodeError."""
         ...
 
 
 def validate(video: bytes, most_doubtful: float = MOST_DOUBTFUL) -> VideoInfo:
-    """Decode the whole video and describe it.
+    """Decode the whole video and return its facts.
 
-    Raises DecodeError if it is no video, has no frame, fails to decode anywhere, ends before it should, or
-    has a larger share of doubtful frames than `most_doubtful`.
+    Raises DecodeError if it is not a video, has no frame, fails to decode anywhere, ends early, or has a
+    larger share of doubtful frames than `most_doubtful`.
     """
     return _decode_whole(video, (), most_doubtful)[0]
 
 
 def check_opens(file: io.BufferedIOBase) -> None:
-    """Raise DecodeError unless `file` opens as a video. Reads its head alone and decodes nothing."""
+    """Raise DecodeError unless `file` opens as a video; read only its head and decode nothing."""
     with _opened(file):
         pass
 
@@ -89,10 +91,10 @@ def check_opens(file: io.BufferedIOBase) -> None:
 def decode_and_validate(
     video: bytes, choose: Callable[[int], Int64[np.ndarray, " T"]]
 ) -> tuple[VideoInfo, dict[int, UInt8[np.ndarray, "H W 3"]]]:
-    """Give what `validate` says of the video and, by index, its frames `choose(number of frames)`.
+    """Validate the video and return its facts and, by index, the frames at `choose(number of frames)`.
 
-    Decodes once where each packet gives a frame, as nearly always. Only decoding tells that some do not: then
-    the frames chosen are others, and take a second time.
+    Decodes once if each packet gives a frame, which is nearly always so. If decoding shows that some packets
+    give none, the frames are chosen anew and decoded in a second pass. Raises DecodeError as `validate` does.
     """
     with _opened(video) as (container, stream):
         packets = count_packets(container, stream)
@@ -105,11 +107,12 @@ def decode_and_validate(
 def decode_frames(
     video: bytes, indices: Int64[np.ndarray, " T"], total: int | None = None
 ) -> UInt8[np.ndarray, "T H W 3"]:
-    """Give the frames at `indices`, in that order, repeats included.
+    """Decode the frames at `indices`, in that order, repeats included.
 
-    Decodes no further than the last one. `total`, the video's number of frames as `validate` counted them,
-    permits to decode only what these frames depend on; without it decoding starts at the first frame.
-    Raises DecodeError if the video is damaged in what is decoded, or does not have a wanted frame.
+    Decodes no further than the last of them. With `total`, the video's number of frames as `validate` counted
+    them, only the packets that these frames depend on are decoded where possible. Without it, decoding starts
+    at the first frame. Raises DecodeError if a part that is decoded is damaged, or if the video lacks a
+    frame.
     """
     wanted = sorted(set(indices.tolist()))
     if not wanted or wanted[0] < 0:
@@ -126,9 +129,9 @@ def decode_frames(
 
 @contextmanager
 def opened(video: bytes | io.BufferedIOBase) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    """Open the container and the video stream that the `ffmpeg` program would take, for one thread.
+    """Open the container and the video stream that the `ffmpeg` program would choose, for one thread.
 
-    Raises DecodeError where there is none, and passes on what FFmpeg raises.
+    Raises DecodeError if there is no video stream, and passes on what FFmpeg raises.
     """
     file = io.BytesIO(video) if isinstance(video, bytes) else video
     head = file.read(_WEBP_HEAD)
@@ -140,7 +143,7 @@ def opened(video: bytes | io.BufferedIOBase) -> Iterator[tuple[av.container.Inpu
             if _is_animated_webp(head):
                 raise DecodeError("it is an animated WebP, which FFmpeg cannot decode: save it as MP4 or GIF")
             raise DecodeError("it is a still image")
-        # An audio file's cover is a video stream too.
+        # The cover picture of an audio file is a video stream too.
         cover = av.stream.Disposition.attached_pic
         streams = [stream for stream in container.streams.video if not stream.disposition & cover]
         if not streams:
@@ -148,13 +151,13 @@ def opened(video: bytes | io.BufferedIOBase) -> Iterator[tuple[av.container.Inpu
         stream = max(streams, key=_preference)
         if stream.codec_context is None:
             raise DecodeError("its codec is unknown")
-        # Parallelism is over videos: more threads in each would only get in each other's way.
+        # Videos are decoded in parallel, so more threads for each video would only compete.
         stream.codec_context.thread_count = 1
         yield container, stream
 
 
 def _preference(stream: av.VideoStream) -> int:
-    """Rank a stream as `ffmpeg` does without `-map`: the largest, where none or several are the default."""
+    """Rank a stream as `ffmpeg` does without `-map`: by its pixels, with a bonus for default streams."""
     if stream.codec_context is None:
         return -1
     default = bool(stream.disposition & av.stream.Disposition.default)
@@ -162,25 +165,26 @@ def _preference(stream: av.VideoStream) -> int:
 
 
 def count_packets(container: av.container.InputContainer, stream: av.VideoStream) -> int:
-    """Count the stream's packets that hold something, reading the whole file."""
+    """Count the stream's packets that are not empty; read the whole file for it."""
     return sum(packet.size > 0 for packet in container.demux(stream))
 
 
 class WholeStream:
-    """Decode a stream from the first frame to the last, and judge then whether it was all there."""
+    """Decoder of a whole stream that afterwards checks that the stream was complete."""
 
     def __init__(self, container: av.container.InputContainer, stream: av.VideoStream):
         self._container, self._stream = container, stream
         self._doubtful = DoubtfulFrames(container, stream)
         self._frames = self._packets = 0
         self._end = 0.0  # seconds at which the last packet of any stream ends
-        self._numbered = 0  # an AVI file's packets, by the number of the last one
-        # Before the first is read: AVI's reader adds to the index what it finds.
+        self._numbered = 0  # packets of an AVI file, by the number of the last one
+        # Taken before the first packet is read, because AVI's demuxer adds the packets that it finds to the
+        # index.
         self._indexed = len(stream.index_entries)
 
     def frames(self) -> Iterator[av.VideoFrame]:
-        """Give the frames in the order of presentation. Passes on what FFmpeg raises."""
-        demuxing: Any = self._container.demux()  # PyAV loses memory with one left in the middle
+        """Yield the frames in presentation order. Passes on what FFmpeg raises."""
+        demuxing: Any = self._container.demux()  # PyAV leaks memory if it is not closed
         with closing(demuxing):
             for packet in demuxing:
                 if packet.size:
@@ -205,10 +209,10 @@ class WholeStream:
             yield frame
 
     def judge(self, most_doubtful: float) -> tuple[int, Fraction]:
-        """Give the number of doubtful frames, and the mean rate, once all frames were given.
+        """Return the number of doubtful frames and the mean frame rate; call it after `frames` has ended.
 
-        Raises DecodeError where there was none, where some that are announced were not there, and where the
-        share of doubtful ones is above `most_doubtful`.
+        Raises DecodeError if there was no frame, if announced frames were missing, or if the share of
+        doubtful frames is above `most_doubtful`.
         """
         if self._frames == 0:
             raise DecodeError("it has no video frame")
@@ -221,9 +225,13 @@ class WholeStream:
         return flagged + lost, mean_rate(self._stream, self._packets)
 
     def _seconds_missing(self) -> float:
-        """Give how much earlier than announced the file ends. Raises DecodeError where that is too much."""
+        """Return the seconds by which the file ends earlier than it announces.
+
+        Raises DecodeError if the file lacks announced frames or ends more than `_DURATION_SLACK` seconds
+        early.
+        """
         announced = self._stream.frames
-        # Packets, not frames, are counted against the container's number: an edit list hides frames.
+        # The container announces packets: an edit list may hide some of their frames.
         if self._packets < announced and self._packets + self._empty_packets() < announced:
             raise DecodeError(f"it is truncated: {self._packets} of its {announced} frames are there")
         if announced or not self._container.duration:
@@ -235,10 +243,11 @@ class WholeStream:
         return duration - there
 
     def _empty_packets(self) -> int:
-        """Count the packets that the file has and that hold nothing: the frame before stays for longer.
+        """Count the file's empty packets, each of which repeats the frame before it.
 
-        MP4's index has them. AVI's reader passes over them, but they have numbers, which are the times of
-        decoding; and where the index behind the packets has these and no others, none is missing.
+        MP4 lists them in its index. AVI's demuxer skips them, but numbers them: the number is the decoding
+        time. If the index that follows an AVI file's packets lists exactly the packets that were read, none
+        is missing: all other announced ones are empty.
         """
         if self._container.format.name != "avi":
             return sum(entry.size == 0 for entry in self._stream.index_entries)
@@ -249,14 +258,14 @@ class WholeStream:
 
 
 def mean_rate(stream: av.VideoStream, packets: int) -> Fraction:
-    """Give the frames a second of a stream with so many packets that hold one; 0 where nothing says it."""
+    """Return the mean frames a second of a stream with `packets` packets that hold a frame; 0 if unknown."""
     rate = Fraction(stream.average_rate or 0)
     return rate * packets / stream.frames if packets < stream.frames else rate
 
 
 @contextmanager
 def _opened(video: bytes | io.BufferedIOBase) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    """As `opened`; every failure inside becomes a DecodeError."""
+    """Open a video as `opened` does, and turn every failure inside into a DecodeError."""
     try:
         with opened(video) as found:
             yield found
@@ -266,7 +275,7 @@ def _opened(video: bytes | io.BufferedIOBase) -> Iterator[tuple[av.container.Inp
         ValueError,
         ArithmeticError,
         MemoryError,
-    ) as error:  # sizes and formats FFmpeg passes on but nobody can convert
+    ) as error:  # sizes and formats that FFmpeg accepts but that cannot be converted
         reason = str(error).partition("\n")[0]
         raise DecodeError(f"it does not decode: {reason}") from None
 
@@ -280,7 +289,7 @@ def _is_animated_webp(head: bytes) -> bool:
 def _decode_whole(
     video: bytes, wanted: Collection[int], most_doubtful: float = MOST_DOUBTFUL
 ) -> tuple[VideoInfo, dict[int, np.ndarray]]:
-    """Decode as `validate`, and give the frames of `wanted` that there are."""
+    """Validate as `validate` does, and return the frames of `wanted` that exist, by index."""
     found, needed = {}, set(wanted)
     size = (0, 0)
     with _opened(video) as (container, stream):
@@ -300,8 +309,8 @@ def _decode_from_start(container, stream, wanted: list[int]) -> dict[int, np.nda
     found, needed = {}, set(wanted)
     index, size, converter = 0, None, Converter()
     decode = stream.codec_context.decode
-    with closing(container.demux(stream)) as packets:  # PyAV loses memory with one left in the middle
-        # To PyAV's own loop a packet that is empty is the end.
+    with closing(container.demux(stream)) as packets:  # PyAV leaks memory if it is not closed
+        # PyAV's own decoding loop takes an empty packet for the end of the stream, so leave empty ones out.
         for packet in itertools.chain((packet for packet in packets if packet.size), [None]):
             for frame in decode(packet):
                 size = size or converter.size(frame)
@@ -314,7 +323,7 @@ def _decode_from_start(container, stream, wanted: list[int]) -> dict[int, np.nda
 
 
 def _decode_needed(container, stream, wanted: list[int], total: int) -> dict[int, np.ndarray] | None:
-    """Decode as `_decode_from_start`, without what no wanted frame needs; None if that cannot be done."""
+    """Decode only the packets that the wanted frames depend on; return None if that is not possible."""
     needed = find_needed(container, stream, wanted, total)
     if needed is None:
         return None

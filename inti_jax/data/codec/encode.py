@@ -1,4 +1,4 @@
-"""RGB frames to an H.264 file of intra frames."""
+"""Encode RGB frames as an H.264 file of intra frames."""
 
 import io
 from collections.abc import Iterable
@@ -8,15 +8,15 @@ import av
 import numpy as np
 from jaxtyping import UInt8
 
-# Constant quantiser and a keyframe everywhere: how a frame is encoded depends on that frame alone, so the
+# With a constant quantiser and only keyframes, the encoding of a frame depends on that frame alone. So the
 # same frames in reverse order decode to the same pixels in reverse order.
 _OPTIONS = {"preset": "ultrafast", "qp": "22", "g": "1", "threads": "1"}
 
 
 def encode(frames: Iterable[UInt8[np.ndarray, "H W 3"]], fps: int | Fraction) -> bytes:
-    """Encode frames of one size as an MP4 file in which each is encoded on its own.
+    """Encode frames of one size as an MP4 file of intra frames.
 
-    H and W are even. One frame at a time is taken from `frames`. Raises what FFmpeg does for a size that it
+    H and W are even. Takes one frame at a time from `frames`. Passes on what FFmpeg raises for a size that it
     cannot encode.
     """
     file = io.BytesIO()

@@ -1,7 +1,7 @@
-"""Which packets of a video file hold wanted frames, and which of the others those depend on.
+"""Find the packets of a video file that hold the wanted frames, and the packets that those depend on.
 
-A packet's place is its position in the file's order, which is that of decoding. A frame's index is its
-position in the order of presentation, which is that of the packets' times (`pts`).
+A packet's place is its position in the file, which is in decoding order. A frame's index is its position in
+presentation order, which is the order of the packets' times (`pts`).
 """
 
 import bisect
@@ -14,17 +14,17 @@ from typing import Any
 
 import av
 
-# Containers that store presentation times, by which a frame is known wherever decoding starts.
+# Containers that store presentation times, which identify a frame wherever decoding starts.
 _TIMED = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
-# Seeking takes as long as reading so many packets.
+# Seeking takes as long as reading this many packets.
 _NEAR = 5
-# The kind of H.264's units that are a part of a picture before which nothing is needed any more.
+# H.264's type of a unit (NAL) that is a slice of an IDR picture. No packet after it depends on one before it.
 _IDR = 5
 
 
 @dataclasses.dataclass(frozen=True)
 class Needed:
-    """`runs` are decoded one by one, each from a keyframe on; `indices` are the wanted frames', by time."""
+    """The packets to decode, in `runs` that each start at a keyframe, and the wanted `indices` by time."""
 
     runs: list[list[av.Packet]]
     indices: dict[int, int]
@@ -32,22 +32,22 @@ class Needed:
 
 @dataclasses.dataclass(frozen=True)
 class _Known:
-    """Packets by place and times by index: of all frames, or of those around the wanted ones."""
+    """Packets by place and times by index, for all frames or for those around the wanted ones."""
 
     packets: dict[int, av.Packet]
     times: dict[int, int]
 
 
 class _UnreliableError(Exception):
-    """The file does not keep what a way to know packets relies on."""
+    """Error for a file that breaks an assumption by which frames are matched to packets."""
 
 
 def find_needed(
     container: av.container.InputContainer, stream: av.VideoStream, wanted: list[int], total: int
 ) -> Needed | None:
-    """What to decode for the frames `wanted`, sorted, of the `total` that there are.
+    """Find the packets to decode for the frames at the sorted indices `wanted`, of `total` in the stream.
 
-    None where only decoding everything can tell which frames they are.
+    Returns None if only decoding from the start can tell which frames those are.
     """
     if container.format.name not in _TIMED or wanted[-1] >= total:
         return None
@@ -65,7 +65,7 @@ def find_needed(
 def _read_all(container: av.container.InputContainer, stream: av.VideoStream, total: int) -> _Known:
     packets = [packet for packet in container.demux(stream) if packet.size]
     times = sorted({_time(packet) for packet in packets if not packet.is_discard})
-    # Only if each packet is one frame does the order of the times give each frame its index.
+    # The order of the times gives each frame its index only if each packet is one frame.
     if len(packets) != total or len(times) != total:
         raise _UnreliableError
     if not packets[0].is_keyframe or _time(packets[0]) != times[0]:
@@ -74,12 +74,12 @@ def _read_all(container: av.container.InputContainer, stream: av.VideoStream, to
 
 
 def _read_around(container: av.container.InputContainer, stream: av.VideoStream, wanted: list[int]) -> _Known:
-    """Reads the packets from the keyframe before each wanted frame to that frame, by the file's own index.
+    """Read the packets from the keyframe before each wanted frame up to that frame, by the file's index.
 
-    The index says where packets are and when they are decoded (`dts`), not when they are presented. But what
-    is before a keyframe in the file is presented before it, so the keyframe's place is its index; what is
-    after it is presented after it, which is checked; and nothing is presented before it is decoded, so
-    packets whose `dts` is past a frame's time need not be read to know its index.
+    The file's index has the packets' positions and decoding times (`dts`), but not their presentation times.
+    Three facts give the frames' indices. Packets before a keyframe are presented before it, so the keyframe's
+    place is its index. Packets after it are presented after it, which is checked. No packet is presented
+    before it is decoded, so packets whose `dts` is past a frame's time need not be read to know its index.
     """
     known = _Known({}, {})
     latest = -math.inf
@@ -103,7 +103,7 @@ def _read_around(container: av.container.InputContainer, stream: av.VideoStream,
 
 
 class _Reader:
-    """The packets of a file that has an index of all of them, one after the other or from a keyframe on."""
+    """Reader of a file that indexes all its packets: in order, or from a keyframe on."""
 
     def __init__(self, container: av.container.InputContainer, stream: av.VideoStream):
         self._container, self._stream = container, stream
@@ -117,22 +117,24 @@ class _Reader:
         self._packets: Iterator[av.Packet] = self._demuxing
 
     def start(self) -> None:
-        """Before all else: learns from the first packet how much later than decoded it is presented."""
+        """Measure the delay between decoding and presentation on the first packet; call this first."""
         first = self.read()
         self._delay = _time(first) - self._entries[0].timestamp
         self._packets, self._place = itertools.chain([first], self._demuxing), 0
 
     def close(self) -> None:
-        """PyAV loses memory with a generator that is left in the middle."""
+        """Close the demuxing generator: PyAV leaks memory if one is left unfinished."""
         self._demuxing.close()
 
     def keyframe_before(self, place: int) -> int:
+        """Return the place of the last keyframe at or before `place`."""
         return self._keys[bisect.bisect_right(self._keys, place) - 1]
 
     def go_to(self, keyframe: int) -> None:
+        """Move forward to the keyframe at that place, by seeking or, if it is near, by reading."""
         if keyframe - self._place > _NEAR:
             self.close()
-            # Seeking goes by what would be the time of presentation if all were as late as the first.
+            # Seeking goes by presentation time, as it would be if all packets had the first one's delay.
             self._container.seek(self._entries[keyframe].timestamp + self._delay, stream=self._stream)
             self._packets = self._demuxing = self._container.demux(self._stream)
             self._place = keyframe
@@ -140,7 +142,7 @@ class _Reader:
             self.read()
 
     def read(self) -> av.Packet:
-        """The next packet, if it is the one of the index."""
+        """Read the next packet, and raise _UnreliableError unless it matches the index."""
         packet, entry = next(self._packets), self._entries[self._place]
         if (packet.pos, packet.dts, packet.size) != (entry.pos, entry.timestamp, entry.size):
             raise _UnreliableError
@@ -150,7 +152,7 @@ class _Reader:
         return packet
 
     def is_past(self, time: int) -> bool:
-        """Whether no packet that comes is presented before `time`, which is after the last keyframe's."""
+        """Return True if no later packet is presented before `time`, which is after the last keyframe's."""
         if self._place == len(self._entries):
             return True
         entry = self._entries[self._place]
@@ -164,7 +166,7 @@ def _time(packet: av.Packet) -> int:
 
 
 def _choose(known: _Known, wanted: list[int], stream: av.VideoStream) -> Needed:
-    """Runs that hold the wanted frames: each from a keyframe to the last wanted one that depends on it."""
+    """Choose the runs to decode: each from a keyframe to the last wanted frame that depends on it."""
     places = {_time(packet): place for place, packet in known.packets.items()}
     keys = sorted(_time(packet) for packet in known.packets.values() if packet.is_keyframe)
     runs: list[tuple[int, set[int]]] = []
@@ -190,11 +192,11 @@ def _choose(known: _Known, wanted: list[int], stream: av.VideoStream) -> Needed:
     )
 
 
-# H.264's packets, which say of themselves what others depend on.
+# Headers in H.264's packets say whether other packets depend on them.
 
 
 def _nal_prefix(decoder: av.VideoCodecContext) -> int:
-    """Bytes of the length before each unit of an H.264 packet, as MP4 and Matroska have it; 0 for others."""
+    """Return the bytes of the length field before each NAL unit (H.264 in MP4, Matroska); 0 for others."""
     configuration = decoder.extradata or b""
     if decoder.name != "h264" or len(configuration) < 7 or configuration[0] != 1:
         return 0
@@ -202,7 +204,7 @@ def _nal_prefix(decoder: av.VideoCodecContext) -> int:
 
 
 def _slices(packet: av.Packet, prefix: int) -> list[int]:
-    """The headers of the parts of the packet's picture; none where its units do not add up to it."""
+    """Read the NAL headers of the picture's slices; empty if the units' lengths do not fit the packet."""
     data = memoryview(packet)
     at, headers = 0, []
     while at + prefix < len(data):
@@ -212,13 +214,13 @@ def _slices(packet: av.Packet, prefix: int) -> list[int]:
 
 
 def _is_disposable(packet: av.Packet, prefix: int) -> bool:
-    """Whether the H.264 packet is a picture that the standard forbids any other to depend on."""
+    """Return True for an H.264 packet whose picture is no reference for any other (`nal_ref_idc` is 0)."""
     headers = _slices(packet, prefix) if prefix else []
     return bool(headers) and not any(header & 0x60 for header in headers)
 
 
 def _is_border(keyframe: av.Packet, decoder: av.VideoCodecContext) -> bool:
-    """Whether what is before the keyframe is presented before it: H.264 promises that of IDR pictures."""
+    """Return True if all packets before the keyframe are presented before it; in H.264, only for IDR."""
     if decoder.name != "h264":
         return True
     prefix = _nal_prefix(decoder)

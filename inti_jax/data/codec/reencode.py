@@ -1,9 +1,10 @@
-"""Encode videos anew: smaller, and quick to decode a few frames of.
+"""Encode videos anew, smaller and with settings from which a few frames decode quickly.
 
-The settings were chosen by measurement, on four real videos of 240 to 256 lines: CPU time to decode 8 frames
-at stride 16, and the size. With a keyframe at least every 24 frames, without CABAC and the loop filter, and
-with B-frames that nothing depends on, that takes 10.1 ms where x264's usual settings take 39, in 1.19 times
-the bytes. Every 16 frames: 9.8 ms and 1.25 times; every 32: 10.3 ms and 1.17; every 250: 14.0 ms and 1.10.
+The settings were chosen by measurement on four real videos of 240 to 256 lines: the CPU time to decode 8
+frames at stride 16, and the size. They set a keyframe at least every 24 frames, no CABAC, no loop filter, and
+B-frames that nothing depends on. That takes 10.1 ms, and x264's usual settings take 39; the file has 1.19
+times their bytes. Other keyframe intervals: 16 frames take 9.8 ms and 1.25 times the bytes, 32 take 10.3 ms
+and 1.17, 250 take 14.0 ms and 1.10.
 """
 
 import dataclasses
@@ -22,34 +23,36 @@ _OPTIONS = {
     "g": "24",
     "bf": "3",
     "crf": "23",
-    "threads": "1",  # parallelism is over videos
-    # With `mbtree`, the same frames were seen to give other bytes now and then.
+    "threads": "1",  # videos are encoded in parallel
+    # With `mbtree`, the same frames occasionally gave different bytes.
     "x264-params": "b-pyramid=0:mbtree=0",
 }
-# Of a video that does not say how many frames a second it has.
+# Frames a second of a video that does not state its rate.
 _UNKNOWN_RATE = Fraction(25)
-# What MP4 can express of a frame rate, with room to spare.
+# Bound on the denominator of a frame rate, well within what MP4 can store.
 _LARGEST_DENOMINATOR = 65_535
-# Pixel aspect ratios beyond these are no camera's, and what H.264 can express of the others.
+# Pixel aspect ratios above this, or below its inverse, come from no camera and are ignored. The denominator
+# is one that H.264 can store.
 _WIDEST_PIXEL, _PIXEL_DENOMINATOR = 100, 600
 
 
 def reencode(
     video: bytes, short_side: int, most_doubtful: float = decode.MOST_DOUBTFUL
 ) -> tuple[bytes, decode.VideoInfo]:
-    """Encode the video anew as an MP4 file of H.264 without sound, and describe it.
+    """Encode the video anew as H.264 in MP4, without sound, and return it with its facts.
 
-    It has the same frames in the same order, turned and mirrored as displayed, at the same mean rate. The
-    shorter side becomes `short_side` pixels (an even number) where it is longer, the other follows, both
-    even. A pixel aspect ratio is not applied: the new file has the one with which it is shown as the old one
-    is. The same video gives the same bytes. `doubtful` is the given video's.
+    It has the same frames in the same order, turned and mirrored as displayed, at the same mean rate. If the
+    shorter side is longer than `short_side` pixels (an even number), it is scaled down to that, and the other
+    side in proportion; both become even. A pixel aspect ratio is not applied to the pixels: the new file has
+    the ratio with which it is shown in the old one's shape. The same video gives the same bytes. `doubtful`
+    counts the frames of the original.
 
-    Raises DecodeError where `decode.validate` would, or if it cannot be encoded.
+    Raises DecodeError where `decode.validate` would, or if the video cannot be encoded.
     """
     try:
         encoded, frames, doubtful = _encode(video, short_side, most_doubtful)
     except (av.FFmpegError, ValueError, ArithmeticError, MemoryError) as error:
-        decode.validate(video, most_doubtful)  # has the reason, mostly
+        decode.validate(video, most_doubtful)  # mostly raises an error that has the reason
         reason = str(error).partition("\n")[0]
         raise decode.DecodeError(f"it cannot be encoded anew: {reason}") from None
     info = decode.validate(encoded)
@@ -59,7 +62,7 @@ def reencode(
 
 
 def _encode(video: bytes, short_side: int, most_doubtful: float) -> tuple[bytes, int, int]:
-    """Give the encoded video, its number of frames, and how many of those given are doubtful."""
+    """Return the encoded video, its number of frames, and the number of doubtful frames in the original."""
     with decode.opened(video) as (source, stream):
         packets = decode.count_packets(source, stream) if stream.frames else 0
         rate = decode.mean_rate(stream, packets) or _UNKNOWN_RATE
@@ -77,7 +80,7 @@ def _encode(video: bytes, short_side: int, most_doubtful: float) -> tuple[bytes,
                 output.height, output.width = size
                 if shape := _pixel_shape(stream, before, size, turned=before[0] != frame.height):
                     output.codec_context.sample_aspect_ratio = shape
-            # Through RGB, by the conversion that decoding ends with: its colours stay what they were.
+            # Convert through RGB, as `decode` does, so that the colours stay the same.
             image = np.ascontiguousarray(converter.rgb(frame, size, "BICUBIC"), np.uint8)
             picture = av.VideoFrame.from_ndarray(image, format="rgb24")
             picture = picture.reformat(format="yuv420p", threads=1)
@@ -101,9 +104,9 @@ def _target_size(height: int, width: int, short_side: int) -> tuple[int, int]:
 def _pixel_shape(
     stream: av.VideoStream, before: tuple[int, int], after: tuple[int, int], *, turned: bool
 ) -> Fraction | None:
-    """Give the width of a pixel over its height that keeps the picture's shape at another size in pixels.
+    """Return the pixel aspect ratio (width over height) that keeps the picture's shape at the new size.
 
-    None where the stream's pixels are square, as those of nearly all are, or nothing says what they are.
+    None if the stream's pixels are square, as they nearly always are, or if their shape is unknown.
     """
     shape = stream.sample_aspect_ratio
     if not shape or shape == 1 or not 1 / _WIDEST_PIXEL <= shape <= _WIDEST_PIXEL:

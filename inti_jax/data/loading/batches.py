@@ -1,4 +1,4 @@
-"""Rows into batches, in order: by threads of this process, or by worker processes."""
+"""Load rows as batches, in order, on threads of this process or in worker processes."""
 
 import contextlib
 import threading
@@ -16,11 +16,12 @@ from inti_jax.host import limits
 
 
 class Batches(Iterator[Any]):
-    """Batches `first` and on of `order`, each row loaded by `load` in threads or worker processes.
+    """The batches of `order` from number `first` on, each row loaded by `load`.
 
-    A row has `video`, a uint8 array of `shape`, and scalars. With `workers` it is they that load, which this
-    leaves running; else processes or threads of its own, from the first batch on. Raises LoadingError, and
-    what `load` raises. `close` may be called from any thread: one that waits for a batch gets LoadingError.
+    A row has `video`, a uint8 array of `shape`, and scalars. If `workers` are given, they load the rows, and
+    are left running. Otherwise the first batch starts processes or threads that only these batches use.
+    Raises LoadingError, and anything that `load` raises. `close` may be called from any thread; a thread that
+    waits for a batch then gets LoadingError.
     """
 
     def __init__(
@@ -34,7 +35,7 @@ class Batches(Iterator[Any]):
     ):
         self._order, self._load, self._cfg, self._shape = order, checked(load, shape), cfg, shape
         self._first, self._workers = first, workers
-        self._changing = threading.Lock()  # what is below
+        self._changing = threading.Lock()  # guards the attributes below
         self._loading: _Threads | Job | None = None
         self._resources = contextlib.ExitStack()
         self._closed = self._ended = False
@@ -56,7 +57,7 @@ class Batches(Iterator[Any]):
             raise
 
     def close(self) -> None:
-        """End the loading, from any thread. So does the last batch."""
+        """Stop the loading, from any thread; the end of the batches does so as well."""
         with self._changing:
             self._closed, self._loading = True, None
             self._resources.close()
@@ -82,10 +83,10 @@ class Batches(Iterator[Any]):
 
 
 def worker_pool(cfg: config.Data, host_batch: int) -> Workers | None:
-    """Make the worker processes for a host that loads `host_batch` videos a batch; None where threads suit.
+    """Make the worker processes for a host that loads `host_batch` videos a batch.
 
-    They start with the first batch, and are to be closed. Raises UserError where the limit of open files does
-    not allow as many as `cfg` says.
+    Returns None where threads are to load. The processes start with the first batch, and the caller closes
+    them. Raises UserError where the limit of open files does not allow as many as `cfg` says.
     """
     if count := worker_count(cfg, host_batch):
         count = affordable(count, exactly=cfg.workers >= 0)
@@ -95,27 +96,27 @@ def worker_pool(cfg: config.Data, host_batch: int) -> Workers | None:
 def worker_count(cfg: config.Data, host_batch: int) -> int:
     """Count the worker processes of a host that loads `host_batch` videos a batch.
 
-    They are `cfg.workers`, or what suits.
+    It is `cfg.workers`. Where that is -1, it is a number that suits the host.
     """
     if cfg.workers >= 0:
         return cfg.workers
     if jax.default_backend() == "cpu":
-        return 0  # the cores compute: threads take what is left without the workers' memory
-    # One core for the process that drives the devices; more workers than rows loaded ahead would idle.
+        return 0  # the cores compute: threads take what is left, and need no workers' memory
+    # One core is left to the process that drives the devices. More workers than rows ahead would idle.
     return min(limits.cores() - 1, cfg.prefetch * host_batch)
 
 
 class _Threads(Iterator[Any]):
-    """Batches `first` and on of `order`, loaded by threads of this process."""
+    """The batches of `order` from number `first` on, loaded by threads of this process."""
 
     def __init__(self, order: Order, load: Callable[[Any], Row], cfg: config.Data, first: int):
         host_batch = len(order.rows)
         ahead = max(cfg.threads, cfg.prefetch * host_batch)
-        # Single rows, not batches, are spread over threads: any number of them keeps their order.
+        # Threads load single rows, not batches. The rows keep their order, whatever the number of threads.
         rows = grain.MapDataset.source(order).map(load).slice(slice(first * host_batch, len(order)))
         loaded = rows.to_iter_dataset(grain.ReadOptions(cfg.threads, ahead))
         self._batches = iter(loaded.batch(host_batch, drop_remainder=True, batch_fn=stacked))
-        self._using = threading.Lock()  # Grain's iterator, which one thread may do at a time
+        self._using = threading.Lock()  # guards Grain's iterator, which one thread may use at a time
         self._closed = False
 
     def __next__(self) -> Any:
@@ -125,7 +126,7 @@ class _Threads(Iterator[Any]):
             return next(self._batches)
 
     def close(self) -> None:
-        """End the threads, after the batch that another thread waits for."""
+        """Stop the threads, after the batch that another thread waits for."""
         self._closed = True
         with self._using:
             self._batches.close()

@@ -1,4 +1,4 @@
-"""Batches onto the devices before they are asked for."""
+"""Prefetch batches onto the devices."""
 
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -12,15 +12,20 @@ DeviceBatch = dict[str, jax.Array]
 
 @runtime_checkable
 class Closable(Protocol):
-    """An iterator over batches that can be closed from any thread, also while one waits for a batch."""
+    """An iterator over batches that any thread can close, also while another waits for a batch."""
 
     def __next__(self) -> Mapping[str, Any]: ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """End the iteration, from any thread."""
+        ...
 
 
 class DevicePrefetch:
-    """Keeps `ahead` batches on the devices, placed by a thread of its own. Closing it closes `batches`."""
+    """Keep `ahead` batches on the devices, placed by a thread of its own.
+
+    Closing it closes `batches`.
+    """
 
     def __init__(
         self,
@@ -39,13 +44,14 @@ class DevicePrefetch:
         return self
 
     def __next__(self) -> DeviceBatch:
-        batch = self._coming.popleft().result()  # raises what the loading raised, StopIteration too
+        batch = self._coming.popleft().result()  # raises what loading raised, StopIteration included
         self._request()
         return batch
 
     def close(self) -> None:
+        """Stop the prefetching and close `batches`."""
         self._thread.shutdown(wait=False, cancel_futures=True)
-        self._batches.close()  # the thread may wait for one of them
+        self._batches.close()  # the thread may be waiting for a batch
         self._thread.shutdown()
 
     def _request(self) -> None:

@@ -1,4 +1,4 @@
-"""Worker processes, started by Grain: they do what is on a desk, and what comes of it is given in order."""
+"""Run the tasks of a desk in worker processes, started by Grain, and return the rows in order."""
 
 import contextlib
 import dataclasses
@@ -29,40 +29,41 @@ from inti_jax.host import limits
 
 log = logging.getLogger("inti_jax")
 
-# File descriptors of this process for each worker: both ends of Grain's three queues, and the two by which
-# multiprocessing knows that the process has ended.
+# File descriptors that each worker takes in this process: both ends of Grain's three queues, and the two by
+# which multiprocessing notices that the worker has ended.
 FILES_OF_A_WORKER = 8
-# For each order that is loaded at a time: its slots, and what is sent to the workers.
+# File descriptors for each order that is loaded at a time: its slots, and the work sent to the workers.
 FILES_OF_A_JOB = 2 * shared.FILES
-# For the pool: the desk; Grain's counters in shared memory (a file and its mapping, for each 512 workers);
-# multiprocessing's resource tracker; the pipe of the thread pool that Grain frees memory by.
+# File descriptors for the pool: the desk; Grain's counters in shared memory (a file and its mapping for each
+# 512 workers); multiprocessing's resource tracker; the pipe of the thread pool by which Grain frees memory.
 _FILES_OF_THE_DESK, _FILES_OF_COUNTERS, _COUNTERS, _FILES_OF_THE_REST = shared.FILES, 2, 512, 3
-# Orders that a run loads at a time: the training's and an evaluation's.
+# Orders that a run loads at a time: those of training and of an evaluation.
 _JOBS = 2
 
-# For how many seconds a worker may load one row: fewer than `hosts.stall_seconds`, which knows of no video.
-# And for how many when nobody waits for it any more.
+# Seconds that a worker may take for one row. They are fewer than `hosts.stall_seconds`, whose error cannot
+# name the video. `_LAST_ROW_SECONDS` are for a row that nobody waits for any more.
 ROW_SECONDS = 240
 _LAST_ROW_SECONDS = 10
-# Most tasks that are handed out and not back yet.
+# Most tasks that may be handed out and not back yet.
 MOST_TASKS = 2**15
-# What Grain calls its processes.
+# The start of the names of Grain's processes.
 _PROCESS_NAME = "grain-process-prefetch"
-# Bytes: a little less than glibc's largest threshold for mmap.
+# Bytes, a little less than glibc's largest threshold for mmap.
 _MALLOC_MAX = 31 * 2**20
 
 
 def files_needed(workers: int, jobs: int = _JOBS) -> int:
-    """Count the file descriptors that a pool of `workers` takes in this process, loading `jobs` orders."""
+    """Count the file descriptors that a pool of `workers` takes in this process to load `jobs` orders."""
     counters = _FILES_OF_COUNTERS * -(-workers // _COUNTERS)
     pool = _FILES_OF_THE_DESK + counters + _FILES_OF_THE_REST
     return pool + workers * FILES_OF_A_WORKER + jobs * FILES_OF_A_JOB
 
 
 def affordable(workers: int, *, exactly: bool) -> int:
-    """Count the workers, of `workers`, that the limit of open files allows; it is raised for them first.
+    """Raise the limit of open files for `workers`, and count those of them that it allows.
 
-    Raises UserError where it does not allow all and `exactly` so many are wanted.
+    Raises UserError if it does not allow all of them and `exactly` so many are wanted; otherwise logs a
+    warning.
     """
     open_now = limits.open_files() + limits.SPARE_FILES
     needed = open_now + files_needed(workers)
@@ -80,14 +81,17 @@ def affordable(workers: int, *, exactly: bool) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What a worker has of a job."""
+    """A worker's copy of a job: its order, its loading function and its slots."""
 
     order: Order
     load: Callable[[Any], Row]
     slots: Slots
 
     def __call__(self, number: int, slot: int) -> Row:
-        """Load row `number`: its video goes into the slot, the rest is given, or what loading raised."""
+        """Load row `number`, write its video into the slot, and return the rest of the row.
+
+        Returns an empty row if the slots are no longer wanted. Raises what loading raises.
+        """
         if not self.slots.wanted:
             return {}
         row = self.load(self.order[number])
@@ -96,24 +100,24 @@ class Work:
 
 
 class Pool(Iterator[Row]):
-    """Processes that do the tasks of a desk, and give what came of them in order."""
+    """A pool of worker processes that do the tasks of a desk, and return their rows in order."""
 
     def __init__(self, workers: int, threads: int):
         self._desk = Desk(MOST_TASKS)
         self._put = self._got = 0
         self._others = set(multiprocessing.active_children())
-        if not flags.FLAGS.is_parsed():  # Grain reads its own, also in programs that use no absl flags
+        if not flags.FLAGS.is_parsed():  # Grain reads absl flags of its own, also in programs that use none
             flags.FLAGS.mark_as_parsed()
         tasks = grain.MapDataset.source(range(2**60)).map(functools.partial(_do, self._desk))
-        # Workers are spawned, never forked: a fork of a process that runs JAX may hang. What bounds the rows
-        # that are loaded ahead are the slots.
+        # Workers are spawned, never forked: a fork of a process that runs JAX may hang. The number of slots
+        # bounds the rows that are loaded ahead.
         done = tasks.to_iter_dataset(grain.ReadOptions(threads, threads)).mp_prefetch(
             grain.MultiprocessingOptions(workers, per_worker_buffer_size=64),
             worker_init_fn=functools.partial(_start_worker, self._desk),
         )
         self._rows = iter(done)
         self._watch = _Watch(self._desk)
-        # A program may end, or drop this, without closing it: Grain then waits for the workers.
+        # A program may end, or drop the pool, without closing it. Grain would then wait for the workers.
         self._finalizer = util.Finalize(
             self, _close_or_end, (weakref.ref(self), self._watch), exitpriority=10
         )
@@ -136,11 +140,11 @@ class Pool(Iterator[Row]):
 
     @property
     def stuck(self) -> int | None:
-        """Which of the tasks that are handed out and not back came to no end."""
+        """The hanging task's position among those that are handed out and not back, or None."""
         return None if self._watch.stuck is None else self._watch.stuck - self._got
 
     def stop(self) -> None:
-        """Have every worker end after the row that it is at, or killed there. From any thread."""
+        """End every worker after its current row, or kill it if that takes too long. From any thread."""
         if not self._desk.stopped:
             self._watch.end()
             self._kill = threading.Timer(_LAST_ROW_SECONDS, self._watch.kill)
@@ -148,11 +152,12 @@ class Pool(Iterator[Row]):
             self._kill.start()
 
     def close(self) -> None:
+        """End the workers, and release the processes, files and memory of the pool."""
         self._finalizer.cancel()
         self.stop()
         try:
             self._rows.close()
-        except Exception as error:  # Grain's does not expect processes that could not be started
+        except Exception as error:  # Grain's close fails for processes that could not be started
             log.debug("closing the worker processes: %s", error)
         finally:
             if self._kill is not None:
@@ -160,11 +165,11 @@ class Pool(Iterator[Row]):
             self._watch.join()
             self._kill_the_rest()
             self._desk.close()
-            self._rows = iter(())  # Grain's do not end well when the interpreter does
-            gc.collect()  # Grain's queues hold their descriptors as long as they refer to each other
+            self._rows = iter(())  # Grain's iterators do not end well when the interpreter ends
+            gc.collect()  # frees Grain's queues, which are in reference cycles and hold descriptors
 
     def _kill_the_rest(self) -> None:
-        """End what Grain left behind: the interpreter would wait for it at its end, and in vain."""
+        """Kill the processes that Grain left behind; the interpreter would wait for them in vain at exit."""
         for process in multiprocessing.active_children():
             if process not in self._others and process.name.startswith(_PROCESS_NAME):
                 process.kill()
@@ -172,7 +177,7 @@ class Pool(Iterator[Row]):
 
 
 def _leave_unstarted() -> None:
-    """Say nothing of Grain's processes that could not be started, when they are deleted."""
+    """Silence the errors of Grain's processes that could not be started, when they are deleted."""
     report = sys.unraisablehook
 
     def report_others(unraisable: Any) -> None:
@@ -184,25 +189,26 @@ def _leave_unstarted() -> None:
 
 def _close_or_end(pool: "weakref.ref[Pool]", watch: "_Watch") -> None:
     found = pool()
-    if found is None:  # then Grain closes its own
+    if found is None:  # the pool is gone, and Grain closes its own processes
         watch.end()
     else:
         found.close()
 
 
 class _Watch(threading.Thread):
-    """Looks every second at which tasks the workers are, and kills them when one comes to no end."""
+    """A thread that looks at the workers' tasks every second, and kills the workers when a task hangs."""
 
     def __init__(self, desk: Desk):
         super().__init__(daemon=True, name="watch-workers")
         self._desk = desk
         self._ended = threading.Event()
-        self.stuck: int | None = None  # the task that came to no end
+        self.stuck: int | None = None  # the task that hangs
 
     def run(self) -> None:
+        """Count the seconds of each task, and kill the workers when one reaches `ROW_SECONDS`."""
         seconds: Counter[int] = Counter()
         while not self._ended.wait(1.0):
-            # Counted, not read from a clock: where this process is stopped, its workers mostly are too.
+            # Counted, not read from a clock: when this process is suspended, its workers mostly are too.
             seconds = Counter({task: seconds[task] + 1 for task in self._at_work()})
             if late := [task for task, count in seconds.items() if count >= ROW_SECONDS]:
                 self.stuck = min(late)
@@ -210,27 +216,32 @@ class _Watch(threading.Thread):
                 return
 
     def end(self) -> None:
-        """Let the workers end, and this thread."""
+        """Let the workers and this thread end."""
         self._desk.stop()
         self._ended.set()
 
     def kill(self) -> None:
+        """Kill the workers that are at a task."""
         for process in set(self._at_work().values()):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
 
     def _at_work(self) -> dict[int, int]:
-        """The workers, by the task that they are at. One that died still stands on the desk."""
+        """Return the live workers by the task that they are at; the desk still lists those that died."""
         alive = {process.pid for process in multiprocessing.active_children()}
         return {task: process for task, process in self._desk.workers().items() if process in alive}
 
 
 # --------------------------------------------------------------------------------------------------
-# In a worker.
+# Code that runs in a worker.
 
 
 def _do(desk: Desk, k: int) -> Row:
-    """Do task k, when it is there. What it raises is given, for the job whose it is."""
+    """Wait for task k and do it.
+
+    An exception is returned as the row's `error`, for the job that the task belongs to. The row is empty
+    if the desk was stopped or the job closed.
+    """
     task = desk.wait(k)
     if task is None:
         return {}
@@ -241,20 +252,20 @@ def _do(desk: Desk, k: int) -> Row:
     try:
         with desk.doing(k):
             return work(task.number, task.slot)
-    except Exception as error:  # whatever a decoder of somebody else's raises
+    except Exception as error:  # whatever a third party's decoder raises
         sent = sendable(error)
         where = "".join(traceback.format_tb(error.__traceback__)).rstrip()
         sent.add_note(f"in a worker process:\n{where}")
         return {"error": sent}
 
 
-# The training's, and an evaluation's.
+# Keeps the work of training and of an evaluation.
 _work = functools.lru_cache(_JOBS)(shared.received)
 
 
 def _start_worker(desk: Desk, *_: int) -> None:
-    # Ctrl-C and SIGHUP go to all processes of a terminal, a scheduler's SIGTERM to all of a job: the run
-    # answers them.
+    # Ctrl-C and SIGHUP go to all processes of a terminal, a scheduler's SIGTERM to all of a job. The run's
+    # main process answers them, so workers ignore them.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     _end_with_parent()
@@ -262,7 +273,7 @@ def _start_worker(desk: Desk, *_: int) -> None:
 
 
 def _end_with_parent() -> None:
-    """End this process when the one that started it is gone, which Grain's would outlive for ever."""
+    """End this process when its parent is gone; Grain's processes would outlive it for ever."""
 
     def wait() -> None:
         parent = multiprocessing.parent_process()
@@ -274,9 +285,9 @@ def _end_with_parent() -> None:
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc keep what a row's arrays took for the next row's.
+    """Make glibc keep the memory of a row's arrays for the next row.
 
-    It gives back to the system, which has to clear it for the next row, what is over twice the largest block
-    ever freed (mallopt(3), on M_MMAP_THRESHOLD). So one large block is freed here.
+    glibc returns free memory to the system above twice the largest block ever freed (mallopt(3), on
+    M_MMAP_THRESHOLD), and the system has to clear it for the next row. So one large block is freed here.
     """
     np.empty(_MALLOC_MAX, np.uint8)

@@ -1,4 +1,4 @@
-"""Rows, of which batches are made: in which order they are loaded, what one is, and many as one."""
+"""Define the rows that make up a batch: their order, their checks, and their stacking."""
 
 import functools
 import pickle
@@ -7,13 +7,13 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-# `video`, a uint8 array, and scalars.
+# A row has `video`, a uint8 array, and scalars.
 Row = dict[str, Any]
 
 
 @runtime_checkable
 class Order(Protocol):
-    """What is to be loaded: `rows` of each batch are this host's, batch by batch."""
+    """The elements to load, batch by batch; `rows` of each batch are this host's."""
 
     rows: Sequence[int]
 
@@ -23,9 +23,10 @@ class Order(Protocol):
 
 
 def checked(load: Callable[[Any], Row], shape: tuple[int, ...]) -> Callable[[Any], Row]:
-    """Wrap `load`, so that a row whose video is not uint8 of `shape` raises ValueError.
+    """Wrap `load` to raise ValueError for a row whose video is not uint8 of `shape`.
 
-    And so that what it raises arrives where batches are asked for, in another process, too.
+    The wrapper also replaces errors that could not be sent to the process that asks for batches, see
+    `sendable`.
     """
     return functools.partial(_checked, load, shape)
 
@@ -33,7 +34,7 @@ def checked(load: Callable[[Any], Row], shape: tuple[int, ...]) -> Callable[[Any
 def _checked(load: Callable[[Any], Row], shape: tuple[int, ...], element: Any) -> Row:
     try:
         row = load(element)
-    except Exception as error:  # whatever a decoder of somebody else's raises
+    except Exception as error:  # whatever a third party's decoder raises
         sent = sendable(error)
         if sent is error:
             raise
@@ -45,10 +46,13 @@ def _checked(load: Callable[[Any], Row], shape: tuple[int, ...], element: Any) -
 
 
 def sendable(error: Exception) -> Exception:
-    """Give `error`, or one that says the same where it would not arrive from another process as it is."""
+    """Return `error`, or a RuntimeError that says the same if `error` cannot be sent from a worker.
+
+    It cannot if it does not survive pickling, or if it is StopIteration.
+    """
     try:
         alike = type(pickle.loads(pickle.dumps(error))) is type(error)
-    except Exception:  # whatever a class of somebody else's raises
+    except Exception:  # whatever a third party's class raises
         alike = False
     if alike and not isinstance(error, StopIteration):  # which would end the iteration
         return error
@@ -56,10 +60,13 @@ def sendable(error: Exception) -> Exception:
 
 
 def stacked(rows: Sequence[Row]) -> Any:
-    """Make a batch of rows. Always a copy: Grain's own is a view where there is one row."""
+    """Stack rows as a batch, which is always a copy.
+
+    Grain's own stacking gives a view where there is one row.
+    """
     return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
 
 
 def index_of(element: Any) -> int:
-    """Take the video's index from an order's element: `element` is it, or an (epoch, index, repeat)."""
+    """Return the video's index in an element of an order: an index, or an (epoch, index, repeat)."""
     return element[1] if isinstance(element, tuple) else element

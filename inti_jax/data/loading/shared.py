@@ -1,7 +1,8 @@
-"""What a process and its workers share: memory of no name that is reached through the process that made it.
+"""Share anonymous memory between a process and its workers.
 
-It is gone with the last process that uses it, however that ends, and no limit of /dev/shm applies to it.
-Pickling sends where it is and not what is in it.
+Other processes open the memory through the process that made it. It is freed with the last process that uses
+it, however that ends, and the limit of /dev/shm does not apply to it. Pickling sends its place, not its
+content.
 """
 
 import math
@@ -19,17 +20,20 @@ import cloudpickle
 import numpy as np
 from jaxtyping import UInt8
 
-# File descriptors that a `Memory` takes: its own, and that of its mapping.
+# File descriptors that a `Memory` takes: its own and that of its mapping.
 FILES = 2
 
-# Seconds between two looks at whether there is a task.
+# Seconds between two polls for a task.
 _POLL_SECONDS = 0.005
-# Bytes before the arrays of slots, for whether they are still wanted: what keeps the arrays aligned.
+# Bytes before the arrays of `Slots`. They hold the flag that `stop` sets, and keep the arrays aligned.
 _HEADER = 64
 
 
 class Place(NamedTuple):
-    """Where another process finds a Memory: whose it is, its descriptor there, and its name as a number."""
+    """The place of a Memory, by which another process opens it.
+
+    It is the process that made it, the descriptor in that process, and the memory's name as a number.
+    """
 
     process: int
     descriptor: int
@@ -37,7 +41,10 @@ class Place(NamedTuple):
 
 
 class Memory:
-    """So many bytes, at first 0. Another process can open them by `place` until they are closed here."""
+    """Shared memory of `size` bytes, at first 0.
+
+    Another process can open it by `place` until it is closed in this one.
+    """
 
     def __init__(self, size: int):
         name = uuid.uuid4()
@@ -48,7 +55,7 @@ class Memory:
         self.content = mmap.mmap(fd, size)
 
     def close(self) -> None:
-        """Give the memory back, whoever still refers to it: it reads as zeros from here on."""
+        """Free the memory, even where something still refers to it: from then on it reads as zeros."""
         if self._close.alive:
             self.content.madvise(mmap.MADV_REMOVE)
             self._close()
@@ -63,7 +70,7 @@ def _opened(place: Place) -> mmap.mmap:
     path = f"/proc/{place.process}/fd/{place.descriptor}"
     fd = os.open(path, os.O_RDWR)
     try:
-        # The number may have been given to another file since.
+        # The descriptor may belong to another file by now.
         if not Path(f"/proc/self/fd/{fd}").readlink().name.startswith(f"memfd:{_file_name(place.name)}"):
             raise FileNotFoundError(f"{path} is closed")
         return mmap.mmap(fd, 0)
@@ -72,10 +79,10 @@ def _opened(place: Place) -> mmap.mmap:
 
 
 class Sent:
-    """A function that workers get a copy of.
+    """A function that workers copy from shared memory.
 
-    What is pickled for a process that starts goes through a pipe, and over 64 kB wait for it there, for ever
-    if it died.
+    Objects that are pickled for a starting process go through a pipe. More than 64 kB block there until the
+    process reads them: for ever, if it died.
     """
 
     def __init__(self, function: Callable[..., Any]):
@@ -85,18 +92,19 @@ class Sent:
         self.place = self._memory.place
 
     def close(self) -> None:
+        """Free the memory; the function can no longer be received."""
         self._memory.close()
 
 
 def received(place: Place) -> Callable[..., Any]:
-    """Load the function of a `Sent`, in another process. Raises FileNotFoundError where it is closed."""
-    return cloudpickle.loads(_opened(place))  # what `Sent` wrote, in the process that started this one
+    """Load the function of a `Sent` in another process. Raises FileNotFoundError where it is closed."""
+    return cloudpickle.loads(_opened(place))  # `Sent` wrote it, in the process that started this one
 
 
 class Slots:
-    """Places for arrays of one shape and uint8, which one process makes and reads, and others fill.
+    """Shared uint8 arrays of one shape, which one process makes and reads, and others fill.
 
-    Memory is so taken from the system once, and not anew for each array.
+    So memory is taken from the system once, not anew for each array.
     """
 
     def __init__(self, count: int, shape: tuple[int, ...]):
@@ -113,13 +121,15 @@ class Slots:
 
     @property
     def wanted(self) -> bool:
+        """True until `stop` is called, in any process."""
         return not self._unwanted[0]
 
     def stop(self) -> None:
-        """Tell who fills slots that nobody will look at them."""
+        """Tell the processes that fill slots that nobody will read them."""
         self._unwanted[0] = True
 
     def close(self) -> None:
+        """Free the memory of the arrays."""
         self._memory.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -133,7 +143,7 @@ def _reopened(place: Place, count: int, shape: tuple[int, ...]) -> Slots:
 
 
 class Task(NamedTuple):
-    """One thing for a worker to do: `number` of the work that `work` holds, into a slot."""
+    """A task for a worker: do `number` of the work at `work`, and put the result into a slot."""
 
     work: Place
     number: int
@@ -141,9 +151,10 @@ class Task(NamedTuple):
 
 
 class Desk:
-    """Where one process puts tasks, the k-th as number k, and workers wait for those that are theirs.
+    """A ring of tasks in shared memory, into which one process puts them and from which workers take them.
 
-    A task's place is free for another once the task is done, at most `count` are there at a time.
+    Tasks are numbered in order, and a worker waits for the numbers that are its own. A task's place is free
+    for another once the task is done, so there are at most `count` tasks at a time.
     """
 
     def __init__(self, count: int):
@@ -156,7 +167,7 @@ class Desk:
         self._tasks = np.frombuffer(content, np.int64, offset=8).reshape(count, _TASK_FIELDS)
 
     def put(self, k: int, task: Task) -> None:
-        """Hand out task k, whose place is free."""
+        """Put task k on the desk; its place must be free."""
         process, descriptor, name = task.work
         high, low = name >> 64, name & (2**64 - 1)
         fields = np.array(
@@ -173,7 +184,7 @@ class Desk:
         self._tasks[k % self.count, _CHECK] = np.bitwise_xor.reduce(fields)
 
     def wait(self, k: int) -> Task | None:
-        """In a worker: wait for task k, and give it; None after `stop`."""
+        """Wait for task k in a worker and return it, or None after `stop`."""
         place = self._tasks[k % self.count]
         while not self._stopped[0] and not _is_whole(place, k):
             time.sleep(_POLL_SECONDS)
@@ -185,7 +196,7 @@ class Desk:
 
     @contextmanager
     def doing(self, k: int) -> Iterator[None]:
-        """Say within it that this process is at task k."""
+        """Record in the context that this process is at task k."""
         place = self._tasks[k % self.count]
         place[_WORKER] = os.getpid()
         try:
@@ -194,32 +205,34 @@ class Desk:
             place[_WORKER] = 0
 
     def workers(self) -> dict[int, int]:
-        """The processes at work, by the task that each is at."""
+        """Return the ids of the processes at work, by the task that each is at."""
         taken = self._tasks[self._tasks[:, _WORKER] != 0].tolist()
         return {fields[0] - 1: fields[_WORKER] for fields in taken}
 
     @property
     def stopped(self) -> bool:
+        """True once `stop` was called, in any process."""
         return bool(self._stopped[0])
 
     def stop(self) -> None:
-        """No task more is to be done: who waits for one does so no longer."""
+        """End every wait for a task; no more tasks are to be done."""
         self._stopped[0] = True
 
     def close(self) -> None:
+        """Free the memory of the tasks."""
         self._memory.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _desk, (self._memory.place, self.count)
 
 
-# A task's fields on the desk, all of 8 bytes: k + 1, five for what it is, the check over these, and the
-# process that does it.
+# A task on the desk has fields of 8 bytes each: k + 1, six for the Task itself, the check over these seven,
+# and the id of the process that does it.
 _CHECK, _WORKER, _TASK_FIELDS = 7, 8, 9
 
 
 def _is_whole(place: np.ndarray, k: int) -> bool:
-    """Whether task k is there. Other processors may see the fields change in any order."""
+    """Check that task k is there in full: other processors may see its fields change in any order."""
     return bool(place[0] == k + 1 and np.bitwise_xor.reduce(place[:_CHECK]) == place[_CHECK])
 
 

@@ -1,7 +1,7 @@
-"""The rows that a run loads, by one pool of worker processes, which is replaced when a worker dies.
+"""Load all rows of a run with one pool of worker processes, which is replaced when a worker dies.
 
-Which row a worker loads next, it reads from a desk in shared memory: so one pool loads the training's rows
-and, between them, an evaluation's.
+A worker reads from a desk in shared memory which row to load next. So one pool loads the rows of training
+and, between them, those of an evaluation.
 """
 
 import errno
@@ -23,30 +23,31 @@ from inti_jax.host import limits
 
 log = logging.getLogger("inti_jax")
 
-# How often in a row workers may die before a batch.
+# Deaths of workers in a row, without a batch between them, that end the loading.
 _DEATHS = 3
-# What Grain says of a worker that died.
+# Grain's message for a worker that died.
 _WORKER_DIED = re.compile(r"Worker process was terminated unexpectedly with exit code (-?\d+)")
 
 
 class LoadingError(UserError):
-    """Batches cannot be loaded: worker processes keep dying, one hangs at a row, or they were closed."""
+    """An error in loading batches: worker processes keep dying, one hangs, or the batches were closed."""
 
 
 class Workers:
-    """A pool of `count` worker processes, which load with `threads` each. Started by the first batch.
+    """A pool of `count` worker processes, with `threads` loading threads in each.
 
-    Jobs may be opened, read and closed from any thread, each read by one thread at a time.
+    The first batch starts them. Any thread may open, read and close jobs, but only one thread at a time may
+    read a job.
     """
 
     def __init__(self, count: int, threads: int):
         self.count, self.threads = count, threads
-        self._changing = threading.RLock()  # what is below
-        self._reading = threading.Lock()  # from Grain, which one thread may do at a time; taken first
+        self._changing = threading.RLock()  # guards the attributes below
+        self._reading = threading.Lock()  # held by the one reader of Grain; taken before `_changing`
         self._jobs: list[Job] = []
-        self._handed_out: deque[tuple[Job, int]] = deque()  # rows that are not back, in the order of the desk
+        self._handed_out: deque[tuple[Job, int]] = deque()  # rows that are not back yet, in desk order
         self._pool: Pool | None = None
-        self._deaths = 0  # since a batch was complete
+        self._deaths = 0  # since the last complete batch
         self._error: Exception | None = None
         self._closed = False
 
@@ -59,7 +60,7 @@ class Workers:
         prefetch: int,
         first_batch: int = 0,
     ) -> "Job":
-        """Have the rows of `order` loaded, from `first_batch` on and `prefetch` batches ahead.
+        """Start to load the rows of `order` from `first_batch` on, `prefetch` batches ahead.
 
         A row's video is uint8 of `shape`.
         """
@@ -71,7 +72,10 @@ class Workers:
         return job
 
     def close(self) -> None:
-        """End the processes, and all jobs. From any thread; one that waits for a batch gets LoadingError."""
+        """End the processes and all jobs, from any thread.
+
+        A thread that waits for a batch gets LoadingError.
+        """
         with self._changing:
             if self._closed:
                 return
@@ -98,11 +102,11 @@ class Workers:
                 if len(job.ready) >= size:
                     break
             with self._reading:
-                if len(job.ready) < size:  # else another thread, for another job, has read them meanwhile
+                if len(job.ready) < size:  # else another job's thread has read them
                     self._read()
         batch = job.take()
         with self._changing:
-            self._check(job)  # the slots of one that was closed meanwhile read as zeros
+            self._check(job)  # the slots of a closed one read as zeros
             self._deaths = 0
             job.released += size
             self._hand_out()
@@ -136,10 +140,10 @@ class Workers:
             return self._pool
 
     def _read(self) -> None:
-        """Get the row that is due to the job whose it is. `_reading` is held."""
+        """Read the next row and pass it to its job; the caller holds `_reading`."""
         try:
             row = next(self._started())
-        except Exception as error:  # whatever starting a process raises, and Grain for one that died
+        except Exception as error:  # whatever starting a process raises, or Grain for a dead one
             self._note(error)
             return
         with self._changing:
@@ -152,7 +156,7 @@ class Workers:
                     self._forget(job)
 
     def _note(self, error: Exception) -> None:
-        """Start anew after `error`, or end all jobs with it. `_reading` is held."""
+        """Restart the pool after `error`, or end all jobs with it; the caller holds `_reading`."""
         with self._changing:
             if self._closed:
                 return
@@ -181,7 +185,7 @@ class Workers:
             )
         else:
             self._error = error
-        if self._error is None:  # all of the workers anew, from the row that is due
+        if self._error is None:  # all workers start anew, from the row that is due
             for job in [job for job in self._jobs if job.closed]:
                 self._forget(job)
             self._handed_out = deque((job, row) for job, row in self._handed_out if not job.closed)
@@ -218,17 +222,17 @@ class Workers:
 
 
 class Job:
-    """The rows of one order, loaded by a pool, as batches. Made by `Workers.open`."""
+    """The batches of one order, loaded by a pool; made by `Workers.open`."""
 
     def __init__(
         self, workers: Workers, order: Order, load: Callable[[Any], Row], slots: Slots, first_batch: int
     ):
         self.order, self.slots, self.size = order, slots, len(order.rows)
         self.work = Sent(Work(order, load, slots))
-        self.next_row = self.released = first_batch * self.size  # to hand out; and done with, all before it
-        self.pending = 0  # handed out, and not back
-        self.ready: deque[tuple[int, Row]] = deque()  # back, with their videos in their slots
-        self.error: Exception | None = None  # that loading one of its rows raised
+        self.next_row = self.released = first_batch * self.size  # next to hand out; first not done with
+        self.pending = 0  # handed out and not back yet
+        self.ready: deque[tuple[int, Row]] = deque()  # rows that are back, their videos in their slots
+        self.error: Exception | None = None  # raised in loading one of its rows
         self.closed = False
         self._workers = workers
 
@@ -236,18 +240,19 @@ class Job:
         return self._workers._batch(self)
 
     def close(self) -> None:
-        """Have no more rows loaded; the workers go on for other jobs. From any thread."""
+        """Stop loading rows for this job, from any thread; the workers go on for other jobs."""
         self._workers._close_job(self)
 
     def has_more(self) -> bool:
-        """Whether a row can be handed out: there is one, and a slot for it."""
+        """Tell whether a row can be handed out: one is left, and a slot is free for it."""
         return self.next_row < min(len(self.order), self.released + self.slots.count)
 
     def task(self, row: int) -> Task:
+        """Return the task of loading `row` into its slot."""
         return Task(self.work.place, row, row % self.slots.count)
 
     def take(self) -> Any:
-        """The next batch of those that are ready. Raises what loading one of its rows raised."""
+        """Return the next batch of the rows that are ready. Raises what loading one of them raised."""
         rows = []
         for number, row in [self.ready.popleft() for _ in range(self.size)]:
             if "error" in row:
@@ -257,13 +262,14 @@ class Job:
         return stacked(rows)
 
     def free(self) -> None:
+        """Mark the job as closed and free its shared memory."""
         self.closed = True
         self.slots.close()
         self.work.close()
 
 
 def _why(exit_code: int, indices: list[int]) -> str:
-    """What most likely ends workers so that load the videos of `indices`."""
+    """Name the most likely cause of workers' deaths while they load the videos of `indices`."""
     if exit_code == -signal.SIGKILL:
         return "memory ran out, most likely: lower `data.workers` or `data.prefetch`"
     if exit_code < 0:
