@@ -2,7 +2,6 @@ import contextlib
 import io
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,8 +9,8 @@ import pytest
 from inti_jax.data import check, manifest
 from inti_jax.data.builders import folder, video
 from inti_jax.data.codec import decode
-from inti_jax.errors import UserError, run_command
-from inti_jax.prepare import __main__
+from inti_jax.errors import UserError
+from tests.commands import prepare
 from tests.data import clips
 
 
@@ -38,17 +37,8 @@ def copy(prepared, tmp_path) -> Path:
 def _run(*args) -> tuple[int, list[str], list[str]]:
     """The command's exit status, and its lines on stdout and stderr."""
     out, err = io.StringIO(), io.StringIO()
-    status = 0
-    with (
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-        pytest.MonkeyPatch.context() as patched,
-    ):
-        patched.setattr(sys, "argv", ["prepare", *map(str, args)])
-        try:
-            run_command(__main__.main)
-        except SystemExit as exit_:
-            status = int(exit_.code or 0)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = prepare(*args)
     return status, out.getvalue().splitlines(), err.getvalue().splitlines()
 
 

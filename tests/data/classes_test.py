@@ -4,7 +4,6 @@ import codecs
 import contextlib
 import json
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,8 +13,8 @@ from inti_jax.data import check, dataset, manifest
 from inti_jax.data.builders import folder, locate, video
 from inti_jax.data.builders.annotations import Absent
 from inti_jax.data.builders.names import printable
-from inti_jax.errors import UserError, run_command
-from inti_jax.prepare import __main__
+from inti_jax.errors import UserError
+from tests.commands import prepare
 from tests.data import clips
 
 VIDEOS = [clips.encode(clips.moving_square(4 + number, 32, 32)) for number in range(8)]
@@ -29,20 +28,9 @@ def _videos(root: Path, *paths: str | bytes) -> None:
         file.write_bytes(VIDEOS[number])
 
 
-def _prepare(*args: object) -> int:
-    """Run the command as a user would; its exit status."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(sys, "argv", ["prepare", *map(str, args)])
-        try:
-            run_command(__main__.main)
-        except SystemExit as exit_:
-            return exit_.code
-    return 0
-
-
 def _prepared(source: Path, *options: object) -> manifest.Manifest:
     data_dir = source.parent / "data"
-    assert _prepare("folder", "--source", source, "--data_dir", data_dir, *options) == 0
+    assert prepare("folder", "--source", source, "--data_dir", data_dir, *options) == 0
     return manifest.read(data_dir / "folder" / "1.0.0")
 
 
@@ -296,7 +284,7 @@ def test_names_that_are_not_utf8_have_a_printable_form(tmp_path):
         assert example.id == f"{opened.labels[example.label]}/{opened.labels[example.label]}.mp4"
     assert not list(check.differences(tmp_path / "data" / "folder" / "1.0.0"))
     json.dumps(contents.summary()).encode()
-    assert _prepare("folder", "--source", source, "--data_dir", tmp_path / "data", "--val_share", "0") == 0
+    assert prepare("folder", "--source", source, "--data_dir", tmp_path / "data", "--val_share", "0") == 0
 
 
 def test_labels_with_spaces_at_their_ends(tmp_path):
@@ -313,7 +301,7 @@ def test_labels_with_spaces_at_their_ends(tmp_path):
 def test_a_data_dir_that_arrayrecord_cannot_open(tmp_path, capsys):
     _videos(tmp_path / "videos", "a/1.mp4")
     data_dir = os.fsdecode(b"caf\xe9")
-    assert _prepare("folder", "--source", tmp_path / "videos", f"--data_dir={tmp_path}/{data_dir}") == 2
+    assert prepare("folder", "--source", tmp_path / "videos", f"--data_dir={tmp_path}/{data_dir}") == 2
     assert r"caf\xe9 is not UTF-8" in capsys.readouterr().err
 
 

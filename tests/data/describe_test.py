@@ -1,6 +1,5 @@
 import io
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +8,7 @@ from PIL import Image
 
 from inti_jax.data import manifest
 from inti_jax.data.manifest import Manifest, Split, Video
-from inti_jax.errors import run_command
-from inti_jax.prepare import __main__
+from tests.commands import prepare
 
 
 def _video(name: str, label: str, frames: int = 50, fps: float = 25.0, sha256: str = "") -> Video:
@@ -31,13 +29,7 @@ def dataset(tmp_path) -> Path:
 
 
 def _run(capsys, *args: object) -> tuple[int, str, str]:
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(sys, "argv", ["prepare", *map(str, args)])
-        try:
-            run_command(__main__.main)
-            status = 0
-        except SystemExit as exit_:
-            status = exit_.code
+    status = prepare(*args)
     output = capsys.readouterr()
     return status, output.out, output.err
 

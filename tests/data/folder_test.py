@@ -15,8 +15,8 @@ import pytest
 from inti_jax.data import dataset, manifest
 from inti_jax.data.builders import folder, video
 from inti_jax.data.codec import decode
-from inti_jax.errors import UserError, run_command
-from inti_jax.prepare import __main__
+from inti_jax.errors import UserError
+from tests.commands import prepare
 from tests.data import clips
 
 ROOT = Path(__file__).parents[2]
@@ -41,26 +41,14 @@ def source(tmp_path) -> Path:
     return root
 
 
-def _prepare(monkeypatch, *args) -> int:
-    """Runs the command as a user would; its exit status."""
-    monkeypatch.setattr(sys, "argv", ["prepare", *map(str, args)])
-    try:
-        run_command(__main__.main)
-    except SystemExit as exit_:
-        return exit_.code
-    return 0
-
-
 def _read(name, data_dir, split):
     opened = dataset.open_dataset(name, data_dir, split)
     return opened, [opened[i] for i in range(len(opened))]
 
 
-def test_a_directory_of_classes(source, tmp_path, monkeypatch, capsys):
+def test_a_directory_of_classes(source, tmp_path, capsys):
     data_dir = tmp_path / "data"
-    assert (
-        _prepare(monkeypatch, "folder", "--source", source, "--data_dir", data_dir, "--name", "sports") == 0
-    )
+    assert prepare("folder", "--source", source, "--data_dir", data_dir, "--name", "sports") == 0
     output = capsys.readouterr()
     assert "sports 1.0.0" in output.out and "train: 6 videos, 0 rejected" in output.out
     assert "6 of 6" in output.err
@@ -94,11 +82,11 @@ def _rename_label(source):
     (source / "yoga").rename(source / "dance")
 
 
-def test_a_dataset_is_reused_for_the_same_source_wherever_it_is(source, tmp_path, monkeypatch, capsys):
+def test_a_dataset_is_reused_for_the_same_source_wherever_it_is(source, tmp_path, capsys):
     args = ("folder", "--data_dir", tmp_path / "data", "--source")
-    assert _prepare(monkeypatch, *args, source) == 0
+    assert prepare(*args, source) == 0
     assert "prepared already" not in capsys.readouterr().out
-    assert _prepare(monkeypatch, *args, source.rename(tmp_path / "moved")) == 0
+    assert prepare(*args, source.rename(tmp_path / "moved")) == 0
     assert "prepared already" in capsys.readouterr().out
 
 
@@ -116,53 +104,53 @@ def test_a_dataset_of_another_source_is_not_reused(change, options, source, tmp_
     monkeypatch.chdir(tmp_path)
     Path("labels.txt").write_text("yoga\njuggling\narchery\n")
     args = ("folder", "--source", source, "--data_dir", "data")
-    assert _prepare(monkeypatch, *args) == 0
+    assert prepare(*args) == 0
     before = manifest.read(Path("data/folder/1.0.0"))
     if change:
         change(source)
     capsys.readouterr()
-    assert _prepare(monkeypatch, *args, *options) == 1
+    assert prepare(*args, *options) == 1
     output = capsys.readouterr()
     (line,) = output.err.splitlines()
     assert str(source) in line and "data/folder/1.0.0" in line and "--name" in line and not output.out
     assert manifest.read(Path("data/folder/1.0.0")) == before
-    assert _prepare(monkeypatch, *args, *options, "--name", "other") == 0
+    assert prepare(*args, *options, "--name", "other") == 0
 
 
-def test_a_missing_source_is_an_error_also_where_there_is_a_dataset(source, tmp_path, monkeypatch, capsys):
+def test_a_missing_source_is_an_error_also_where_there_is_a_dataset(source, tmp_path, capsys):
     args = ("folder", "--data_dir", tmp_path / "data", "--source")
-    assert _prepare(monkeypatch, *args, source) == 0
-    assert _prepare(monkeypatch, *args, tmp_path / "absent") == 1
+    assert prepare(*args, source) == 0
+    assert prepare(*args, tmp_path / "absent") == 1
     assert "absent does not exist" in capsys.readouterr().err
 
 
 def test_preparing_leaves_nothing_in_the_temporary_directory(source, tmp_path, monkeypatch):
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
-    assert _prepare(monkeypatch, "folder", "--source", source, "--data_dir", tmp_path / "data") == 0
+    assert prepare("folder", "--source", source, "--data_dir", tmp_path / "data") == 0
     dataset.open_dataset("folder", tmp_path / "data", "val")
     assert not any((tmp_path / "temporary").iterdir())
 
 
-def test_given_splits_and_the_same_again_elsewhere(source, tmp_path, monkeypatch):
+def test_given_splits_and_the_same_again_elsewhere(source, tmp_path):
     root = tmp_path / "split"
     shutil.copytree(source, root / "train")
     shutil.copytree(source / "yoga", root / "val" / "yoga")
     for place in ("one", "two"):
-        assert _prepare(monkeypatch, "folder", "--source", root, "--data_dir", tmp_path / place) == 0
+        assert prepare("folder", "--source", root, "--data_dir", tmp_path / place) == 0
     one, two = (dataset.open_dataset("folder", tmp_path / place, "val") for place in ("one", "two"))
     assert one.ids == ("val/yoga/0.mp4",)
     assert one.manifest["splits"]["train"]["count"] == 8
     assert one.manifest == two.manifest
 
 
-def test_a_csv_file(source, tmp_path, monkeypatch):
+def test_a_csv_file(source, tmp_path):
     table = tmp_path / "table.csv"
     absolute = source / "yoga" / "0.mp4"
     table.write_text(
         f"label,path,split\nb,videos/archery/0.mp4,val\n\na,videos/archery/1.mp4,train\nb,{absolute},train\n"
     )
-    assert _prepare(monkeypatch, "folder", "--source", table, "--data_dir", tmp_path / "data") == 0
+    assert prepare("folder", "--source", table, "--data_dir", tmp_path / "data") == 0
     opened, examples = _read("folder", tmp_path / "data", "train")
     assert [opened.labels[example.label] for example in examples] == ["a", "b"]
     assert opened.ids == ("videos/archery/1.mp4", absolute.as_posix())
@@ -177,7 +165,7 @@ def test_a_csv_file(source, tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("source")
-def test_a_table_as_pandas_writes_it_and_splits_by_their_usual_names(tmp_path, capsys, monkeypatch):
+def test_a_table_as_pandas_writes_it_and_splits_by_their_usual_names(tmp_path, capsys):
     """`DataFrame.to_csv` has a column of row numbers without a name; read and written again it gets one."""
     table = tmp_path / "table.csv"
     rows = ["0,videos/archery/0.mp4,a,Train", "1,videos/archery/1.mp4,a,validation"]
@@ -189,7 +177,7 @@ def test_a_table_as_pandas_writes_it_and_splits_by_their_usual_names(tmp_path, c
             "train": ["videos/archery/0.mp4"], "val": ["videos/archery/1.mp4"],
         }  # fmt: skip
     table.write_text("\n".join([",path,label,split", *rows, "2,videos/yoga/0.mp4,a,test"]))
-    assert _prepare(monkeypatch, "folder", "--source", table, "--data_dir", tmp_path / "data") == 0
+    assert prepare("folder", "--source", table, "--data_dir", tmp_path / "data") == 0
     assert "note: 1 row of `test` is not used" in capsys.readouterr().err
     (left_out,) = manifest.read(tmp_path / "data" / "folder" / "1.0.0").splits["val"].rejected
     assert left_out == manifest.Rejected("videos/yoga/0.mp4", "it is of `test`, which is not used")
@@ -203,11 +191,11 @@ BAD_FILES = {
 }
 
 
-def test_bad_files_are_listed_and_left_out(source, tmp_path, monkeypatch, capsys):
+def test_bad_files_are_listed_and_left_out(source, tmp_path, capsys):
     for name, content in BAD_FILES.items():
         (source / "juggling" / name).write_bytes(content)
     args = ("folder", "--source", source, "--data_dir", tmp_path / "data", "--val_share", "0")
-    assert _prepare(monkeypatch, *args) == 0
+    assert prepare(*args) == 0
     assert "8 videos, 4 rejected" in capsys.readouterr().out
     split = manifest.read(tmp_path / "data" / "folder" / "1.0.0").splits["train"]
     assert [rejected.source for rejected in split.rejected] == [f"juggling/{name}" for name in BAD_FILES]
@@ -216,14 +204,14 @@ def test_bad_files_are_listed_and_left_out(source, tmp_path, monkeypatch, capsys
 
 
 @pytest.mark.parametrize("bad", [(0,), (3,), (4,), (0, 1, 3, 4)])
-def test_a_split_is_complete_wherever_its_bad_files_are(bad, tmp_path, monkeypatch):
+def test_a_split_is_complete_wherever_its_bad_files_are(bad, tmp_path):
     rows = ["path,label,split"]
     for index in range(5):
         (tmp_path / f"{index}.mp4").write_bytes(b"" if index in bad else _video(index))
         rows.append(f"{index}.mp4,a,train")
     table = tmp_path / "videos.csv"
     table.write_text("\n".join(rows))
-    assert _prepare(monkeypatch, "folder", "--source", table, "--data_dir", tmp_path / "data") == 0
+    assert prepare("folder", "--source", table, "--data_dir", tmp_path / "data") == 0
     opened, _ = _read("folder", tmp_path / "data", "train")
     assert list(opened.ids) == [f"{index}.mp4" for index in range(5) if index not in bad]
     rejected = manifest.read(opened.directory).splits["train"].rejected
@@ -234,7 +222,7 @@ def test_shards_keep_the_order_even_where_one_is_empty(source, tmp_path, monkeyp
     monkeypatch.setattr(video, "_SHARD_BYTES", 1)  # a shard for each file
     (source / "archery" / "1.mp4").write_bytes(b"damaged")
     args = ("folder", "--source", source, "--data_dir", tmp_path / "data", "--val_share", "0")
-    assert _prepare(monkeypatch, *args) == 0
+    assert prepare(*args) == 0
     assert len(list((tmp_path / "data").rglob("*array_record*"))) == 8
     opened, examples = _read("folder", tmp_path / "data", "train")
     assert opened.ids == tuple(example.id for example in examples)
@@ -253,25 +241,25 @@ def test_nothing_half_made_can_be_opened(source, tmp_path, monkeypatch):
     data_dir = tmp_path / "data"
     with monkeypatch.context() as patched:
         patched.setattr(decode, "validate", interrupt)
-        assert _prepare(patched, "folder", "--source", source, "--data_dir", data_dir) == 130
+        assert prepare(patched, "folder", "--source", source, "--data_dir", data_dir) == 130
     assert dataset.find_dataset("folder", data_dir) is None
-    assert _prepare(monkeypatch, "folder", "--source", source, "--data_dir", data_dir) == 0
+    assert prepare("folder", "--source", source, "--data_dir", data_dir) == 0
     assert [path.name for path in (data_dir / "folder").iterdir()] == ["1.0.0"]
 
 
-def test_a_place_that_cannot_be_written_is_said(source, tmp_path, monkeypatch, capsys):
+def test_a_place_that_cannot_be_written_is_said(source, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     (tmp_path / "data" / "folder" / "1.0.0").mkdir(parents=True)
     for place, reason in (("file", "cannot be written"), ("data", "no finished dataset")):
         args = ("folder", "--source", source, "--data_dir", tmp_path / place)
-        assert _prepare(monkeypatch, *args) == 1
+        assert prepare(*args) == 1
         (line,) = capsys.readouterr().err.splitlines()
         assert reason in line
 
 
-def test_a_dataset_reads_the_same_in_threads_and_when_unpickled(source, tmp_path, monkeypatch):
+def test_a_dataset_reads_the_same_in_threads_and_when_unpickled(source, tmp_path):
     args = ("folder", "--source", source, "--data_dir", tmp_path / "data", "--val_share", "0")
-    assert _prepare(monkeypatch, *args) == 0
+    assert prepare(*args) == 0
     opened, examples = _read("folder", tmp_path / "data", "train")
     copy = pickle.loads(pickle.dumps(opened))
     assert (copy.ids, copy.labels, copy.manifest) == (opened.ids, opened.labels, opened.manifest)
@@ -279,14 +267,14 @@ def test_a_dataset_reads_the_same_in_threads_and_when_unpickled(source, tmp_path
         assert list(pool.map(copy.__getitem__, [*range(8)] * 4)) == examples * 4
 
 
-def test_short_videos_are_counted(source, tmp_path, monkeypatch):
+def test_short_videos_are_counted(source, tmp_path):
     args = ("folder", "--source", source, "--data_dir", tmp_path / "data", "--val_share", "0")
-    assert _prepare(monkeypatch, *args) == 0
+    assert prepare(*args) == 0
     opened = dataset.open_dataset("folder", tmp_path / "data", "train")
     assert [opened.short(frames) for frames in (6, 7, 9, 99)] == [0, 1, 3, 8]  # they have 6 to 13 frames
 
 
-def test_what_is_wrong_with_a_dataset_is_said(source, tmp_path, monkeypatch):
+def test_what_is_wrong_with_a_dataset_is_said(source, tmp_path):
     data_dir = tmp_path / "data"
     with pytest.raises(
         UserError, match=r"not in .*prepare folder --source \.\.\. --name sports --data_dir .*no dataset"
@@ -294,13 +282,13 @@ def test_what_is_wrong_with_a_dataset_is_said(source, tmp_path, monkeypatch):
         dataset.open_dataset("sports", data_dir, "train")
     with pytest.raises(UserError, match=r"inti_jax\.prepare motion_digits --data_dir"):
         dataset.open_dataset("motion_digits", data_dir, "train")
-    assert _prepare(monkeypatch, "folder", "--source", source, "--data_dir", data_dir) == 0
+    assert prepare("folder", "--source", source, "--data_dir", data_dir) == 0
     with pytest.raises(UserError, match="found there: folder"):
         dataset.open_dataset("sports", data_dir, "train")
     with pytest.raises(UserError, match="no split `test`: it has train, val"):
         dataset.open_dataset("folder", data_dir, "test")
     args = ("folder", "--source", source, "--data_dir", data_dir, "--name", "whole", "--val_share", "0")
-    assert _prepare(monkeypatch, *args) == 0
+    assert prepare(*args) == 0
     with pytest.raises(
         UserError, match=r"no split `val`: it has train; delete .*whole.* --val_share above 0"
     ):
@@ -350,14 +338,12 @@ def test_what_is_wrong_with_a_dataset_is_said(source, tmp_path, monkeypatch):
     ],
 )
 @pytest.mark.usefixtures("source")
-def test_what_is_wrong_with_a_csv_file_is_said_before_anything_is_written(
-    table, reason, tmp_path, monkeypatch, capsys
-):
+def test_what_is_wrong_with_a_csv_file_is_said_before_anything_is_written(table, reason, tmp_path, capsys):
     (tmp_path / "table.csv").write_text(table)
     labels = tmp_path / "labels.txt"
     labels.write_text("archery\nyoga\n")
     args = ("--source", tmp_path / "table.csv", "--data_dir", tmp_path / "data", "--labels", labels)
-    assert _prepare(monkeypatch, "folder", *args) == 1
+    assert prepare("folder", *args) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert re.search(reason, line)
     assert not (tmp_path / "data").exists()
@@ -373,12 +359,12 @@ def test_what_is_wrong_with_a_directory_is_said(source, tmp_path):
         folder.scan(tmp_path / "half")
 
 
-def test_a_split_without_a_valid_video(tmp_path, monkeypatch, capsys):
+def test_a_split_without_a_valid_video(tmp_path, capsys):
     for label in ("a", "b"):
         (tmp_path / "videos" / label).mkdir(parents=True)
         (tmp_path / "videos" / label / "x.mp4").write_bytes(b"damaged")
     args = ("--source", tmp_path / "videos", "--data_dir", tmp_path / "data")
-    assert _prepare(monkeypatch, "folder", *args) == 1
+    assert prepare("folder", *args) == 1
     assert "no video of `train` can be decoded; the first, a/x.mp4" in capsys.readouterr().err
     assert dataset.find_dataset("folder", tmp_path / "data") is None
 
@@ -397,7 +383,7 @@ def test_a_split_without_a_valid_video(tmp_path, monkeypatch, capsys):
 )
 def test_wrong_usage(args, reason, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert _prepare(monkeypatch, *args) == 2
+    assert prepare(*args) == 2
     assert reason in capsys.readouterr().err
     assert not any(tmp_path.iterdir())
 
@@ -417,12 +403,12 @@ assert "tensorflow" not in sys.modules
 
 
 @pytest.mark.skipif(not REAL_VIDEOS.is_dir(), reason=f"the real videos are not in {REAL_VIDEOS}")
-def test_real_videos(tmp_path, monkeypatch):
+def test_real_videos(tmp_path):
     for path in [*REAL_VIDEOS.glob("*.mp4"), *REAL_VIDEOS.glob("*.avi")]:
         (tmp_path / "videos" / path.suffix[1:]).mkdir(parents=True, exist_ok=True)
         shutil.copy(path, tmp_path / "videos" / path.suffix[1:])
     args = ("--source", tmp_path / "videos", "--data_dir", tmp_path / "data", "--val_share", "0")
-    assert _prepare(monkeypatch, "folder", *args) == 0
+    assert prepare("folder", *args) == 0
     opened, examples = _read("folder", tmp_path / "data", "train")
     assert opened.labels == ("avi", "mp4")
     sizes = {Path(example.id).stem: (example.frames, example.height, example.width) for example in examples}

@@ -1,6 +1,5 @@
 """Frame folders as videos: which are recognised, what is encoded, and what is said of the others."""
 
-import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -15,8 +14,7 @@ from inti_jax.data.builders import folder, frames, locate
 from inti_jax.data.builders.frames import Frames, find_series
 from inti_jax.data.codec import decode
 from inti_jax.data.codec.encode import encode
-from inti_jax.errors import run_command
-from inti_jax.prepare import __main__
+from tests.commands import prepare
 from tests.data import clips
 
 
@@ -27,15 +25,6 @@ def _write(folder_: Path, images: np.ndarray, name: str = "img_{:05d}.png", firs
     return folder_
 
 
-def _prepare(monkeypatch, *args) -> int:
-    monkeypatch.setattr(sys, "argv", ["prepare", *map(str, args)])
-    try:
-        run_command(__main__.main)
-    except SystemExit as exit_:
-        return exit_.code
-    return 0
-
-
 def _reason(source: Path, limit: int | None = None) -> str:
     with pytest.raises(decode.DecodeError) as raised:
         frames.read(Frames(source, Fraction(25), limit))
@@ -43,7 +32,7 @@ def _reason(source: Path, limit: int | None = None) -> str:
     return str(raised.value)
 
 
-def test_frame_folders_are_videos_of_a_directory(tmp_path, monkeypatch, capsys):
+def test_frame_folders_are_videos_of_a_directory(tmp_path, capsys):
     source = tmp_path / "videos"
     images = clips.moving_square(12, 48, 65)  # an odd width
     _write(source / "a" / "one", images, "{}.png", first=0)  # 10 comes after 9
@@ -53,7 +42,7 @@ def test_frame_folders_are_videos_of_a_directory(tmp_path, monkeypatch, capsys):
     (source / "b" / "three" / "info.json").write_text("{}")
     (source / "b" / "four.mp4").write_bytes(clips.encode(clips.moving_square(7, 32, 32)))
     args = ("folder", "--source", source, "--data_dir", tmp_path / "data", "--val_share", "0")
-    assert _prepare(monkeypatch, *args, "--fps", "12") == 0
+    assert prepare(*args, "--fps", "12") == 0
     opened = dataset.open_dataset("folder", tmp_path / "data", "train")
     found = {opened[index].id: opened[index] for index in range(len(opened))}
     assert [*found] == ["a/deep/two", "a/one", "b/four.mp4", "b/three"]
@@ -71,9 +60,9 @@ def test_frame_folders_are_videos_of_a_directory(tmp_path, monkeypatch, capsys):
     assert "no video" in reasons["b/three/info.json"]
 
     # The same images give the same bytes; another rate is another dataset.
-    assert _prepare(monkeypatch, *args, "--fps", "12") == 0
+    assert prepare(*args, "--fps", "12") == 0
     assert "prepared already" in capsys.readouterr().out
-    assert _prepare(monkeypatch, *args) == 1
+    assert prepare(*args) == 1
     again = frames.read(Frames(source / "a" / "one", Fraction(12)))
     assert again == one.video
 
@@ -126,7 +115,7 @@ def test_what_is_wrong_with_a_frame_folder_is_said(tmp_path):
     assert "cannot be read" in _reason(tmp_path / "nowhere")
 
 
-def test_a_rejected_frame_folder_has_its_reason_in_the_manifest(tmp_path, monkeypatch):
+def test_a_rejected_frame_folder_has_its_reason_in_the_manifest(tmp_path):
     images = clips.moving_square(4, 16, 16)
     _write(tmp_path / "v" / "a" / "good", images)
     bad = _write(tmp_path / "v" / "a" / "bad", images)
@@ -134,7 +123,7 @@ def test_a_rejected_frame_folder_has_its_reason_in_the_manifest(tmp_path, monkey
     gap = _write(tmp_path / "v" / "a" / "gap", images)
     (gap / "img_00002.png").unlink()
     args = ("folder", "--source", tmp_path / "v", "--data_dir", tmp_path / "data", "--val_share", "0")
-    assert _prepare(monkeypatch, *args) == 0
+    assert prepare(*args) == 0
     split = manifest.read(tmp_path / "data" / "folder" / "1.0.0").splits["train"]
     assert [entry.source for entry in split.rejected] == ["a/bad", "a/gap"] and split.count == 1
     assert "img_00002.png cannot be read" in split.rejected[0].reason
@@ -155,7 +144,7 @@ def test_images_of_any_usual_kind(mode, tmp_path):
         )
 
 
-def test_lists_of_frame_folders(tmp_path, monkeypatch):
+def test_lists_of_frame_folders(tmp_path):
     images = clips.moving_square(8, 32, 32)
     source = tmp_path / "rawframes"
     _write(source / "x" / "one", images)
@@ -165,7 +154,7 @@ def test_lists_of_frame_folders(tmp_path, monkeypatch):
     (tmp_path / "labels.txt").write_text("a\nb\n")
     (tmp_path / "train.txt").write_text("x/one 8 1\nx/two 3 0\nx/take 2.mp4 0\nx/three,6,1\nx/gone 9 1\n")
     args = ("--source", source, "--data_dir", tmp_path / "data", "--labels", tmp_path / "labels.txt")
-    assert _prepare(monkeypatch, "folder", *args, "--train_list", tmp_path / "train.txt") == 0
+    assert prepare("folder", *args, "--train_list", tmp_path / "train.txt") == 0
     split = manifest.read(tmp_path / "data" / "folder" / "1.0.0").splits["train"]
     assert {video.id: (video.label, video.frames) for video in split.videos} == {
         "x/one": ("b", 8), "x/two 3": ("a", 8), "x/take 2.mp4": ("a", 5), "x/three": ("b", 6),
@@ -188,8 +177,8 @@ def test_frame_folders_of_a_published_dataset_and_in_a_table(tmp_path):
 
 
 @pytest.mark.parametrize("fps", ["0", "-1", "fast", "1/0", "1e9"])
-def test_a_rate_that_is_none(fps, tmp_path, monkeypatch, capsys):
-    assert _prepare(monkeypatch, "folder", "--source", "s", "--data_dir", tmp_path, "--fps", fps) == 2
+def test_a_rate_that_is_none(fps, tmp_path, capsys):
+    assert prepare("folder", "--source", "s", "--data_dir", tmp_path, "--fps", fps) == 2
     assert "is no rate" in capsys.readouterr().err
 
 

@@ -7,7 +7,6 @@ import itertools
 import json
 import logging
 import re
-import sys
 from pathlib import Path
 
 import av
@@ -19,9 +18,9 @@ from inti_jax import config
 from inti_jax.data import dataset, manifest
 from inti_jax.data.augmentation import mirror
 from inti_jax.data.builders import annotations, lists, locate, registry, tree
-from inti_jax.errors import UserError, run_command
-from inti_jax.prepare import __main__
+from inti_jax.errors import UserError
 from inti_jax.training import announce
+from tests.commands import prepare
 from tests.data import clips
 
 LABELS = Path(__file__).parents[3] / "shared" / "labels"
@@ -148,16 +147,6 @@ def _diving48(root: Path) -> None:
     _write(root, "rgb/-mmq0PT-u8k_00155.mp4", "rgb/a_00001.mp4", "rgb/b_00001.mp4")
 
 
-def _prepare(monkeypatch, *args) -> int:
-    """Runs the command as a user would; its exit status."""
-    monkeypatch.setattr(sys, "argv", ["prepare", *map(str, args)])
-    try:
-        run_command(__main__.main)
-    except SystemExit as exit_:
-        return exit_.code
-    return 0
-
-
 def _contents(data_dir: Path, name: str) -> tuple[manifest.Manifest, dict[str, dict[str, str]]]:
     """The manifest, and what a reader sees: of each split the ids with their labels."""
     directory = dataset.find_dataset(name, data_dir)
@@ -171,10 +160,10 @@ def _contents(data_dir: Path, name: str) -> tuple[manifest.Manifest, dict[str, d
 
 
 @pytest.mark.parametrize("name", ["kinetics400", "kinetics600", "kinetics700"])
-def test_kinetics(name, tmp_path, monkeypatch, capsys):
+def test_kinetics(name, tmp_path, capsys):
     _kinetics(tmp_path / "k")
     args = (name, "--source", tmp_path / "k", "--data_dir", tmp_path / "data")
-    assert _prepare(monkeypatch, *args) == 0
+    assert prepare(*args) == 0
     output = capsys.readouterr()
     contents, seen = _contents(tmp_path / "data", name)
     assert contents.labels == ("abseiling", "air drumming", "passing American football (in game)", "zumba")
@@ -192,13 +181,13 @@ def test_kinetics(name, tmp_path, monkeypatch, capsys):
     assert (absent.source, absent.reason) == ("EEEEEEEEEEE_000005_000015", "not on disk")
     assert "note: 1 of the 5 videos of `train` are not on disk" in output.err
     assert re.search(r"note: Kinetics-\d00 has \d00 labels, but 4 are listed", output.err)
-    assert _prepare(monkeypatch, *args) == 0
+    assert prepare(*args) == 0
     assert "prepared already" in capsys.readouterr().out
 
 
-def test_ssv2(tmp_path, monkeypatch, capsys):
+def test_ssv2(tmp_path, capsys):
     _ssv2(tmp_path / "s")
-    assert _prepare(monkeypatch, "ssv2", "--source", tmp_path / "s", "--data_dir", tmp_path / "data") == 0
+    assert prepare("ssv2", "--source", tmp_path / "s", "--data_dir", tmp_path / "data") == 0
     contents, seen = _contents(tmp_path / "data", "ssv2")
     left, right, falling = contents.labels
     assert left == "Pushing something from left to right" and falling.startswith("Something falling")
@@ -209,10 +198,10 @@ def test_ssv2(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(("fold", "train", "val"), [(1, "08", "01"), (2, "01", "08")])
-def test_ucf101(fold, train, val, tmp_path, monkeypatch):
+def test_ucf101(fold, train, val, tmp_path):
     _ucf101(tmp_path / "u")
     args = ("--source", tmp_path / "u", "--data_dir", tmp_path / "data", "--fold", fold)
-    assert _prepare(monkeypatch, "ucf101", *args) == 0
+    assert prepare("ucf101", *args) == 0
     contents, seen = _contents(tmp_path / "data", "ucf101")
     assert contents.labels == ("ApplyEyeMakeup", "YoYo", "HandstandPushups")
     assert {"ApplyEyeMakeup", "YoYo"} <= set(seen["train"].values()) and contents.sampling == ""
@@ -223,10 +212,10 @@ def test_ucf101(fold, train, val, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("fold", "parts"), [(1, "120"), (2, "012"), (3, "112")])
-def test_hmdb51(fold, parts, tmp_path, monkeypatch):
+def test_hmdb51(fold, parts, tmp_path):
     _hmdb51(tmp_path / "h")
     args = ("--source", tmp_path / "h", "--data_dir", tmp_path / "data", "--fold", fold, "--name", "mine")
-    assert _prepare(monkeypatch, "hmdb51", *args) == 0
+    assert prepare("hmdb51", *args) == 0
     contents, seen = _contents(tmp_path / "data", "mine")
     assert contents.labels == ("brush_hair", "clap")
     for split, part in (("train", "1"), ("val", "2")):
@@ -235,9 +224,9 @@ def test_hmdb51(fold, parts, tmp_path, monkeypatch):
         assert all(video.startswith(f"{label}/") for video, label in seen[split].items())
 
 
-def test_diving48(tmp_path, monkeypatch):
+def test_diving48(tmp_path):
     _diving48(tmp_path / "d")
-    assert _prepare(monkeypatch, "diving48", "--source", tmp_path / "d", "--data_dir", tmp_path / "data") == 0
+    assert prepare("diving48", "--source", tmp_path / "d", "--data_dir", tmp_path / "data") == 0
     contents, seen = _contents(tmp_path / "data", "diving48")
     assert contents.labels == ("Back+15som+05Twis+FREE", "Forward+Dive+NoTwis+PIKE")
     assert seen["train"] == {"-mmq0PT-u8k_00155": contents.labels[1], "a_00001": contents.labels[0]}
@@ -245,7 +234,7 @@ def test_diving48(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["folder", "ssv2"])
-def test_lists(name, tmp_path, monkeypatch, capsys):
+def test_lists(name, tmp_path, capsys):
     _write(tmp_path / "v", "a b/one.mp4", "a b/two.webm", "c/three.mp4")
     _text(tmp_path, "labels.txt", "a b\nc\n")
     absolute = tmp_path / "v" / "c" / "three.mp4"
@@ -261,13 +250,13 @@ def test_lists(name, tmp_path, monkeypatch, capsys):
         tmp_path / "labels.txt",
     ]
     args += ["--train_list", tmp_path / "train.txt"]
-    assert _prepare(monkeypatch, *args, "--val_list", tmp_path / "val.txt") == 0
+    assert prepare(*args, "--val_list", tmp_path / "val.txt") == 0
     contents, seen = _contents(tmp_path / "data", name)
     assert seen == {"train": {"a b/one.mp4": "a b", "c/three.mp4": "c"}, "val": {"a b/two.webm": "a b"}}
     assert [rejected.source for rejected in contents.splits["train"].rejected] == ["c/gone.mp4"]
     assert contents.sampling == ("uniform" if name == "ssv2" else "")
     capsys.readouterr()
-    assert _prepare(monkeypatch, *args, "--name", "kinetics400") == 0
+    assert prepare(*args, "--name", "kinetics400") == 0
     assert "note: there are no annotations of `val`" in capsys.readouterr().err
     assert list(_contents(tmp_path / "data", "kinetics400")[1]) == ["train"]
 
@@ -425,13 +414,11 @@ BAD = {"kinetics400": KINETICS, "ssv2": SSV2, "ucf101": UCF101, "hmdb51": HMDB51
 @pytest.mark.parametrize(
     ("name", "spoil", "reason"), [(name, *case) for name, cases in BAD.items() for case in cases]
 )
-def test_what_is_wrong_is_said_in_one_line_before_anything_is_written(
-    name, spoil, reason, tmp_path, monkeypatch, capsys
-):
+def test_what_is_wrong_is_said_in_one_line_before_anything_is_written(name, spoil, reason, tmp_path, capsys):
     TREES[name](tmp_path / "source")
     spoil(tmp_path / "source")
     args = (name, "--source", tmp_path / "source", "--data_dir", tmp_path / "data")
-    assert _prepare(monkeypatch, *args) == 1
+    assert prepare(*args) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert re.search(reason, line), line
     assert not (tmp_path / "data").exists()
@@ -454,12 +441,12 @@ def test_what_is_wrong_is_said_in_one_line_before_anything_is_written(
         ("two.mp4 0", r"none of the 1 videos that .*list\.txt lists is below .* the first would be two\.mp4"),
     ],
 )
-def test_bad_lists(line, reason, tmp_path, monkeypatch, capsys):
+def test_bad_lists(line, reason, tmp_path, capsys):
     _write(tmp_path / "v", "one.mp4")
     _text(tmp_path, "labels.txt", "a\nb\n")
     _text(tmp_path, "list.txt", line)
     args = ["--source", tmp_path / "v", "--data_dir", tmp_path / "data", "--labels", tmp_path / "labels.txt"]
-    assert _prepare(monkeypatch, "folder", *args, "--train_list", tmp_path / "list.txt") == 1
+    assert prepare("folder", *args, "--train_list", tmp_path / "list.txt") == 1
     (said,) = capsys.readouterr().err.splitlines()
     assert re.search(reason, said), said
     assert not (tmp_path / "data").exists()
@@ -482,7 +469,7 @@ def test_bad_lists(line, reason, tmp_path, monkeypatch, capsys):
 )
 def test_wrong_usage(args, reason, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert _prepare(monkeypatch, *args, "--data_dir", "d") == 2
+    assert prepare(*args, "--data_dir", "d") == 2
     assert reason in capsys.readouterr().err
     assert not any(tmp_path.iterdir())
 
@@ -562,11 +549,9 @@ def test_a_dataset_that_is_not_there_is_named_with_its_command(tmp_path):
     ("name", "sampling", "warned"),
     [("ssv2", "dense", True), ("ssv2", "uniform", False), ("kinetics400", "uniform", False)],
 )
-def test_a_run_that_samples_unlike_its_dataset_is_warned(
-    name, sampling, warned, tmp_path, monkeypatch, caplog
-):
+def test_a_run_that_samples_unlike_its_dataset_is_warned(name, sampling, warned, tmp_path, caplog):
     TREES[name](tmp_path / "source")
-    assert _prepare(monkeypatch, name, "--source", tmp_path / "source", "--data_dir", tmp_path) == 0
+    assert prepare(name, "--source", tmp_path / "source", "--data_dir", tmp_path) == 0
     opened = dataset.open_dataset(name, tmp_path, "train")
     with caplog.at_level(logging.WARNING):
         announce._warn_of_sampling(config.Config(data=config.Data(name=name, sampling=sampling)), opened)

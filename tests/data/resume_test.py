@@ -13,8 +13,8 @@ import pytest
 from inti_jax.data import manifest
 from inti_jax.data.builders import folder, journal, video
 from inti_jax.data.codec import decode, reencode
-from inti_jax.errors import UserError, run_command
-from inti_jax.prepare import __main__
+from inti_jax.errors import UserError
+from tests.commands import prepare
 from tests.data import clips
 
 ROOT = Path(__file__).parents[2]
@@ -40,23 +40,13 @@ def undisturbed(source, tmp_path_factory) -> Path:
     data_dir = tmp_path_factory.mktemp("undisturbed")
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(video, "_SHARD_BYTES", SHARD_BYTES)
-        assert _prepare(_arguments(source, data_dir, workers=1)) == 0
+        assert prepare(*_arguments(source, data_dir, workers=1)) == 0
     return data_dir
 
 
 def _arguments(source: Path, data_dir: Path, *, workers: int) -> list[str]:
     how = ["--workers", workers, "--short_side", 32]
     return [*map(str, ["folder", "--source", source, "--data_dir", data_dir, *how])]
-
-
-def _prepare(arguments: list[str]) -> int:
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(sys, "argv", ["prepare", *arguments])
-        try:
-            run_command(__main__.main)
-        except SystemExit as exit_:
-            return exit_.code
-    return 0
 
 
 def _prepare_slowly(arguments: list[str], begun: Path, errors: Path) -> None:
@@ -71,7 +61,7 @@ def _prepare_slowly(arguments: list[str], begun: Path, errors: Path) -> None:
         return reencode_at_once(*args)
 
     reencode_at_once, reencode.reencode = reencode.reencode, slow
-    sys.exit(_prepare(arguments))
+    sys.exit(prepare(*arguments))
 
 
 def _contents(data_dir: Path) -> dict[str, bytes]:
@@ -148,9 +138,9 @@ def test_stopped_at_any_step_it_goes_on_and_gives_the_same_bytes(
             return original(*args, **kwargs)
 
         patched.setattr(owner, step, stop)
-        assert _prepare(arguments) == 130
+        assert prepare(*arguments) == 130
     assert "the same command goes on from it" in capsys.readouterr().err
-    assert _prepare(arguments) == 0
+    assert prepare(*arguments) == 0
     assert _contents(tmp_path) == _contents(undisturbed)
 
 
@@ -158,7 +148,7 @@ def _stopped(source, data_dir, monkeypatch) -> Path:
     """A build that was stopped when most of it was done; the directory of its shards."""
     with monkeypatch.context() as patched:
         patched.setattr(video.VideoBuilder, "_describe", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        assert _prepare(_arguments(source, data_dir, workers=2)) == 130
+        assert prepare(*_arguments(source, data_dir, workers=2)) == 130
     return data_dir / "folder" / "1.0.0.partial" / "dataset"
 
 
@@ -172,7 +162,7 @@ def test_a_shard_that_was_damaged_meanwhile_is_written_again(source, undisturbed
     shards[3].unlink()
     (shards[4].parent.parent / "journal" / f"{shards[4].name}.json").write_text("")
     (shards[5].parent / "left.writing").write_text("half")
-    assert _prepare(_arguments(source, tmp_path, workers=2)) == 0
+    assert prepare(*_arguments(source, tmp_path, workers=2)) == 0
     assert _contents(tmp_path) == _contents(undisturbed)
 
 
@@ -182,18 +172,18 @@ def test_what_was_begun_with_something_else_is_kept_and_refused(source, tmp_path
     before = _contents(shards)
     capsys.readouterr()
     other = [*_arguments(source, tmp_path, workers=2)[:-1], "24"]
-    assert _prepare(other) == 1
+    assert prepare(*other) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "1.0.0.partial" in line and "--short_side" in line and "delete it" in line
     assert _contents(shards) == before
-    assert _prepare([*other, "--name", "other"]) == 0
+    assert prepare(*[*other, "--name", "other"]) == 0
 
 
 def test_a_build_without_a_shard_gives_way_to_another(source, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(journal.Journal, "note", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        assert _prepare(_arguments(source, tmp_path, workers=2)) == 130
-    assert _prepare([*_arguments(source, tmp_path, workers=2)[:-1], "24"]) == 0
+        assert prepare(*_arguments(source, tmp_path, workers=2)) == 130
+    assert prepare(*[*_arguments(source, tmp_path, workers=2)[:-1], "24"]) == 0
 
 
 def test_two_builds_of_a_dataset_do_not_meet(tmp_path):
@@ -208,9 +198,9 @@ def test_a_source_without_videos_leaves_nothing_behind(tmp_path):
     (tmp_path / "source" / "a").mkdir(parents=True)
     bad = tmp_path / "source" / "a" / "0.mp4"
     bad.write_bytes(b"damaged")
-    assert _prepare(_arguments(tmp_path / "source", tmp_path / "data", workers=1)) == 1
+    assert prepare(*_arguments(tmp_path / "source", tmp_path / "data", workers=1)) == 1
     bad.write_bytes(clips.encode(clips.moving_square(5)))
-    assert _prepare(_arguments(tmp_path / "source", tmp_path / "data", workers=1)) == 0
+    assert prepare(*_arguments(tmp_path / "source", tmp_path / "data", workers=1)) == 0
 
 
 @pytest.mark.parametrize("message", ["write() failed: No space left on device; writing x", "a bug"])
@@ -229,12 +219,12 @@ def test_a_full_disk_is_said_and_costs_nothing(message, source, undisturbed, tmp
         patched.setattr(video, "_canonical", full)
         if message == "a bug":
             with pytest.raises(RuntimeError):
-                _prepare(arguments)
+                prepare(*arguments)
         else:
-            assert _prepare(arguments) == 1
+            assert prepare(*arguments) == 1
             line = capsys.readouterr().err.splitlines()[-1]
             assert line.endswith("cannot be written: No space left on device")
-    assert _prepare(arguments) == 0
+    assert prepare(*arguments) == 0
     assert _contents(tmp_path) == _contents(undisturbed)
 
 
@@ -243,7 +233,7 @@ def test_over_apache_beam_it_is_the_same_dataset(source, undisturbed, tmp_path, 
     monkeypatch.setattr(video, "_SHARD_BYTES", SHARD_BYTES)
     arguments = [arg for arg in _arguments(source, tmp_path, workers=1) if arg not in ("--workers", "1")]
     flags = ["--beam_options", "direct_num_workers=2,direct_running_mode=multi_threading"]
-    assert _prepare([*arguments, "--beam_runner", "DirectRunner", *flags]) == 0
+    assert prepare(*[*arguments, "--beam_runner", "DirectRunner", *flags]) == 0
     assert _contents(tmp_path) == _contents(undisturbed)
 
     # It goes on where a build on one machine was stopped.
@@ -252,7 +242,7 @@ def test_over_apache_beam_it_is_the_same_dataset(source, undisturbed, tmp_path, 
     shards[0].unlink()
     shards[-1].unlink()
     elsewhere = [*arguments, "--data_dir", str(tmp_path / "stopped"), "--beam_runner", "DirectRunner"]
-    assert _prepare(elsewhere) == 0
+    assert prepare(*elsewhere) == 0
     assert _contents(tmp_path / "stopped") == _contents(undisturbed)
     assert (tmp_path / "stopped" / "folder" / "1.0.0" / shards[3].name).stat().st_ino == kept
 
@@ -262,7 +252,7 @@ def test_over_apache_beam_it_is_the_same_dataset(source, undisturbed, tmp_path, 
     ):
         capsys.readouterr()
         chosen = ["--name", "other", "--beam_runner", runner, "--beam_options", options]
-        assert _prepare([*arguments, *chosen]) == status
+        assert prepare(*[*arguments, *chosen]) == status
         assert reason in capsys.readouterr().err.splitlines()[-1]
 
 
@@ -270,7 +260,7 @@ def test_over_apache_beam_it_is_the_same_dataset(source, undisturbed, tmp_path, 
 def test_without_apache_beam_it_is_asked_for(source, tmp_path, capsys):
     arguments = _arguments(source, tmp_path, workers=1)
     arguments = arguments[: arguments.index("--workers")]
-    assert _prepare([*arguments, "--beam_runner", "DirectRunner"]) == 1
+    assert prepare(*[*arguments, "--beam_runner", "DirectRunner"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "pip install 'inti_jax[beam]'" in line
     assert not any(tmp_path.iterdir())

@@ -16,8 +16,8 @@ from inti_jax.pretrained import converted
 from inti_jax.pretrained.converted import open_converted
 from inti_jax.pretrained.file import ClipFile
 from inti_jax.runs import initial
+from tests.commands import convert
 from tests.pretrained import checkpoints
-from tests.pretrained.command import run
 from tests.processes import environment, free_address
 
 
@@ -49,7 +49,7 @@ def test_an_archive_is_converted_once_and_it_is_said(source, tmp_path, caplog):
     assert cache.stat() == written and caplog.text == ""
     images = np.zeros((1, 64, 64, 3), np.uint8)
     np.testing.assert_array_equal(first.encode_image(images), again.encode_image(images))
-    assert run(source, "--out", tmp_path / "f.safetensors") == 0
+    assert convert(source, "--out", tmp_path / "f.safetensors") == 0
     by_command = ClipFile(tmp_path / "f.safetensors")
     assert ClipFile(cache).hash == by_command.hash and first.description == by_command.description
 
@@ -130,8 +130,8 @@ def test_a_pipe_is_not_waited_for(tmp_path):
 
 
 def test_convert_and_verify_do_not_take_one_for_the_other(source, tmp_path, capsys):
-    assert run(source, "--to", "openai", "--out", tmp_path / "f.safetensors") == 1
-    assert run("--verify", source, "--against", source) == 1
+    assert convert(source, "--to", "openai", "--out", tmp_path / "f.safetensors") == 1
+    assert convert("--verify", source, "--against", source) == 1
     for line in capsys.readouterr().err.strip().splitlines():
         assert "is a checkpoint of torch's; a converted file is meant, as `python -m inti_jax.convert" in line
 

@@ -10,8 +10,8 @@ import torch
 
 from inti_jax.pretrained.api import load_clip
 from inti_jax.pretrained.file import ClipFile
+from tests.commands import convert
 from tests.pretrained import checkpoints
-from tests.pretrained.command import run
 
 TOLERANCE = 2e-5  # of the feature's norm
 
@@ -34,13 +34,13 @@ def _check(path, model):
 def test_huggingface_directory_and_openai_state_dict(tmp_path, size, activation):
     model = checkpoints.huggingface_model(size, activation=activation, layers=1)
     source = checkpoints.write_huggingface(tmp_path / "hf", model)
-    assert run(source, "--out", tmp_path / "hf.safetensors") == 0
+    assert convert(source, "--out", tmp_path / "hf.safetensors") == 0
     _check(tmp_path / "hf.safetensors", model)
 
     torch.save(checkpoints.openai_state_dict(model), tmp_path / "openai.pt")
     out = tmp_path / "openai.safetensors"
     given = ("--activation", activation, "--vocab", source)
-    assert run(tmp_path / "openai.pt", "--out", out, *given) == 0
+    assert convert(tmp_path / "openai.pt", "--out", out, *given) == 0
     # The same weights from either naming, and so the same features; but texts as either library has them.
     ours, theirs = ClipFile(out), ClipFile(tmp_path / "hf.safetensors")
     assert (ours.description.cleaning, theirs.description.cleaning) == ("openai", "huggingface")
@@ -51,7 +51,8 @@ def test_huggingface_directory_and_openai_state_dict(tmp_path, size, activation)
 def test_full_depth_b16(tmp_path):
     model = checkpoints.huggingface_model("b16", layers=12)
     assert (
-        run(checkpoints.write_huggingface(tmp_path / "hf", model), "--out", tmp_path / "f.safetensors") == 0
+        convert(checkpoints.write_huggingface(tmp_path / "hf", model), "--out", tmp_path / "f.safetensors")
+        == 0
     )
     _check(tmp_path / "f.safetensors", model)
 
@@ -65,7 +66,7 @@ def test_torchscript_archive_in_half_precision(tmp_path):
     checkpoints.write_huggingface(tmp_path / "hf", model)
     # OpenAI's archives are known to have QuickGELU.
     out = tmp_path / "f.safetensors"
-    assert run(tmp_path / "m.pt", "--out", out, "--vocab", tmp_path / "hf" / "vocab.json") == 0
+    assert convert(tmp_path / "m.pt", "--out", out, "--vocab", tmp_path / "hf" / "vocab.json") == 0
     _check(out, model)
 
 
@@ -74,7 +75,7 @@ def test_other_forms_of_a_huggingface_directory(tmp_path, form):
     model = checkpoints.huggingface_model()
     for name in ("safetensors", form):
         source = checkpoints.write_huggingface(tmp_path / name, model, form=name)
-        assert run(source, "--out", tmp_path / f"{name}.safetensors") == 0
+        assert convert(source, "--out", tmp_path / f"{name}.safetensors") == 0
     assert (tmp_path / f"{form}.safetensors").read_bytes() == (
         tmp_path / "safetensors.safetensors"
     ).read_bytes()
@@ -89,7 +90,7 @@ def test_open_clip_directory_tells_activation_and_pixel_statistics(tmp_path):
         "preprocess_cfg": {"mean": [0.5, 0.25, 0.125], "std": [0.5, 0.5, 0.25]},
     }
     (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
-    assert run(tmp_path, "--out", tmp_path / "f.safetensors") == 0
+    assert convert(tmp_path, "--out", tmp_path / "f.safetensors") == 0
     description = load_clip(tmp_path / "f.safetensors").description
     assert description.architecture.numerics.activation == "gelu"
     assert (description.mean, description.std) == ((0.5, 0.25, 0.125), (0.5, 0.5, 0.25))
@@ -108,7 +109,7 @@ def test_other_forms_of_a_state_dict(tmp_path, form, capsys):
     else:
         tower = {name.removeprefix("visual."): w for name, w in weights.items() if name.startswith("visual.")}
         torch.save(tower, tmp_path / "m.pt")
-    assert run(tmp_path / "m.pt", "--out", tmp_path / "f.safetensors", "--activation", "quick_gelu") == 0
+    assert convert(tmp_path / "m.pt", "--out", tmp_path / "f.safetensors", "--activation", "quick_gelu") == 0
     dropped = "epoch, optimizer" if form == "training checkpoint" else "nothing"
     assert f"dropped     {dropped}\n" in capsys.readouterr().out
     images, texts = checkpoints.inputs(model)
@@ -119,12 +120,12 @@ def test_other_forms_of_a_state_dict(tmp_path, form, capsys):
 def test_what_is_no_weight_is_dropped_and_listed(tmp_path, capfd):
     model = checkpoints.huggingface_model()
     source = checkpoints.write_huggingface(tmp_path / "hf", model)
-    assert run(source, "--out", tmp_path / "f.safetensors") == 0
+    assert convert(source, "--out", tmp_path / "f.safetensors") == 0
     weights = safetensors.torch.load_file(source / "model.safetensors")
     key = "vision_model.embeddings.position_ids"  # in older checkpoints
     safetensors.torch.save_file({**weights, key: torch.arange(5)}, source / "model.safetensors")
     capfd.readouterr()
-    assert run(source, "--out", tmp_path / "g.safetensors") == 0
+    assert convert(source, "--out", tmp_path / "g.safetensors") == 0
     assert f"dropped     {key}\n" in capfd.readouterr().out
     assert (tmp_path / "f.safetensors").read_bytes() == (tmp_path / "g.safetensors").read_bytes()
 
@@ -136,7 +137,7 @@ def test_settings_travel_with_the_weights(tmp_path):
     source = checkpoints.write_huggingface(tmp_path / "hf", model)
     statistics = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
     (source / "preprocessor_config.json").write_text(json.dumps(statistics))
-    assert run(source, "--out", tmp_path / "f.safetensors") == 0
+    assert convert(source, "--out", tmp_path / "f.safetensors") == 0
 
     reloaded = type(model).from_pretrained(source).eval()
     _check(tmp_path / "f.safetensors", reloaded)
@@ -153,5 +154,5 @@ def test_older_configs_name_another_end_token(tmp_path):
     config = json.loads((source / "config.json").read_text())
     config["text_config"]["eos_token_id"] = 2
     (source / "config.json").write_text(json.dumps(config))
-    assert run(source, "--out", tmp_path / "f.safetensors") == 0
+    assert convert(source, "--out", tmp_path / "f.safetensors") == 0
     _check(tmp_path / "f.safetensors", type(model).from_pretrained(source).eval())

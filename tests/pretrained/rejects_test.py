@@ -12,8 +12,8 @@ import safetensors.torch
 import torch
 
 from inti_jax.pretrained.file import ClipFile
+from tests.commands import convert
 from tests.pretrained import checkpoints
-from tests.pretrained.command import run
 
 QKV = "vision_model.encoder.layers.0.self_attn.q_proj.weight"
 
@@ -61,7 +61,7 @@ def rejected(tmp_path, capfd):
     def check(path, *arguments, status=1):
         out = tmp_path / "out"
         out.mkdir(exist_ok=True)
-        assert run(path, "--out", out / "f.safetensors", *arguments) == status
+        assert convert(path, "--out", out / "f.safetensors", *arguments) == status
         captured = capfd.readouterr()
         lines = captured.err.strip().splitlines()
         assert len(lines) == 1 and lines[0].startswith("error: "), captured.err
@@ -192,7 +192,7 @@ def test_config_of_another_model(copy, rejected, settings, named):
 def test_bare_weights_are_taken_for_openais_and_it_is_said(tmp_path, capsys):
     torch.save(checkpoints.openai_state_dict(checkpoints.huggingface_model()), tmp_path / "m.pt")
     out = tmp_path / "f.safetensors"
-    assert run(tmp_path / "m.pt", "--out", out) == 0
+    assert convert(tmp_path / "m.pt", "--out", out) == 0
     assert ClipFile(out).description.architecture.numerics.activation == "quick_gelu"
     assert "--activation gelu" in capsys.readouterr().err
 
@@ -210,7 +210,7 @@ def test_something_else(tmp_path, rejected):
 
 
 def test_what_is_converted_already(source, tmp_path, rejected):
-    assert run(source, "--out", tmp_path / "f.safetensors") == 0
+    assert convert(source, "--out", tmp_path / "f.safetensors") == 0
     assert "already" in rejected(tmp_path / "f.safetensors")
 
 
@@ -255,7 +255,7 @@ def test_settings_of_something_else_beside_openais_weights(tmp_path, kind, conte
     for name in unrelated:
         (tmp_path / name).write_text(contents)
     out = tmp_path / "f.safetensors"
-    assert run(tmp_path / "m.pt", "--out", out) == 0
+    assert convert(tmp_path / "m.pt", "--out", out) == 0
     assert ClipFile(out).description.architecture.numerics.activation == "quick_gelu"
 
 

@@ -11,9 +11,9 @@ from inti_jax.errors import UserError
 from inti_jax.models.heads import TextHead
 from inti_jax.pretrained import text_head
 from inti_jax.pretrained.api import load_clip
+from tests.commands import convert
 from tests.cost.compiled import call, initialize
 from tests.pretrained import checkpoints
-from tests.pretrained.command import run
 
 NAMES = ["the dog", "a photo", "12 dogs and the photo"]
 TEMPLATES = ("a photo of {}.", "{}")
@@ -28,7 +28,7 @@ def model():
 def clip(model, tmp_path_factory):
     directory = tmp_path_factory.mktemp("clip")
     source = checkpoints.write_huggingface(directory / "hf", model)
-    assert run(source, "--out", directory / "f.safetensors") == 0
+    assert convert(source, "--out", directory / "f.safetensors") == 0
     return load_clip(directory / "f.safetensors")
 
 
@@ -102,7 +102,7 @@ def test_texts_are_cleaned_as_the_weights_own_library_does(model, clip, tmp_path
     torch.save(checkpoints.openai_state_dict(model), tmp_path / "m.pt")
     vocabulary = checkpoints.write_huggingface(tmp_path / "hf", model)
     given = ("--activation", "quick_gelu", "--vocab", vocabulary)
-    assert run(tmp_path / "m.pt", "--out", tmp_path / "f.safetensors", *given) == 0
+    assert convert(tmp_path / "m.pt", "--out", tmp_path / "f.safetensors", *given) == 0
     openai = load_clip(tmp_path / "f.safetensors")
     curly, straight = ["the dog\u2019s photo"], ["the dog's photo"]
     np.testing.assert_array_equal(openai.encode_text(curly), openai.encode_text(straight))
@@ -126,13 +126,13 @@ def test_texts_need_a_vocabulary_and_a_text_tower(model, clip, tmp_path):
         clip.encode_text("one text")
     weights = checkpoints.openai_state_dict(model)
     torch.save(weights, tmp_path / "m.pt")
-    assert run(tmp_path / "m.pt", "--out", tmp_path / "f.safetensors", "--activation", "quick_gelu") == 0
+    assert convert(tmp_path / "m.pt", "--out", tmp_path / "f.safetensors", "--activation", "quick_gelu") == 0
     with pytest.raises(UserError, match="--vocab"):
         load_clip(tmp_path / "f.safetensors").encode_text(["a dog"])
 
     tower = {name: value for name, value in weights.items() if name.startswith("visual.")}
     torch.save(tower, tmp_path / "m.pt")
-    assert run(tmp_path / "m.pt", "--out", tmp_path / "f.safetensors", "--activation", "quick_gelu") == 0
+    assert convert(tmp_path / "m.pt", "--out", tmp_path / "f.safetensors", "--activation", "quick_gelu") == 0
     with pytest.raises(UserError, match="no text tower"):
         load_clip(tmp_path / "f.safetensors").encode_text(["a dog"])
 

@@ -9,8 +9,8 @@ import torch
 from inti_jax.pretrained import verify
 from inti_jax.pretrained.file import ClipFile, write
 from inti_jax.pretrained.lazy import held
+from tests.commands import convert
 from tests.pretrained import checkpoints
-from tests.pretrained.command import run
 
 
 @pytest.fixture(scope="module")
@@ -24,13 +24,13 @@ def directory(model, tmp_path_factory):
     directory = tmp_path_factory.mktemp("verify")
     checkpoints.write_huggingface(directory / "huggingface", model)
     torch.save(checkpoints.openai_state_dict(model), directory / "openai")
-    assert run(directory / "huggingface", "--out", directory / "ours.safetensors") == 0
+    assert convert(directory / "huggingface", "--out", directory / "ours.safetensors") == 0
     return directory
 
 
 @pytest.mark.parametrize("naming", ["huggingface", "openai"])
 def test_every_stage_agrees(directory, naming, capfd):
-    assert run("--verify", directory / "ours.safetensors", "--against", directory / naming) == 0
+    assert convert("--verify", directory / "ours.safetensors", "--against", directory / naming) == 0
     lines = capfd.readouterr().out.splitlines()[1:]
     stages = [" ".join(line.split()[:-2]) for line in lines]
     blocks = [f"block {i}" for i in (1, 2, 3)]
@@ -55,7 +55,7 @@ def test_difference_is_localised(directory, tmp_path, naming, changed, stage, ca
     file = ClipFile(directory / "ours.safetensors")
     wrong = held(1.1 * file.read(changed))
     write(tmp_path / "f.safetensors", {**file, changed: wrong}, file.description)
-    assert run("--verify", tmp_path / "f.safetensors", "--against", directory / naming) == 1
+    assert convert("--verify", tmp_path / "f.safetensors", "--against", directory / naming) == 1
     assert capfd.readouterr().err.strip().endswith(f"first at the stage: {stage}")
 
 
@@ -63,7 +63,7 @@ def test_image_tower_alone(model, tmp_path):
     weights = checkpoints.openai_state_dict(model)
     tower = {name: value for name, value in weights.items() if name.startswith("visual.")}
     torch.save(tower, tmp_path / "m.pt")
-    assert run(tmp_path / "m.pt", "--out", tmp_path / "f.safetensors", "--activation", "quick_gelu") == 0
+    assert convert(tmp_path / "m.pt", "--out", tmp_path / "f.safetensors", "--activation", "quick_gelu") == 0
     found = verify.compare(tmp_path / "f.safetensors", tmp_path / "m.pt")
     assert len(found) == 5 and all(difference.relative < 1e-5 for difference in found)
 
@@ -74,14 +74,14 @@ def test_changed_bytes_are_found_by_the_hash(directory, tmp_path, capfd):
     arrays["tower.ln_post.bias"] = arrays["tower.ln_post.bias"] + 1
     handle = safetensors.safe_open(directory / "ours.safetensors", "numpy")
     safetensors.numpy.save_file(arrays, tmp_path / "f.safetensors", handle.metadata())
-    assert run("--verify", tmp_path / "f.safetensors", "--against", directory / "openai") == 1
+    assert convert("--verify", tmp_path / "f.safetensors", "--against", directory / "openai") == 1
     assert "hash" in capfd.readouterr().err
 
 
 def test_source_of_another_shape(directory, tmp_path, capfd):
     other = checkpoints.huggingface_model(layers=2, resolution=64)
     torch.save(checkpoints.openai_state_dict(other), tmp_path / "m.pt")
-    assert run("--verify", directory / "ours.safetensors", "--against", tmp_path / "m.pt") == 1
+    assert convert("--verify", directory / "ours.safetensors", "--against", tmp_path / "m.pt") == 1
     assert len(capfd.readouterr().err.strip().splitlines()) == 1
 
 
@@ -90,14 +90,14 @@ def test_without_what_it_is_verified_with(directory, monkeypatch, missing, capsy
     monkeypatch.setitem(sys.modules, missing, None)
     monkeypatch.delitem(sys.modules, "inti_jax.pretrained.reference", raising=False)
     monkeypatch.delattr("inti_jax.pretrained.reference", raising=False)
-    assert run("--verify", directory / "ours.safetensors", "--against", directory / "huggingface") == 1
+    assert convert("--verify", directory / "ours.safetensors", "--against", directory / "huggingface") == 1
     assert capsys.readouterr().err == (
         'error: verifying needs torch and transformers: pip install "inti_jax[convert]"\n'
     )
 
 
 def test_a_directory_is_not_verified(directory, capsys):
-    assert run("--verify", directory, "--against", directory / "openai") == 1
+    assert convert("--verify", directory, "--against", directory / "openai") == 1
     assert f"{directory} is a directory" in capsys.readouterr().err
 
 
@@ -106,5 +106,5 @@ def test_a_directory_is_not_verified(directory, capsys):
 )
 def test_options_that_verify_does_not_take(directory, option, capsys):
     files = ("--verify", directory / "ours.safetensors", "--against", directory / "openai")
-    assert run(*files, *option) == 2
+    assert convert(*files, *option) == 2
     assert "--against SRC and nothing else" in capsys.readouterr().err

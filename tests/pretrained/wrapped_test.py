@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from inti_jax.pretrained.file import ClipFile
+from tests.commands import convert
 from tests.pretrained import checkpoints
-from tests.pretrained.command import run
 
 OPTIMIZER = {"state": {0: {"exp_avg": torch.ones(2, 2)}}, "param_groups": [{"lr": 1e-3}]}
 
@@ -24,7 +24,7 @@ def expected(weights, tmp_path_factory):
     """The hash of what the bare state dict is converted to."""
     directory = tmp_path_factory.mktemp("bare")
     torch.save(weights, directory / "m.pt")
-    assert run(directory / "m.pt", "--out", directory / "f.safetensors", "--activation", "gelu") == 0
+    assert convert(directory / "m.pt", "--out", directory / "f.safetensors", "--activation", "gelu") == 0
     return ClipFile(directory / "f.safetensors").hash
 
 
@@ -68,7 +68,7 @@ WRAPPED = {
 def test_wrapped_weights_are_those_within(weights, expected, tmp_path, capsys, kind):
     wrap, dropped = WRAPPED[kind]
     torch.save(wrap(weights), tmp_path / "m.pt")
-    assert run(tmp_path / "m.pt", "--out", tmp_path / "f.safetensors", "--activation", "gelu") == 0
+    assert convert(tmp_path / "m.pt", "--out", tmp_path / "f.safetensors", "--activation", "gelu") == 0
     assert ClipFile(tmp_path / "f.safetensors").hash == expected
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("dropped"))
     assert line == f"dropped     {dropped}"
@@ -97,10 +97,10 @@ def test_a_tower_under_backbone(weights, tmp_path, whole):
     tower = {name: value for name, value in weights.items() if name.startswith("visual.")}
     torch.save(tower, tmp_path / "tower.pt")
     given = ("--activation", "gelu")
-    assert run(tmp_path / "tower.pt", "--out", tmp_path / "tower.safetensors", *given) == 0
+    assert convert(tmp_path / "tower.pt", "--out", tmp_path / "tower.safetensors", *given) == 0
     module = Visual({name.removeprefix("visual."): value for name, value in tower.items()})
     torch.save(module if whole else module.state_dict(), tmp_path / "m.pt")
-    assert run(tmp_path / "m.pt", "--out", tmp_path / "f.safetensors", *given) == 0
+    assert convert(tmp_path / "m.pt", "--out", tmp_path / "f.safetensors", *given) == 0
     assert ClipFile(tmp_path / "f.safetensors").hash == ClipFile(tmp_path / "tower.safetensors").hash
     # And against the other implementation, which has to find the weights as well.
-    assert run("--verify", tmp_path / "f.safetensors", "--against", tmp_path / "m.pt") == 0
+    assert convert("--verify", tmp_path / "f.safetensors", "--against", tmp_path / "m.pt") == 0

@@ -27,8 +27,8 @@ from inti_jax.runs.record import RunRecord
 from inti_jax.runs.state import TrainState
 from inti_jax.runs.writers import MetricsWriter, read_metrics
 from inti_jax.training import loop
+from tests.commands import convert
 from tests.configs import INTI, record, tiny
-from tests.pretrained.command import run as convert
 from tests.records import computed
 
 ONE = sharding.make_mesh(Mesh(), jax.devices()[:1])

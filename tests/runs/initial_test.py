@@ -27,9 +27,9 @@ from inti_jax.runs import checkpoint, initial, state, trained
 from inti_jax.runs.record import Dataset, RunRecord
 from inti_jax.runs.writers import read_metrics
 from inti_jax.training import loop, optim
+from tests.commands import convert
 from tests.configs import INTI, tiny
 from tests.pretrained import checkpoints
-from tests.pretrained.command import run
 
 TEMPLATES = ("a photo of {}.", "the dog and {}")
 TEXT = {"model__head__init": "text", "model__head__templates": TEMPLATES}
@@ -45,7 +45,7 @@ def weights(model, tmp_path_factory):
     """A tiny CLIP with random weights, converted."""
     directory = tmp_path_factory.mktemp("clip")
     checkpoints.write_huggingface(directory / "hf", model)
-    assert run(directory / "hf", "--out", directory / "clip.safetensors") == 0
+    assert convert(directory / "hf", "--out", directory / "clip.safetensors") == 0
     return directory / "clip.safetensors"
 
 
@@ -142,13 +142,13 @@ def test_the_whole_model_trains_on_from_the_weights(
     assert read_metrics(tmp_path)[-1]["split"] == "val"
     # And the tower goes back to where CLIP's weights came from, with the projection.
     out = tmp_path / "tower.safetensors"
-    assert run(tmp_path, "--to", "openai", "--out", out) == 0
+    assert convert(tmp_path, "--to", "openai", "--out", out) == 0
     left = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("left out"))
     assert "head.classes.kernel, head.logit_scale" in left and "projection" not in left
-    assert run(tmp_path, "--to", "huggingface", "--out", tmp_path / "tower") == 0
+    assert convert(tmp_path, "--to", "huggingface", "--out", tmp_path / "tower") == 0
     theirs = transformers.CLIPVisionModelWithProjection.from_pretrained(tmp_path / "tower").state_dict()
     again = tmp_path / "again.safetensors"
-    assert run(out, "--out", again, "--activation", "gelu", "--head_size", "24") == 0
+    assert convert(out, "--out", again, "--activation", "gelu", "--head_size", "24") == 0
     mesh = sharding.make_mesh(Mesh(), jax.devices()[:1])
     params = trained.load(tmp_path, mesh).params
     given_back = ClipFile(again)
@@ -247,7 +247,7 @@ def test_weights_that_do_not_fit_are_refused(weights, motion_data, monkeypatch, 
 def test_a_backbone_without_a_name_is_put_in_words(motion_data, tmp_path):
     checkpoints.write_huggingface(tmp_path / "hf", checkpoints.huggingface_model())
     out = tmp_path / "f.safetensors"
-    assert run(tmp_path / "hf", "--out", out) == 0
+    assert convert(tmp_path / "hf", "--out", out) == 0
     with pytest.raises(ConfigError, match="holds width 128, 2 layers, 2 heads and patches of 16, which is"):
         record_of(tiny(motion_data, model__pretrained=str(out)), motion_data)
 
@@ -257,7 +257,7 @@ def test_a_head_from_names_needs_a_text_tower(model, motion_data, tmp_path):
     vision = {name: value for name, value in names.items() if name.startswith("visual.")}
     torch.save(vision, tmp_path / "v.pt")
     out = tmp_path / "v.safetensors"
-    assert run(tmp_path / "v.pt", "--out", out, "--head_size", "24") == 0
+    assert convert(tmp_path / "v.pt", "--out", out, "--head_size", "24") == 0
     with pytest.raises(ConfigError, match="has no text tower"):
         record_of(tiny(motion_data, model__pretrained=str(out), **TEXT), motion_data)
 

@@ -17,8 +17,8 @@ from inti_jax.evaluation import evaluate
 from inti_jax.runs import trained, trained_file
 from inti_jax.runs.writers import read_metrics
 from inti_jax.training import loop
+from tests.commands import convert
 from tests.configs import INTI, tiny
-from tests.pretrained.command import run
 from tests.pretrained.weights import write_tiny
 
 
@@ -48,7 +48,7 @@ def workdir(motion_data, weights, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def small(workdir):
-    assert run(workdir, "--to", "trained", "--out", workdir / "small.safetensors") == 0
+    assert convert(workdir, "--to", "trained", "--out", workdir / "small.safetensors") == 0
     return workdir / "small.safetensors"
 
 

@@ -4,7 +4,6 @@ import dataclasses
 import io
 import json
 import struct
-import sys
 from pathlib import Path
 
 import av
@@ -14,8 +13,7 @@ import pytest
 from inti_jax.data import check, manifest
 from inti_jax.data.codec import decode
 from inti_jax.data.codec.reencode import reencode
-from inti_jax.errors import run_command
-from inti_jax.prepare import __main__
+from tests.commands import prepare
 from tests.data import clips
 from tests.data.codec.reencode_test import _numbered, _numbers
 
@@ -219,26 +217,17 @@ def source(tmp_path) -> Path:
     return root
 
 
-def _prepare(monkeypatch, *args) -> int:
-    monkeypatch.setattr(sys, "argv", ["prepare", "folder", *map(str, args)])
-    try:
-        run_command(__main__.main)
-    except SystemExit as exit_:
-        return exit_.code
-    return 0
-
-
 @pytest.mark.parametrize("how", [(), ("--short_side", "32")])
-def test_the_manifest_counts_and_strict_rejects(how, source, tmp_path, monkeypatch, capsys):
+def test_the_manifest_counts_and_strict_rejects(how, source, tmp_path, capsys):
     where = ("--source", source, "--data_dir", tmp_path, *how)
-    assert _prepare(monkeypatch, *where, "--name", "all") == 0
+    assert prepare("folder", *where, "--name", "all") == 0
     assert f"train: 3 videos, 0 rejected, 1 with doubtful frames ({COUNT} in all)" in capsys.readouterr().out
     directory = tmp_path / "all" / "1.0.0"
     counts = {video.id: video.doubtful for video in manifest.read(directory).splits["train"].videos}
     assert counts == {"train/a/flagged.mp4": COUNT, "train/a/whole.mp4": 0, "train/b/whole.mp4": 0}
     assert not list(check.differences(directory, decode_all=True))
 
-    assert _prepare(monkeypatch, *where, "--name", "strict", "--strict") == 0
+    assert prepare("folder", *where, "--name", "strict", "--strict") == 0
     split = manifest.read(tmp_path / "strict" / "1.0.0").splits["train"]
     assert [video.id for video in split.videos] == ["train/a/whole.mp4", "train/b/whole.mp4"]
     (rejected,) = split.rejected
@@ -246,13 +235,13 @@ def test_the_manifest_counts_and_strict_rejects(how, source, tmp_path, monkeypat
     assert rejected.reason == f"it is damaged: {COUNT} of its {FRAMES} frames are doubtful"
 
     capsys.readouterr()
-    assert _prepare(monkeypatch, *where, "--name", "all", "--strict") == 1
+    assert prepare("folder", *where, "--name", "all", "--strict") == 1
     assert "--strict" in capsys.readouterr().err
-    assert _prepare(monkeypatch, *where, "--name", "strict", "--strict") == 0
+    assert prepare("folder", *where, "--name", "strict", "--strict") == 0
 
 
-def test_a_manifest_from_before_doubtful_frames_were_counted_is_read(source, tmp_path, monkeypatch):
-    assert _prepare(monkeypatch, "--source", source, "--data_dir", tmp_path, "--name", "old") == 0
+def test_a_manifest_from_before_doubtful_frames_were_counted_is_read(source, tmp_path):
+    assert prepare("folder", "--source", source, "--data_dir", tmp_path, "--name", "old") == 0
     path = tmp_path / "old" / "1.0.0" / manifest.FILE_NAME
     before = manifest.read(path.parent)
     raw = json.loads(path.read_text())
