@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -62,11 +62,14 @@ def joined(
     if cluster is None or cluster.process_count == 1:
         yield
         return
+    end_with = _skip_finalization()
     watch = liveness.start(*_initialize(cluster), limits)
     try:
         yield
-    except (Stopped, SystemExit):  # all processes raise these at the same point
+    except (Stopped, SystemExit) as error:  # all processes raise these at the same point
         _leave(watch)
+        if isinstance(error, Stopped):
+            end_with(error.status)
         raise
     except Exception as error:
         if _another_may_be_lost(error):
@@ -79,6 +82,7 @@ def joined(
         watch.fail("it was interrupted")
         raise
     _leave(watch)
+    end_with(0)
 
 
 def _leave(watch: liveness.Watch) -> None:
@@ -116,6 +120,27 @@ def _end_soon(code: int) -> None:
     timer = threading.Timer(_EXIT_TIMEOUT, end)
     timer.daemon = True
     timer.start()
+
+
+def _skip_finalization() -> Callable[[int], None]:
+    """Let the process end right after its exit handlers, JAX's shutdown among them.
+
+    While Python before 3.14 finalizes, a thread of C++ that asks for the interpreter's lock is unwound, which
+    aborts the process: a run that had done all its work ended with SIGABRT. Call it before JAX registers its
+    handler, since handlers run in reverse order. It gives a function that takes the exit status; until that
+    is called nothing changes.
+    """
+    statuses: list[int] = []
+
+    def end() -> None:
+        if statuses:
+            with contextlib.suppress(OSError):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(statuses[-1])
+
+    atexit.register(end)
+    return statuses.append
 
 
 def _cluster(

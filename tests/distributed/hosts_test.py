@@ -205,6 +205,42 @@ def test_a_save_that_fails_is_told_while_the_others_wait_for_it(tmp_path):
     np.testing.assert_array_equal(found, jax.random.normal(jax.random.key(0), (2**19,)))
 
 
+def test_a_process_that_is_done_ends_before_python_finalizes():
+    """Then a thread of C++ that asks for the interpreter's lock would abort it."""
+    script = """
+import atexit, sys
+from inti_jax import config
+from inti_jax.distributed import joining
+from inti_jax.errors import Stopped, run_command
+
+class Last:
+    def __del__(self):
+        print("finalized")
+
+last = Last()
+
+def main():
+    with joining.joined(sys.argv[1], 2, int(sys.argv[2]), config.Hosts()):
+        atexit.register(print, "exit handlers")
+        if len(sys.argv) > 3:
+            raise Stopped("stopped", int(sys.argv[3]))
+
+run_command(main)
+"""
+    for signal_number, status in (([], 0), (["15"], 143)):
+        address = free_address()
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", script, address, str(index), *signal_number],
+                env=environment(1), stdout=subprocess.PIPE, text=True,
+            )
+            for index in (0, 1)
+        ]  # fmt: skip
+        said = [process.communicate(timeout=100)[0].strip() for process in processes]
+        assert [process.returncode for process in processes] == [status, status]
+        assert said == ["exit handlers", "exit handlers"]
+
+
 # Whom the others wait for.
 
 LIMITS = config.Hosts(silent_seconds=10.0, stall_seconds=60.0, slow_seconds=600.0)

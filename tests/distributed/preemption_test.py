@@ -133,7 +133,8 @@ run_command(main)
     with Path("/dev/full").open("w") as gone:
         processes = [
             subprocess.Popen(
-                [*before, sys.executable, "-c", script, *numbers],
+                # Not ignored from the start, though this suite may have been started under nohup.
+                ["env", "--default-signal=HUP", *before, sys.executable, "-c", script, *numbers],
                 stdout=subprocess.PIPE,
                 stderr=gone,
                 text=True,

@@ -45,4 +45,4 @@ def test_two_never_hold_a_file_however_often_it_is_removed(tmp_path):
     (tmp_path / "go").touch()
     said = [process.communicate() for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0], said
-    assert all(int(times) > 10 for times, _ in said)
+    assert sum(int(times) for times, _ in said) > 30  # not in equal shares: a lock promises no turns
