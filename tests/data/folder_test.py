@@ -241,7 +241,7 @@ def test_nothing_half_made_can_be_opened(source, tmp_path, monkeypatch):
     data_dir = tmp_path / "data"
     with monkeypatch.context() as patched:
         patched.setattr(decode, "validate", interrupt)
-        assert prepare(patched, "folder", "--source", source, "--data_dir", data_dir) == 130
+        assert prepare("folder", "--source", source, "--data_dir", data_dir) == 130
     assert dataset.find_dataset("folder", data_dir) is None
     assert prepare("folder", "--source", source, "--data_dir", data_dir) == 0
     assert [path.name for path in (data_dir / "folder").iterdir()] == ["1.0.0"]
