@@ -252,7 +252,7 @@ class Runs:
             shutil.rmtree(path)
 
     def logs(self, number: int, start: int) -> Path:
-        """Where the processes of one start of a run say what they do."""
+        """Give the directory for the logs of one start of a run."""
         return self.directory / f"run-{number}" / f"start-{start}"
 
     def keep(self, number: int, disk: Path) -> Path:

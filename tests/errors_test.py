@@ -1,4 +1,4 @@
-"""What a command's end looks like to a shell: its status, and what is on stdout and stderr."""
+"""Check the exit status, stdout and stderr of commands as a shell sees them."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What seeds mean, pinned: a change of any of these changes what every run computes."""
+"""Pin the results of fixed seeds: a change of any of these changes what every run computes."""
 
 import hashlib
 

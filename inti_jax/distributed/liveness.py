@@ -185,7 +185,7 @@ class Watch:
 
         The verdict on it ends this process too.
         """
-        with self._lock:
+        with self._lock:  # an earlier error is the cause, so it stays
             self._place = dataclasses.replace(self._place, failed=self._place.failed or reason)
 
     def _change(self, **changes: Any) -> None:

@@ -1,4 +1,4 @@
-"""What `prepare folder` makes of a directory: links, what cannot be read, other files, splits, names."""
+"""Prepare directories with links, unreadable folders, other files, splits and odd names."""
 
 import codecs
 import contextlib

@@ -1,4 +1,4 @@
-"""Which videos a command is asked for."""
+"""Collect the videos that a command line names: files, folders and lists."""
 
 import argparse
 import io

@@ -26,7 +26,7 @@ def weights(tmp_path_factory):
 
 
 def names(method="full", **changes):
-    """What does not train of a tiny model with InTI, and all that there is."""
+    """Give the paths that do not train of a tiny model with InTI, and all its paths."""
     settings = tiny(**INTI, model__pretrained="f", model__adaptation=method, **changes)
     shapes = parameters.parameter_shapes(state.abstract_model(record(settings)))
     return shapes.keys() - freezing.trained(settings.model, shapes), set(shapes)

@@ -23,7 +23,7 @@ from tests.processes import environment, free_address
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory):
-    """What OpenAI publishes: an archive that says all there is to know, of the project's tiny size."""
+    """Write an archive as OpenAI publishes them, complete in itself, of the project's tiny size."""
     model = checkpoints.huggingface_model("small", resolution=64)
     path = tmp_path_factory.mktemp("archive") / "ViT-S-16.pt"
     checkpoints.write_torchscript(path, checkpoints.openai_state_dict(model), resolution=64)

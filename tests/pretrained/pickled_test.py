@@ -132,7 +132,7 @@ class Settings(dict):
 
 
 def beside(path):
-    """What training code keeps beside weights, none of it a tensor."""
+    """Give the objects that training code keeps beside weights; none is a tensor."""
     return {
         "best": np.float64(0.5),
         "history": np.arange(3),
