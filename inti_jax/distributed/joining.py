@@ -108,16 +108,9 @@ def _one_line(error: Exception) -> str:
 
 def _end_soon(code: int) -> None:
     """End this process without JAX's shutdown, which waits for processes that are ending themselves."""
-
-    def end() -> None:
-        with contextlib.suppress(OSError):  # the reader of a pipe may be gone
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code)
-
-    atexit.register(end)  # runs before JAX's handler, which was registered earlier
+    atexit.register(_exit, code)  # runs before JAX's handler, which was registered earlier
     # Threads that still run may keep the interpreter from reaching that handler.
-    timer = threading.Timer(_EXIT_TIMEOUT, end)
+    timer = threading.Timer(_EXIT_TIMEOUT, _exit, (code,))
     timer.daemon = True
     timer.start()
 
@@ -134,13 +127,18 @@ def _skip_finalization() -> Callable[[int], None]:
 
     def end() -> None:
         if statuses:
-            with contextlib.suppress(OSError):
-                sys.stdout.flush()
-                sys.stderr.flush()
-            os._exit(statuses[-1])
+            _exit(statuses[-1])
 
     atexit.register(end)
     return statuses.append
+
+
+def _exit(code: int) -> None:
+    """End this process at once, with what it has printed."""
+    with contextlib.suppress(OSError):  # the reader of a pipe may be gone
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
 
 
 def _cluster(
