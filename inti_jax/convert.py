@@ -12,8 +12,8 @@ from inti_jax.errors import UsageError, UserError, run_command
 from inti_jax.host.paths import local_path
 
 if TYPE_CHECKING:
-    from inti_jax.pretrained.file import Description
-    from inti_jax.pretrained.lazy import LazyArray
+    from inti_jax.pretrained.clip_file import Description
+    from inti_jax.pretrained.lazy_array import LazyArray
     from inti_jax.runs.checkpoint import Step
 
 # Share of a stage's norm. Two float32 implementations of CLIP differ by a hundredth of it. A wrong
@@ -139,20 +139,20 @@ def _convert(arguments: argparse.Namespace) -> None:
 
 
 def _convert_run(arguments: argparse.Namespace, start: float) -> None:
-    from inti_jax.pretrained import file
+    from inti_jax.pretrained import clip_file
     from inti_jax.runs import export
 
     if arguments.activation or arguments.head_size or arguments.vocab:
         raise UsageError(f"{arguments.source} is a run: it takes --out alone, since the run says the rest")
     arrays, description, left = export.read_run(arguments.source, arguments.step)
-    digest = file.write(arguments.out, arrays, description)
+    digest = clip_file.write(arguments.out, arrays, description)
     print(f"left out    {', '.join(left)}")
     _print_description(description)
     _print_written(arguments.out, arrays, digest, start)
 
 
 def _give_back(source: Path, out: Path, naming: str, step: "Step") -> None:
-    from inti_jax.pretrained.file import ClipFile
+    from inti_jax.pretrained.clip_file import ClipFile
     from inti_jax.runs import export
 
     start = time.monotonic()

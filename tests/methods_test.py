@@ -14,7 +14,7 @@ from inti_jax.distributed import sharding
 from inti_jax.evaluation.evaluate import make_forward
 from inti_jax.models import parameters
 from inti_jax.runs import checkpoint, initial, state
-from inti_jax.runs.checkpoint import Checkpoints
+from inti_jax.runs.checkpoint import CheckpointManager
 from inti_jax.training import optim, train_step
 from tests.configs import record, tiny
 from tests.pretrained.weights import write_tiny
@@ -109,7 +109,7 @@ def test_it_trains_what_it_says_and_is_evaluated_and_restored(weights, tmp_path,
     views = {**batch, "video": batch["video"][:, None], "missing": ~batch["mask"]}
     probabilities = make_forward(graphdef, mesh)({**current.trainable, **current.frozen}, views)
     np.testing.assert_allclose(probabilities["values"].sum(-1), 1, atol=1e-5)
-    with Checkpoints(tmp_path, config.Checkpoint(), start=None) as checkpoints:
+    with CheckpointManager(tmp_path, config.Checkpoint(), start=None) as checkpoints:
         checkpoints.save(2, current, {"next_step": 2, "bad": 0})
     restored, _ = checkpoint.restore(tmp_path, 2, target)
     jax.tree.map(np.testing.assert_array_equal, restored, current)

@@ -1,6 +1,7 @@
 """Tabulate the cost of a config: blocks, parameters, memory, and the schedules that fit a budget.
 
-The model is built of shapes alone, so it needs no dataset, no weights and no accelerator.
+The model is built of shapes alone, so it needs no dataset, no weights and no accelerator. The command is
+`inti_jax/plan.py`.
 """
 
 import dataclasses

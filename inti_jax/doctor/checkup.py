@@ -244,8 +244,8 @@ class _Patient:
 
     def weights(self) -> str:
         """Open the pretrained weights, and check their hash."""
+        from inti_jax.pretrained.clip_file import content_hash
         from inti_jax.pretrained.converted import open_converted
-        from inti_jax.pretrained.file import content_hash
         from inti_jax.runs import initial
 
         model = self._settings.model
@@ -382,7 +382,7 @@ class _Patient:
             if jax.process_index() == 0:
                 shutil.rmtree(scratch, ignore_errors=True)  # left by a doctor that was killed
                 stack.callback(shutil.rmtree, scratch, ignore_errors=True)
-            with checkpoint.Checkpoints(scratch, keep, start=None) as checkpoints:
+            with checkpoint.CheckpointManager(scratch, keep, start=None) as checkpoints:
                 started = time.perf_counter()
                 checkpoints.save(1, self.state, {"next_step": 1, "bad": 0})
                 checkpoints.wait()

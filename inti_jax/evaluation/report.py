@@ -1,4 +1,7 @@
-"""Write the page that compares runs: table, curves and configs. Each run also writes one for itself."""
+"""Write the page that compares runs: table, curves and configs. Each run also writes one for itself.
+
+The command is `inti_jax/report.py`.
+"""
 
 import base64
 import dataclasses

@@ -18,7 +18,7 @@ from inti_jax.distributed import sharding
 from inti_jax.models import tome
 from inti_jax.models.adapters import Adapter, LinearAdapter, LowRank, TemporalConv, shift_heads
 from inti_jax.models.dropout import Key, Rate, drop_path, fold_in
-from inti_jax.models.kept import keep
+from inti_jax.models.remat import keep
 from inti_jax.models.vit import Block, attend
 
 Tokens = Float[Array, "BT N D"]

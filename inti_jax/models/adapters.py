@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from inti_jax.models.dropout import Key, dropout
-from inti_jax.models.kept import keep
+from inti_jax.models.remat import keep
 
 _DOWN_INIT = nnx.initializers.truncated_normal(0.02)
 

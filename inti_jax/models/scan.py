@@ -20,12 +20,12 @@ def scan(
     x: Array,
     *each: Array | None,
     dtype: DTypeLike,
-    kept: Callable[..., bool],
+    policy: Callable[..., bool],
 ) -> Array:
     """Compute `x = body(module, x, *rows)` for each of `modules`, in order, and return the last `x`.
 
     `rows` are the module's rows of the arrays in `each`; an array that is None has None for all. `modules`
-    all have the same `nnx.graphdef`. `dtype` is that of their computation. `kept` is the `jax.checkpoint`
+    all have the same `nnx.graphdef`. `dtype` is that of their computation. `policy` is the `jax.checkpoint`
     policy for the values that the backward pass does not compute again.
     """
     graphdef = nnx.graphdef(modules[0])
@@ -37,7 +37,7 @@ def scan(
         return body(nnx.merge(graphdef, traverse_util.unflatten_dict(arrays)), x, *one), None
 
     # XLA cannot merge the recomputation in one loop with the first computation in another: CSE is no risk.
-    step = jax.checkpoint(step, policy=kept, prevent_cse=False)
+    step = jax.checkpoint(step, policy=policy, prevent_cse=False)
     return jax.lax.scan(step, x, (stacked, *each))[0]
 
 

@@ -11,7 +11,7 @@ from einops import rearrange, reduce, repeat
 from jaxtyping import Array, Float, Int
 
 from inti_jax.config import Model
-from inti_jax.models.kept import keep
+from inti_jax.models.remat import keep
 
 
 def merging(config: Model, layers: int) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, UInt8
 
 from inti_jax.config import Model
 from inti_jax.config.backbones import BACKBONES, Backbone
-from inti_jax.models import freezing, kept, tome
+from inti_jax.models import freezing, remat, tome
 from inti_jax.models.adaptation import BlockAdapters, has_temporal_embedding
 from inti_jax.models.adapters import TemporalEmbedding
 from inti_jax.models.compressors import Compressor, build_compressor
@@ -133,7 +133,7 @@ class VideoModel(nnx.Module):
         # For each block, which of its parameters train; None where the method treats all blocks alike.
         self.block_trains = tuple(self._trains(config, i) for i in range(size.layers))
         # The policy for the backward pass, besides a block's input.
-        self.kept = kept.NOTHING if config.remat else kept.NAMED
+        self.remat_policy = remat.NOTHING if config.remat else remat.NAMED
         self.scans = config.scan == "on" or (config.scan == "auto" and size.layers >= _DEEP)
         self.dtype = dtype
 
@@ -205,7 +205,7 @@ class VideoModel(nnx.Module):
         def run(x: Array, sizes: Array | None, key: Key | None) -> tuple[Array, Array | None]:
             return adapters(block, x, sizes, frames, key, self.drop_rates[index])
 
-        return jax.checkpoint(run, policy=self.kept)(x, sizes, key)
+        return jax.checkpoint(run, policy=self.remat_policy)(x, sizes, key)
 
     def _trains(self, config: Model, index: int) -> tuple[bool, ...] | None:
         """Tell of each parameter of block `index` whether it trains; None where all blocks are alike.
@@ -258,7 +258,7 @@ class VideoModel(nnx.Module):
             jnp.asarray(run),
             jnp.asarray(rates) if any(rates) else None,
             dtype=self.dtype,
-            kept=self.kept,
+            policy=self.remat_policy,
         )
 
     def macs(self, frames: int, *, folded: bool = False, schedule: Schedule | None = None) -> int:

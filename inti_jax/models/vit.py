@@ -20,7 +20,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from inti_jax.config.backbones import OPENAI, BackboneSize, Numerics
-from inti_jax.models.kept import keep
+from inti_jax.models.remat import keep
 
 _PROJECTION_INIT = nnx.initializers.lecun_normal()
 

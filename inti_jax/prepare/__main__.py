@@ -15,7 +15,7 @@ from inti_jax.errors import UserError, naming, run_command
 from inti_jax.prepare.arguments import parse
 
 if TYPE_CHECKING:
-    from inti_jax.data.builders import video
+    from inti_jax.data.builders import base
 
 _REJECTED_SHOWN = 5
 
@@ -42,11 +42,11 @@ def main() -> None:
 # The builders are slow to import, so the functions below import them after the arguments are checked.
 
 
-def _options(args: argparse.Namespace) -> "video.Options":
-    from inti_jax.data.builders import video
+def _options(args: argparse.Namespace) -> "base.Options":
+    from inti_jax.data.builders import base
 
     flags = tuple(flag for flag in (args.beam_options or "").split(",") if flag)
-    return video.Options(args.short_side, args.strict, args.workers, args.beam_runner, flags)
+    return base.Options(args.short_side, args.strict, args.workers, args.beam_runner, flags)
 
 
 def _prepare_embedded(args: argparse.Namespace) -> Path:
@@ -62,7 +62,7 @@ def _prepare_embedded(args: argparse.Namespace) -> Path:
 
 
 def _prepare_files(args: argparse.Namespace, said: set[str]) -> Path:
-    from inti_jax.data.builders import folder, locate, video
+    from inti_jax.data.builders import base, folder, locate
     from inti_jax.data.builders.annotations import Absent
     from inti_jax.data.builders.frames import Frames
 
@@ -81,7 +81,7 @@ def _prepare_files(args: argparse.Namespace, said: set[str]) -> Path:
             rate=args.rate,
         )
     if directory := dataset.find_dataset(args.name, args.data_dir):
-        source = video.fingerprint(found.labels, found.splits, _options(args))
+        source = base.fingerprint(found.labels, found.splits, _options(args))
         if manifest.read(directory).source != source:
             raise UserError(
                 f"{directory} was prepared from other files, labels or splits than {args.source} has now, or "

@@ -13,8 +13,8 @@ from inti_jax.distributed import backend
 from inti_jax.errors import UserError
 from inti_jax.models import in_memory
 from inti_jax.models.tokenizer import Tokenizer
+from inti_jax.pretrained.clip_file import ClipFile, build
 from inti_jax.pretrained.converted import open_converted
-from inti_jax.pretrained.file import ClipFile, build
 
 _TEXTS_AT_ONCE = 256
 

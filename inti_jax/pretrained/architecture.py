@@ -10,9 +10,9 @@ from inti_jax.errors import UsageError, UserError
 from inti_jax.models.clip import Architecture
 from inti_jax.models.text import TextSize
 from inti_jax.models.tokenizer import Vocabulary, find_vocabulary, read_vocabulary
-from inti_jax.pretrained.clip import OPENAI, Matched
-from inti_jax.pretrained.file import Description
-from inti_jax.pretrained.sources import Checkpoint
+from inti_jax.pretrained.clip_file import Description
+from inti_jax.pretrained.clip_rules import OPENAI, Matched
+from inti_jax.pretrained.sources import ForeignCheckpoint
 
 log = logging.getLogger("inti_jax")
 
@@ -29,7 +29,7 @@ _OPEN_CLIP_KEYS = {
 
 
 def describe(
-    source: Checkpoint,
+    source: ForeignCheckpoint,
     matched: Matched,
     *,
     activation: Activation | None = None,
@@ -62,7 +62,7 @@ def describe(
 
 
 def _from_shapes(
-    source: Checkpoint, matched: Matched, activation: Activation | None, head_size: int | None
+    source: ForeignCheckpoint, matched: Matched, activation: Activation | None, head_size: int | None
 ) -> Architecture:
     """Derive the architecture of weights in OpenAI's naming.
 
@@ -109,12 +109,12 @@ def _from_shapes(
     return Architecture(image, embed, text, Numerics(_openai_activation(source, matched, activation)))
 
 
-def says_activation(source: Checkpoint, matched: Matched) -> bool:
+def says_activation(source: ForeignCheckpoint, matched: Matched) -> bool:
     """Tell whether the checkpoint states its activation, so that no argument or guess is needed."""
     return matched.naming is not OPENAI or _said_activation(source, matched) is not None
 
 
-def _said_activation(source: Checkpoint, matched: Matched) -> Activation | None:
+def _said_activation(source: ForeignCheckpoint, matched: Matched) -> Activation | None:
     """Read the activation that a checkpoint in OpenAI's naming states; None where it states none.
 
     OpenAI's own models have QuickGELU. open_clip's have QuickGELU or GELU, and state it only in their config.
@@ -127,7 +127,7 @@ def _said_activation(source: Checkpoint, matched: Matched) -> Activation | None:
     return None
 
 
-def _openai_activation(source: Checkpoint, matched: Matched, given: Activation | None) -> Activation:
+def _openai_activation(source: ForeignCheckpoint, matched: Matched, given: Activation | None) -> Activation:
     said = _said_activation(source, matched)
     if given is not None and said not in (None, given):
         raise UsageError(f"--activation is {given}, but {source.path} is a model with {said}")
@@ -140,7 +140,7 @@ def _openai_activation(source: Checkpoint, matched: Matched, given: Activation |
     return given or said or "quick_gelu"
 
 
-def _from_hf(source: Checkpoint, matched: Matched, given: Activation | None) -> Architecture:
+def _from_hf(source: ForeignCheckpoint, matched: Matched, given: Activation | None) -> Architecture:
     """Derive the architecture of weights in Hugging Face's naming from config.json.
 
     Hugging Face leaves values out of config.json that are its defaults; the same defaults apply here.
@@ -190,7 +190,7 @@ def _from_hf(source: Checkpoint, matched: Matched, given: Activation | None) -> 
     return Architecture(image, embed if projected else None, text_size, numerics)
 
 
-def _hf_numerics(tower: dict[str, Any], given: Activation | None, source: Checkpoint) -> Numerics:
+def _hf_numerics(tower: dict[str, Any], given: Activation | None, source: ForeignCheckpoint) -> Numerics:
     activation = tower.get("hidden_act", "quick_gelu")
     if activation not in ("quick_gelu", "gelu"):
         raise UserError(
@@ -201,7 +201,9 @@ def _hf_numerics(tower: dict[str, Any], given: Activation | None, source: Checkp
     return Numerics(activation, float(tower.get("layer_norm_eps", 1e-5)))
 
 
-def _vocabulary(source: Checkpoint, architecture: Architecture, given: Path | None) -> Vocabulary | None:
+def _vocabulary(
+    source: ForeignCheckpoint, architecture: Architecture, given: Path | None
+) -> Vocabulary | None:
     if architecture.text is None:
         if given is not None:
             raise UsageError(f"--vocab {given}: {source.path} has no text tower")

@@ -22,10 +22,10 @@ from inti_jax.distributed import coordination, liveness
 from inti_jax.errors import UserError
 from inti_jax.host.paths import local_path
 from inti_jax.models.tokenizer import VOCABULARY_FILES
-from inti_jax.pretrained import architecture, clip, file, kinds, sources
+from inti_jax.pretrained import architecture, clip_file, clip_rules, file_kinds, sources
 from inti_jax.pretrained.architecture import Activation
-from inti_jax.pretrained.file import ClipFile, Description
-from inti_jax.pretrained.lazy import LazyArray
+from inti_jax.pretrained.clip_file import ClipFile, Description
+from inti_jax.pretrained.lazy_array import LazyArray
 from inti_jax.pretrained.sources import is_run
 
 log = logging.getLogger("inti_jax")
@@ -46,7 +46,7 @@ _rounds = itertools.count()
 class Conversion:
     """The result of a conversion: the matched keys, and the description, arrays and hash in the file."""
 
-    matched: clip.Matched
+    matched: clip_rules.Matched
     description: Description
     arrays: dict[str, LazyArray]
     hash: str
@@ -83,7 +83,7 @@ def open_converted(path: str | Path) -> ClipFile:
         )
     if not (path.is_file() or path.is_dir()):
         raise UserError(f"{path} is neither a file nor a directory")
-    ours = path.is_file() and (kinds.stated_format(path) or "").startswith("inti_jax.")
+    ours = path.is_file() and (file_kinds.stated_format(path) or "").startswith("inti_jax.")
     client = coordination.client()
     if client is None:
         return ClipFile(path) if ours else _converted(path)
@@ -117,7 +117,7 @@ def _make(path: Path, made_from: str) -> ClipFile:
     command = f"python -m inti_jax.convert {shlex.quote(str(path))} --out F.safetensors"
     with _saying_what_is_meant():
         source = sources.read(path)
-        matched = clip.match(path, source.arrays)
+        matched = clip_rules.match(path, source.arrays)
     if not architecture.says_activation(source, matched):
         raise UserError(
             f"{path} is not converted yet and does not say its activation: `{command} --activation "
@@ -137,7 +137,7 @@ def _make(path: Path, made_from: str) -> ClipFile:
 
 
 def _write(
-    source: sources.Checkpoint,
+    source: sources.ForeignCheckpoint,
     out: Path,
     activation: Activation | None = None,
     head_size: int | None = None,
@@ -145,12 +145,12 @@ def _write(
     *,
     made_from: str | None = None,
 ) -> Conversion:
-    matched = clip.match(source.path, source.arrays)
+    matched = clip_rules.match(source.path, source.arrays)
     description = architecture.describe(
         source, matched, activation=activation, head_size=head_size, vocabulary=vocabulary
     )
-    arrays = clip.fill(matched, file.parameter_shapes(description.architecture))
-    digest = file.write(out, arrays, description, made_from=made_from)
+    arrays = clip_rules.fill(matched, clip_file.parameter_shapes(description.architecture))
+    digest = clip_file.write(out, arrays, description, made_from=made_from)
     return Conversion(matched, description, arrays, digest)
 
 

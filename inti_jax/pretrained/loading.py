@@ -11,9 +11,9 @@ from jax.sharding import Sharding
 from jaxtyping import Float
 
 from inti_jax.errors import UserError
-from inti_jax.pretrained.clip import is_parameter
+from inti_jax.pretrained.clip_file import ClipFile, Index
+from inti_jax.pretrained.clip_rules import is_parameter
 from inti_jax.pretrained.converted import open_converted
-from inti_jax.pretrained.file import ClipFile, Index
 from inti_jax.pretrained.posemb import Grid, resample
 
 _POSITIONS = "tower.positional_embedding"

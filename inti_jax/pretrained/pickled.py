@@ -17,7 +17,7 @@ import numpy as np
 
 from inti_jax.errors import UserError
 from inti_jax.pretrained import inert
-from inti_jax.pretrained.lazy import LazyArray
+from inti_jax.pretrained.lazy_array import LazyArray
 
 _WAY_OUT = "save a model's state_dict() with torch.save, or give a safetensors file or a whole directory"
 

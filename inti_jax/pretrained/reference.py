@@ -14,14 +14,14 @@ from torch import nn
 
 from inti_jax.config.backbones import Numerics
 from inti_jax.models.clip import Architecture
-from inti_jax.pretrained.clip import HUGGINGFACE, Matched
-from inti_jax.pretrained.sources import Checkpoint
+from inti_jax.pretrained.clip_rules import HUGGINGFACE, Matched
+from inti_jax.pretrained.sources import ForeignCheckpoint
 
 Stages = dict[str, np.ndarray]
 
 
 def stages(
-    source: Checkpoint,
+    source: ForeignCheckpoint,
     matched: Matched,
     architecture: Architecture,
     images: Float[np.ndarray, "B H W 3"],
@@ -56,7 +56,9 @@ def _keep(found: Stages, name: str) -> Any:
     return hook
 
 
-def _transformers(weights: dict[str, torch.Tensor], source: Checkpoint, architecture: Architecture) -> Any:
+def _transformers(
+    weights: dict[str, torch.Tensor], source: ForeignCheckpoint, architecture: Architecture
+) -> Any:
     """Load transformers' model; give a function that runs it, and the modules to observe by name."""
     import transformers
 
@@ -174,7 +176,7 @@ class _Text(nn.Module):
         return x[torch.arange(len(x)), tokens.argmax(dim=1)] @ self.text_projection
 
 
-def _openai(weights: dict[str, torch.Tensor], _: Checkpoint, architecture: Architecture) -> Any:
+def _openai(weights: dict[str, torch.Tensor], _: ForeignCheckpoint, architecture: Architecture) -> Any:
     """Load OpenAI's weights; give a function that runs the model, and the modules to observe by name."""
     known = _Visual(architecture)
     known.load_state_dict(

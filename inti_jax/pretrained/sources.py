@@ -15,8 +15,8 @@ import numpy as np
 import safetensors
 
 from inti_jax.errors import UserError
-from inti_jax.pretrained import kinds, pickled
-from inti_jax.pretrained.lazy import LazyArray
+from inti_jax.pretrained import file_kinds, pickled
+from inti_jax.pretrained.lazy_array import LazyArray
 
 _HF_WEIGHTS = (
     "model.safetensors",
@@ -44,7 +44,7 @@ _OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bi
 
 
 @dataclasses.dataclass(frozen=True)
-class Checkpoint:
+class ForeignCheckpoint:
     """A checkpoint's arrays, and the settings beside them, which are None where their file is absent.
 
     Settings are read on first access, since a file beside the weights need not belong to them. Access raises
@@ -82,7 +82,7 @@ def is_run(path: Path) -> bool:
     return (path / "config.json").is_file() and (path / "checkpoints").is_dir()
 
 
-def read(path: Path) -> Checkpoint:
+def read(path: Path) -> ForeignCheckpoint:
     """Read the checkpoint at `path`, a file or a directory. Raises UserError where it cannot be read."""
     if not path.exists():
         raise UserError(f"{path} does not exist")
@@ -95,7 +95,7 @@ def read(path: Path) -> Checkpoint:
             raise UserError(f"{file} holds {min(twice)} again, which another shard has")
         arrays.update(found.arrays)
         torchscript |= found.torchscript
-    return Checkpoint(path, arrays, torchscript)
+    return ForeignCheckpoint(path, arrays, torchscript)
 
 
 def weight_files(path: Path) -> list[Path]:
@@ -140,11 +140,11 @@ def _shards(index: Path) -> list[Path]:
 
 def _read_file(path: Path) -> pickled.Contents:
     """Read one file. Its kind is recognised by content first, then by suffix."""
-    if what := kinds.no_weights(path):
+    if what := file_kinds.no_weights(path):
         raise UserError(f"{path} is {what}")
     with path.open("rb") as file:
         start = file.read(9)
-    if kinds.is_safetensors(start):
+    if file_kinds.is_safetensors(start):
         return pickled.Contents(_read_safetensors(path))
     if start.startswith(b"PK"):
         return pickled.read_archive(path)

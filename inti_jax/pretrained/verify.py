@@ -8,8 +8,8 @@ import numpy as np
 
 from inti_jax.distributed import backend
 from inti_jax.errors import UserError
-from inti_jax.pretrained import clip, sources
-from inti_jax.pretrained.file import ClipFile, build, content_hash
+from inti_jax.pretrained import clip_rules, sources
+from inti_jax.pretrained.clip_file import ClipFile, build, content_hash
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,7 @@ def compare(path: Path, against: Path) -> list[Difference]:
     if content_hash(file) != file.hash:
         raise UserError(f"{path} does not hold the weights it was written with: its hash differs")
     source = sources.read(against)
-    matched = clip.match(against, source.arrays)
+    matched = clip_rules.match(against, source.arrays)
     architecture = file.description.architecture
     rng = np.random.default_rng(0)
     side = architecture.image.resolution

@@ -108,7 +108,7 @@ def restore_params(workdir: Path, step: int, target: dict[str, jax.ShapeDtypeStr
     return _load(workdir, step, {"params": target})["params"]
 
 
-class Checkpoints:
+class CheckpointManager:
     """Save the checkpoints of one run, one at a time, and keep the newest and the best of them."""
 
     def __init__(self, workdir: Path, settings: config.Checkpoint, *, start: int | None):
@@ -136,7 +136,7 @@ class Checkpoints:
                     shutil.rmtree(aside, ignore_errors=True)
                     (self._directory / str(step)).rename(aside)
 
-    def __enter__(self) -> "Checkpoints":
+    def __enter__(self) -> "CheckpointManager":
         return self
 
     def __exit__(

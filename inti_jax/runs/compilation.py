@@ -24,7 +24,7 @@ _CACHE_HIT = "/jax/compilation_cache/cache_hits"
 
 
 @contextlib.contextmanager
-def kept(workdir: Path) -> Iterator[None]:
+def cached(workdir: Path) -> Iterator[None]:
     """Use a cache in `workdir` for programs that take a second or more to compile, until the context ends.
 
     Does nothing where JAX was given another directory (`JAX_COMPILATION_CACHE_DIR`). Of several processes JAX

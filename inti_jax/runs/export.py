@@ -13,9 +13,9 @@ from inti_jax.distributed import sharding
 from inti_jax.errors import UsageError, UserError
 from inti_jax.models.clip import Architecture
 from inti_jax.models.tokenizer import END, START
-from inti_jax.pretrained import clip
-from inti_jax.pretrained.file import Description, replacing, write_safetensors
-from inti_jax.pretrained.lazy import LazyArray, held
+from inti_jax.pretrained import clip_rules
+from inti_jax.pretrained.clip_file import Description, replacing, write_safetensors
+from inti_jax.pretrained.lazy_array import LazyArray, held
 from inti_jax.runs import checkpoint, trained
 
 
@@ -26,7 +26,7 @@ def export(arrays: Mapping[str, LazyArray], description: Description, naming: st
     image tower without a text tower is enough. Raises UserError for parameters that CLIP does not have, such
     as compressors, and UsageError where `out` has another suffix or the directory exists.
     """
-    theirs = clip.to_theirs(arrays, clip.NAMINGS[naming])
+    theirs = clip_rules.to_theirs(arrays, clip_rules.NAMINGS[naming])
     if naming == "huggingface":
         _write_directory(theirs, description, out)
     elif out.suffix == ".safetensors":
@@ -54,7 +54,7 @@ def read_run(
     )
     backbone = record.backbone
     architecture = Architecture(image, backbone.embed, None, backbone.numerics)
-    names = {path: path for path in params if clip.is_parameter(path)}
+    names = {path: path for path in params if clip_rules.is_parameter(path)}
     if backbone.embed is not None:
         names["head.projection.kernel"] = "projection.kernel"
     arrays = {name: held(np.asarray(params[path], np.float32)) for path, name in names.items()}

@@ -17,10 +17,10 @@ import safetensors
 from inti_jax.config import ConfigError
 from inti_jax.errors import UserError
 from inti_jax.models import freezing, parameters
-from inti_jax.pretrained import kinds
-from inti_jax.pretrained.file import FORMAT as CLIP_FORMAT
-from inti_jax.pretrained.file import Index, write_safetensors
-from inti_jax.pretrained.lazy import held
+from inti_jax.pretrained import file_kinds
+from inti_jax.pretrained.clip_file import FORMAT as CLIP_FORMAT
+from inti_jax.pretrained.clip_file import Index, write_safetensors
+from inti_jax.pretrained.lazy_array import held
 from inti_jax.runs import state
 from inti_jax.runs.record import RunRecord
 
@@ -128,7 +128,7 @@ def _open(path: Path) -> safetensors.safe_open:
     """Open a safetensors file. Raises UserError where `path` is anything else, or is damaged."""
     if path.is_dir():
         raise UserError(f"{path} is a directory: {_MAKES.format(path)} makes the file of a run that is meant")
-    if what := kinds.no_safetensors(path):
+    if what := file_kinds.no_safetensors(path):
         raise UserError(
             f"{path} is {what}; {_MEANT}"
             + (". CLIP's weights go to `model.pretrained` or inti_jax.load_clip" if "torch" in what else "")

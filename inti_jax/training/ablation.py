@@ -1,7 +1,7 @@
 """Cross adaptation methods and compressors on the embedded dataset, over several seeds, and tabulate them.
 
 All runs start from one tiny image model, which is trained on single frames first. Runs that are evaluated
-already are not run again, so a table can be made in parts and resumed.
+already are not run again, so a table can be made in parts and resumed. The command is `inti_jax/ablate.py`.
 """
 
 import dataclasses
@@ -90,7 +90,7 @@ def prepare(data_dir: Path, out: Path) -> Path:
     """Build both datasets and train the image model to start from, if missing; return the model's file."""
     from inti_jax.data import dataset
     from inti_jax.data.builders import motion_digits, still_digits
-    from inti_jax.pretrained import file
+    from inti_jax.pretrained import clip_file
     from inti_jax.runs import export
 
     for builder in (motion_digits.MotionDigits, still_digits.StillDigits):
@@ -101,7 +101,7 @@ def prepare(data_dir: Path, out: Path) -> Path:
     if not backbone.exists():
         _train("still_digits", "", out / "stills", {"data.data_dir": data_dir})
         arrays, description, _ = export.read_run(out / "stills")
-        file.write(backbone, arrays, description)
+        clip_file.write(backbone, arrays, description)
     return backbone
 
 

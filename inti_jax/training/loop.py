@@ -21,8 +21,8 @@ from inti_jax.distributed import agreement, liveness, sharding
 from inti_jax.distributed.preemption import Preemption
 from inti_jax.evaluation import evaluate, report
 from inti_jax.runs import checkpoint, evaluations, initial, layout, profiling, state
-from inti_jax.runs.checkpoint import Checkpoints
-from inti_jax.runs.compilation import kept
+from inti_jax.runs.checkpoint import CheckpointManager
+from inti_jax.runs.compilation import cached
 from inti_jax.runs.monitor import Monitor, Speed
 from inti_jax.runs.record import Dataset, RunRecord
 from inti_jax.runs.writers import MetricsWriter, Progress
@@ -96,10 +96,10 @@ def _train(config: Config, workdir: Path, preemption: Preemption, profile: profi
             # Made before anything is written, so that a mistake found here leaves nothing behind.
             train_state = initial.initial_state(record, transform, target)
             position = {"next_step": 0, "bad": 0}
-        checkpoints = stack.enter_context(Checkpoints(workdir, config.checkpoint, start=start))
+        checkpoints = stack.enter_context(CheckpointManager(workdir, config.checkpoint, start=start))
         if jax.process_index() == 0:
             record.write(workdir)
-        stack.enter_context(kept(workdir))
+        stack.enter_context(cached(workdir))
 
         host_batches = pipeline.train_batches(
             dataset,

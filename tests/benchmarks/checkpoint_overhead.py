@@ -38,17 +38,17 @@ def main() -> None:
         ],
     )
     batch = one_batch(settings)
-    save, blocked, busy = checkpoint.Checkpoints.save, [], []
+    save, blocked, busy = checkpoint.CheckpointManager.save, [], []
 
-    def every_other(self: checkpoint.Checkpoints, step: int, *parts: object) -> None:
+    def every_other(self: checkpoint.CheckpointManager, step: int, *parts: object) -> None:
         if step // EVERY % 2 == 0:
             started = time.perf_counter()
             save(self, step, *parts)
             blocked.append(time.perf_counter() - started)
 
-    finish = checkpoint.Checkpoints._finish
+    finish = checkpoint.CheckpointManager._finish
 
-    def timed_finish(self: checkpoint.Checkpoints, *arguments: object) -> None:
+    def timed_finish(self: checkpoint.CheckpointManager, *arguments: object) -> None:
         started = time.perf_counter()
         finish(self, *arguments)
         busy.append(time.perf_counter() - started)
@@ -56,8 +56,8 @@ def main() -> None:
     with (
         tempfile.TemporaryDirectory() as directory,
         mock.patch.object(loop, "DevicePrefetch", lambda *_, **__: Same(batch)),
-        mock.patch.object(checkpoint.Checkpoints, "save", every_other),
-        mock.patch.object(checkpoint.Checkpoints, "_finish", timed_finish),
+        mock.patch.object(checkpoint.CheckpointManager, "save", every_other),
+        mock.patch.object(checkpoint.CheckpointManager, "_finish", timed_finish),
     ):
         loop.train(settings, Path(directory))
         records = [record for record in read_metrics(Path(directory)) if record["split"] == "train"]

@@ -19,9 +19,9 @@ import numpy as np
 from inti_jax.config.backbones import BACKBONES, Numerics
 from inti_jax.models.clip import Architecture
 from inti_jax.models.text import TextSize
-from inti_jax.pretrained import file
-from inti_jax.pretrained.file import Description
-from inti_jax.pretrained.lazy import LazyArray
+from inti_jax.pretrained import clip_file
+from inti_jax.pretrained.clip_file import Description
+from inti_jax.pretrained.lazy_array import LazyArray
 from inti_jax.runs import export
 
 _SECONDS, _MEMORY = 30.0, 2.5
@@ -61,7 +61,7 @@ def _make_sources(directory: Path) -> None:
         path: LazyArray(
             shape, np.dtype(np.float32), lambda shape=shape: rng.standard_normal(shape, np.float32)
         )
-        for path, shape in file.parameter_shapes(L14).items()
+        for path, shape in clip_file.parameter_shapes(L14).items()
     }
     description = Description(L14, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     export.export(arrays, description, "huggingface", directory / "hf")

@@ -15,11 +15,11 @@ from tests.data import clips
 
 _PROGRAM = """
 import pathlib, resource, sys
-from inti_jax.data.builders import folder, video
+from inti_jax.data.builders import folder, base
 source, data_dir = map(pathlib.Path, sys.argv[1:])
 labels, splits, *_ = folder.scan(source, val_share=0)
 builder = folder.Folder(data_dir=data_dir, name="folder", labels=labels, splits=splits)
-builder.build(video.Options(workers=2))
+builder.build(base.Options(workers=2))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 

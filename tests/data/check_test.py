@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from inti_jax.data import check, manifest
-from inti_jax.data.builders import folder, video
+from inti_jax.data.builders import base, folder
 from inti_jax.data.codec import decode
 from inti_jax.errors import UserError
 from tests.commands import prepare
@@ -25,7 +25,7 @@ def prepared(tmp_path_factory) -> Path:
     labels, splits, *_ = folder.scan(root / "source")
     builder = folder.Folder(data_dir=root / "data", name="folder", labels=labels, splits=splits)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(video, "_SHARD_BYTES", 8_000)
+        patched.setattr(base, "_SHARD_BYTES", 8_000)
         return builder.build()
 
 

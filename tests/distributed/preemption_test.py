@@ -58,7 +58,7 @@ def test_a_signal_stops_a_run_with_all_its_steps_saved(
     # In the save of step 2, which comes after that step's point, so that the next is the last; and while what
     # was done is evaluated.
     for where, name, number, at in (
-        (checkpoint.Checkpoints, "save", signal.SIGINT, 3),
+        (checkpoint.CheckpointManager, "save", signal.SIGINT, 3),
         (evaluate, "predict", signal.SIGTERM, 4),
     ):
         previous = signal.getsignal(number)

@@ -108,7 +108,7 @@ def test_what_is_frozen_stays_and_has_no_moments(run_dir, weights):
     params = trained.load(run_dir, make_mesh(Mesh(), jax.devices()[:1])).params
     names = freezing.trained(run_record.config.model, params)
     assert "tower.blocks.3.attn.qkv.kernel" in names and "tower.blocks.3.attn.qkv.bias" not in names
-    first = inti_jax.pretrained.file.ClipFile(weights)
+    first = inti_jax.pretrained.clip_file.ClipFile(weights)
     for path, value in params.items():
         if path.startswith("tower."):
             same = np.array_equal(value, first[path].read())

@@ -13,8 +13,8 @@ import inti_jax
 from inti_jax import config
 from inti_jax.errors import UserError
 from inti_jax.pretrained import converted
+from inti_jax.pretrained.clip_file import ClipFile
 from inti_jax.pretrained.converted import open_converted
-from inti_jax.pretrained.file import ClipFile
 from inti_jax.runs import initial
 from tests.commands import convert
 from tests.pretrained import checkpoints

@@ -16,7 +16,7 @@ from inti_jax.errors import UserError
 from inti_jax.models import parameters
 from inti_jax.models.video import VideoModel
 from inti_jax.pretrained.api import load_clip
-from inti_jax.pretrained.file import ClipFile
+from inti_jax.pretrained.clip_file import ClipFile
 from inti_jax.pretrained.loading import load
 from inti_jax.pretrained.posemb import resample
 from tests.cost.compiled import call, initialize

@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 
 from inti_jax.pretrained.api import load_clip
-from inti_jax.pretrained.file import ClipFile
+from inti_jax.pretrained.clip_file import ClipFile
 from tests.commands import convert
 from tests.pretrained import checkpoints
 

@@ -7,8 +7,8 @@ import safetensors.numpy
 import torch
 
 from inti_jax.pretrained import verify
-from inti_jax.pretrained.file import ClipFile, write
-from inti_jax.pretrained.lazy import held
+from inti_jax.pretrained.clip_file import ClipFile, write
+from inti_jax.pretrained.lazy_array import held
 from tests.commands import convert
 from tests.pretrained import checkpoints
 

@@ -6,8 +6,8 @@ import numpy as np
 
 from inti_jax.config.backbones import BACKBONES, CLIP_MEAN, CLIP_STD, BackboneSize, Numerics
 from inti_jax.models.clip import Architecture
-from inti_jax.pretrained.file import Description, parameter_shapes, write
-from inti_jax.pretrained.lazy import held
+from inti_jax.pretrained.clip_file import Description, parameter_shapes, write
+from inti_jax.pretrained.lazy_array import held
 
 
 def write_tiny(

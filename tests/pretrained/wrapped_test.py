@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from inti_jax.pretrained.file import ClipFile
+from inti_jax.pretrained.clip_file import ClipFile
 from tests.commands import convert
 from tests.pretrained import checkpoints
 

@@ -22,7 +22,7 @@ from inti_jax.evaluation import evaluate
 from inti_jax.host import paths
 from inti_jax.models import parameters
 from inti_jax.runs import checkpoint, layout, state, trained
-from inti_jax.runs.checkpoint import Checkpoints
+from inti_jax.runs.checkpoint import CheckpointManager
 from inti_jax.runs.record import RunRecord
 from inti_jax.runs.state import TrainState
 from inti_jax.runs.writers import MetricsWriter, read_metrics
@@ -44,7 +44,7 @@ def little_state(value):
 
 def save(workdir, steps, **settings):
     start = checkpoint.find(workdir)
-    with Checkpoints(workdir, config.Checkpoint(**settings), start=start) as checkpoints:
+    with CheckpointManager(workdir, config.Checkpoint(**settings), start=start) as checkpoints:
         for step in steps:
             checkpoints.save(step, little_state(step), {"next_step": step, "bad": 0})
 
@@ -195,7 +195,7 @@ def test_one_that_cannot_be_written_is_an_error_of_one_line_and_none_for_a_check
     try:
         with (
             pytest.raises(UserError, match=r"checkpoints/4 cannot be written \(File too large\)") as caught,
-            Checkpoints(tmp_path, config.Checkpoint(), start=2) as checkpoints,
+            CheckpointManager(tmp_path, config.Checkpoint(), start=2) as checkpoints,
         ):
             checkpoints.save(4, large, {"next_step": 4, "bad": 0})
             deadline = time.monotonic() + 60
@@ -256,7 +256,7 @@ def test_a_run_below_any_name_goes_on_and_is_used(motion_data, trained_run, tmp_
 def test_what_orbax_could_not_restore_is_no_checkpoint(part, tmp_path, monkeypatch):
     """Whatever the cause: here files are gone before the checkpoint gets its name."""
     save(tmp_path, [2])
-    finish = Checkpoints._finish
+    finish = CheckpointManager._finish
 
     def lose(self, step, writing, *arguments):
         writing.result()
@@ -264,7 +264,7 @@ def test_what_orbax_could_not_restore_is_no_checkpoint(part, tmp_path, monkeypat
         shutil.rmtree(lost) if lost.is_dir() else lost.unlink()
         finish(self, step, writing, *arguments)
 
-    monkeypatch.setattr(Checkpoints, "_finish", lose)
+    monkeypatch.setattr(CheckpointManager, "_finish", lose)
     with pytest.raises(
         UserError, match=r"checkpoints/4 cannot be written \(.*; the checkpoints before it"
     ) as caught:

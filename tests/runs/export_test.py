@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from inti_jax.errors import UserError
-from inti_jax.pretrained.file import ClipFile
+from inti_jax.pretrained.clip_file import ClipFile
 from inti_jax.runs import export
 from tests.commands import convert
 from tests.pretrained import checkpoints

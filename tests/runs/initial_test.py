@@ -22,7 +22,7 @@ from inti_jax.distributed import sharding
 from inti_jax.evaluation import evaluate
 from inti_jax.models import parameters
 from inti_jax.pretrained.api import TextEncoder
-from inti_jax.pretrained.file import ClipFile
+from inti_jax.pretrained.clip_file import ClipFile
 from inti_jax.runs import checkpoint, initial, state, trained
 from inti_jax.runs.record import Dataset, RunRecord
 from inti_jax.runs.writers import read_metrics

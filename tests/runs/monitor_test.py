@@ -15,7 +15,7 @@ from inti_jax.data.dataset import open_dataset
 from inti_jax.distributed import sharding
 from inti_jax.errors import UsageError
 from inti_jax.runs import monitor, state, utilization
-from inti_jax.runs.compilation import Compilations, kept
+from inti_jax.runs.compilation import Compilations, cached
 from inti_jax.runs.profiling import Steps
 from inti_jax.runs.writers import MetricsWriter, Progress, read_metrics
 from inti_jax.training import loop
@@ -154,7 +154,7 @@ def test_what_was_compiled_is_found_again(name, no_cache, compilations, tmp_path
     def compiled():
         return [each.cached for each in compilations.take() if each.what == "wave"]
 
-    with kept(workdir):
+    with cached(workdir):
         expected = compile_anew()
         assert compiled() == [False]
         assert (compile_anew() == expected).all() and compiled() == [True]
@@ -167,7 +167,7 @@ def test_what_was_compiled_is_found_again(name, no_cache, compilations, tmp_path
 
 
 def test_a_damaged_program_is_compiled_again(no_cache, compilations, tmp_path):
-    with kept(tmp_path):
+    with cached(tmp_path):
         expected = compile_anew()
         for path in tmp_path.glob("compiled/*/*wave*-cache"):
             path.write_bytes(path.read_bytes()[:20])
@@ -179,7 +179,7 @@ def test_a_damaged_program_is_compiled_again(no_cache, compilations, tmp_path):
 
 def test_the_place_that_jax_was_given_wins(no_cache, tmp_path):
     jax.config.update("jax_compilation_cache_dir", str(tmp_path / "own"))
-    with kept(tmp_path / "run"):
+    with cached(tmp_path / "run"):
         assert jax.config.jax_compilation_cache_dir == str(tmp_path / "own")
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / "own")
 

@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 from inti_jax import config
 from inti_jax.distributed import joining
 from inti_jax.errors import UserError, run_command
-from inti_jax.runs.checkpoint import Checkpoints
+from inti_jax.runs.checkpoint import CheckpointManager
 from inti_jax.runs.state import TrainState
 
 
@@ -27,7 +27,7 @@ def main() -> None:
         mesh = jax.make_mesh((2,), ("data",))
         noise = jax.device_get(jax.random.normal(jax.random.key(0), (2**19,)))
         leaf = placed(mesh, noise, "data")
-        with Checkpoints(workdir, config.Checkpoint(keep=2, keep_best=0), start=None) as checkpoints:
+        with CheckpointManager(workdir, config.Checkpoint(keep=2, keep_best=0), start=None) as checkpoints:
             for step in (1, 2):
                 if (step, index) == (2, 1):
                     resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, resource.RLIM_INFINITY))

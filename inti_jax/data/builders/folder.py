@@ -7,13 +7,13 @@ from pathlib import Path
 
 from inti_jax.data.builders import frames
 from inti_jax.data.builders.annotations import SPLITS, Absent, read_labels
-from inti_jax.data.builders.classes import scan_directory
+from inti_jax.data.builders.base import Clip, VideoBuilder
+from inti_jax.data.builders.class_folders import scan_directory
 from inti_jax.data.builders.files import is_video_name
 from inti_jax.data.builders.frames import Frames
 from inti_jax.data.builders.locate import Located
 from inti_jax.data.builders.splits import assign
 from inti_jax.data.builders.table import scan_table
-from inti_jax.data.builders.video import Clip, VideoBuilder
 from inti_jax.data.codec.decode import DecodeError
 from inti_jax.data.dataset import read_file
 from inti_jax.data.manifest import Rejected

@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 from inti_jax.data.builders import lists
 from inti_jax.data.builders.annotations import SPLITS, Absent, Annotations, Listed, read_labels
+from inti_jax.data.builders.base import Clip
 from inti_jax.data.builders.files import folder_of, relative_id
 from inti_jax.data.builders.frames import USUAL_RATE, Frames
 from inti_jax.data.builders.registry import OFFICIAL
 from inti_jax.data.builders.tree import Tree
-from inti_jax.data.builders.video import Clip
 from inti_jax.data.manifest import Rejected
 from inti_jax.errors import UserError
 

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
+from inti_jax.data.builders.base import Clip, VideoBuilder
 from inti_jax.data.builders.digits import SIZE, digits, draw, glyphs
-from inti_jax.data.builders.video import Clip, VideoBuilder
 from inti_jax.data.codec.encode import encode
 
 QUARTERS = ("top left", "top right", "bottom left", "bottom right")

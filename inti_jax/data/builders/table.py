@@ -9,7 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from inti_jax.data.builders.annotations import Absent, check_known, quoted, read_text, shown
-from inti_jax.data.builders.classes import Scanned
+from inti_jax.data.builders.class_folders import Scanned
 from inti_jax.data.builders.files import Found, folder_of, source_of
 from inti_jax.data.builders.frames import Frames
 from inti_jax.data.builders.names import printable

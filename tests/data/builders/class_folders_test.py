@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from inti_jax.data import check, dataset, manifest
-from inti_jax.data.builders import folder, locate, video
+from inti_jax.data.builders import base, folder, locate
 from inti_jax.data.builders.annotations import Absent
 from inti_jax.data.builders.names import printable
 from inti_jax.errors import UserError
@@ -232,12 +232,12 @@ def test_a_source_looks_as_it_did_to_earlier_versions(tmp_path):
     assert [clip.id for clip in splits["val"]] == [
         "a/2.mp4", "a/7.mp4", "b b/deep/1.avi", "b b/deep/4.avi", "b b/deep-er/2.avi",
     ]  # fmt: skip
-    assert video.fingerprint(labels, splits).startswith("7965177be3e52675")
+    assert base.fingerprint(labels, splits).startswith("7965177be3e52675")
     assert manifest.digest([clip.id for clip in splits["train"]]).startswith("d422a87766f3c297")
     # Where the source says the splits, also with files that are no videos.
     (tmp_path / "splits" / "val" / "a" / "x.json").write_text("{}")
     labels, splits, *_ = folder.scan(tmp_path / "splits")
-    assert video.fingerprint(labels, splits).startswith("15374138fb94d213")
+    assert base.fingerprint(labels, splits).startswith("15374138fb94d213")
 
 
 def test_a_class_without_videos_is_noted(tmp_path, capsys):

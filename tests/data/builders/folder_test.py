@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from inti_jax.data import dataset, manifest
-from inti_jax.data.builders import folder, video
+from inti_jax.data.builders import base, folder
 from inti_jax.data.codec import decode
 from inti_jax.errors import UserError
 from tests.commands import prepare
 from tests.data import clips
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 REAL_VIDEOS = ROOT.parent / "shared" / "videos"
 
 
@@ -219,7 +219,7 @@ def test_a_split_is_complete_wherever_its_bad_files_are(bad, tmp_path):
 
 
 def test_shards_keep_the_order_even_where_one_is_empty(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(video, "_SHARD_BYTES", 1)  # a shard for each file
+    monkeypatch.setattr(base, "_SHARD_BYTES", 1)  # a shard for each file
     (source / "archery" / "1.mp4").write_bytes(b"damaged")
     args = ("folder", "--source", source, "--data_dir", tmp_path / "data", "--val_share", "0")
     assert prepare(*args) == 0

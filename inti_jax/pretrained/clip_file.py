@@ -27,8 +27,8 @@ from inti_jax.models.clip import CLIP, Architecture
 from inti_jax.models.rngs import make_rngs
 from inti_jax.models.text import TextSize
 from inti_jax.models.tokenizer import Cleaning, Vocabulary
-from inti_jax.pretrained import kinds
-from inti_jax.pretrained.lazy import LazyArray
+from inti_jax.pretrained import file_kinds
+from inti_jax.pretrained.lazy_array import LazyArray
 
 FORMAT, VERSION = "inti_jax.clip", "1"
 _DTYPE_NAMES = {np.dtype(np.float32): "F32"}
@@ -85,7 +85,7 @@ class ClipFile(Mapping[str, LazyArray]):
         self.path = Path(path)
         if self.path.is_dir():
             raise UserError(f"{path} is a directory: name a file that python -m inti_jax.convert wrote")
-        if what := kinds.no_safetensors(self.path):
+        if what := file_kinds.no_safetensors(self.path):
             raise UserError(
                 f"{path} is {what}; a converted file is meant, as `python -m inti_jax.convert SRC --out F` "
                 "makes one"

@@ -15,9 +15,9 @@ from inti_jax.models.clip import CLIP, Architecture
 from inti_jax.models.text import TextSize
 from inti_jax.models.tokenizer import Vocabulary
 from inti_jax.pretrained import sources
+from inti_jax.pretrained.clip_file import ClipFile, Description, build, content_hash, write
 from inti_jax.pretrained.converted import open_converted
-from inti_jax.pretrained.file import ClipFile, Description, build, content_hash, write
-from inti_jax.pretrained.lazy import LazyArray, held
+from inti_jax.pretrained.lazy_array import LazyArray, held
 from tests.cost.compiled import call, initialize
 
 DESCRIPTION = Description(

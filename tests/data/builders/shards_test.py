@@ -5,21 +5,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inti_jax.data import manifest
-from inti_jax.data.builders import folder, video
+from inti_jax.data.builders import base, folder
 from tests.benchmarks.prepare_memory import peak_memory
 from tests.data import clips
 
 SIZES = st.lists(st.one_of(st.integers(0, 2**12), st.integers(0, 2**36)), min_size=1, max_size=1500)
 
 
-def _clips(sizes: list[int]) -> list[video.Clip]:
-    return [video.Clip(str(index), "a", None, size) for index, size in enumerate(sizes)]
+def _clips(sizes: list[int]) -> list[base.Clip]:
+    return [base.Clip(str(index), "a", None, size) for index, size in enumerate(sizes)]
 
 
 @settings(deadline=None)
 @given(SIZES)
 def test_every_clip_is_in_exactly_one_shard_and_no_shard_is_without(sizes):
-    edges = video.shard_edges(_clips(sizes))
+    edges = base.shard_edges(_clips(sizes))
     assert edges[0] == 0 and edges[-1] == len(sizes)
     counts = [end - start for start, end in itertools.pairwise(edges)]
     assert min(counts) >= 1 and max(counts) - min(counts) <= 1
@@ -33,7 +33,7 @@ def test_every_clip_is_in_exactly_one_shard_and_no_shard_is_without(sizes):
 def test_shards_depend_on_the_sum_of_sizes_and_the_number_of_clips_alone(sizes, rng):
     shuffled = list(sizes)
     rng.shuffle(shuffled)
-    assert video.shard_edges(_clips(shuffled)) == video.shard_edges(_clips(sizes))
+    assert base.shard_edges(_clips(shuffled)) == base.shard_edges(_clips(sizes))
 
 
 @pytest.fixture(scope="module")
@@ -48,13 +48,13 @@ def source(tmp_path_factory):
 
 @pytest.mark.parametrize("workers", [2, 7])
 def test_the_files_do_not_depend_on_the_workers(workers, source, tmp_path, monkeypatch):
-    monkeypatch.setattr(video, "_SHARD_BYTES", 8_000)
+    monkeypatch.setattr(base, "_SHARD_BYTES", 8_000)
     built = []
     for count in (1, workers):
         labels, splits, *_ = folder.scan(source)
         data_dir = tmp_path / str(count)
         builder = folder.Folder(data_dir=data_dir, name="folder", labels=labels, splits=splits)
-        built.append(builder.build(video.Options(workers=count)))
+        built.append(builder.build(base.Options(workers=count)))
     one, many = ({path.name: path.read_bytes() for path in directory.iterdir()} for directory in built)
     assert one == many
     listed = manifest.read(built[0]).splits["train"]

@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from inti_jax.errors import UserError
-from inti_jax.pretrained.lazy import LazyArray
+from inti_jax.pretrained.lazy_array import LazyArray
 
 Shape = tuple[int, ...]
 

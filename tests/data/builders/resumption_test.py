@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from inti_jax.data import manifest
-from inti_jax.data.builders import folder, journal, video
+from inti_jax.data.builders import base, folder, journal
 from inti_jax.data.codec import decode, reencode
 from inti_jax.errors import UserError
 from tests.commands import prepare
 from tests.data import clips
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 VIDEOS = 60
 SHARD_BYTES = 12_000  # a handful of videos
 
@@ -39,7 +39,7 @@ def undisturbed(source, tmp_path_factory) -> Path:
     """What a build gives that nothing disturbs, on one thread."""
     data_dir = tmp_path_factory.mktemp("undisturbed")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(video, "_SHARD_BYTES", SHARD_BYTES)
+        patched.setattr(base, "_SHARD_BYTES", SHARD_BYTES)
         assert prepare(*_arguments(source, data_dir, workers=1)) == 0
     return data_dir
 
@@ -52,7 +52,7 @@ def _arguments(source: Path, data_dir: Path, *, workers: int) -> list[str]:
 def _prepare_slowly(arguments: list[str], begun: Path, errors: Path) -> None:
     """In a process of its own, with time to kill it: `begun` grows by a byte with each video."""
     sys.stderr = errors.open("a", buffering=1)
-    video._SHARD_BYTES = SHARD_BYTES
+    base._SHARD_BYTES = SHARD_BYTES
 
     def slow(*args):
         with begun.open("a") as file:
@@ -78,7 +78,7 @@ def test_the_shards_are_several_and_some_files_are_rejected(undisturbed):
 
 def test_killed_at_random_points_it_goes_on_and_gives_the_same_bytes(source, undisturbed, tmp_path):
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["tests.data.resume_test"])
+    processes.set_forkserver_preload(["tests.data.builders.resumption_test"])
     data_dir, begun, errors = (tmp_path / name for name in ("data", "begun", "errors"))
     arguments = _arguments(source, data_dir, workers=2)
     partial = data_dir / "folder" / "1.0.0.partial"
@@ -117,7 +117,7 @@ def test_killed_at_random_points_it_goes_on_and_gives_the_same_bytes(source, und
         (journal.Journal, "note", 3),
         (journal, "file_sha256", 3),
         (journal.Path, "rename", 2),
-        (video.VideoBuilder, "_describe", 1),
+        (base.VideoBuilder, "_describe", 1),
         (manifest.Manifest, "write", 1),
         (journal.Journal, "finish", 1),
         (journal.Journal, "discard", 1),
@@ -126,7 +126,7 @@ def test_killed_at_random_points_it_goes_on_and_gives_the_same_bytes(source, und
 def test_stopped_at_any_step_it_goes_on_and_gives_the_same_bytes(
     owner, step, call, source, undisturbed, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(video, "_SHARD_BYTES", SHARD_BYTES)
+    monkeypatch.setattr(base, "_SHARD_BYTES", SHARD_BYTES)
     arguments, calls = _arguments(source, tmp_path, workers=1), []
     with monkeypatch.context() as patched:
         original = getattr(owner, step)
@@ -147,13 +147,13 @@ def test_stopped_at_any_step_it_goes_on_and_gives_the_same_bytes(
 def _stopped(source, data_dir, monkeypatch) -> Path:
     """A build that was stopped when most of it was done; the directory of its shards."""
     with monkeypatch.context() as patched:
-        patched.setattr(video.VideoBuilder, "_describe", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr(base.VideoBuilder, "_describe", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert prepare(*_arguments(source, data_dir, workers=2)) == 130
     return data_dir / "folder" / "1.0.0.partial" / "dataset"
 
 
 def test_a_shard_that_was_damaged_meanwhile_is_written_again(source, undisturbed, tmp_path, monkeypatch):
-    monkeypatch.setattr(video, "_SHARD_BYTES", SHARD_BYTES)
+    monkeypatch.setattr(base, "_SHARD_BYTES", SHARD_BYTES)
     shards = sorted(_stopped(source, tmp_path, monkeypatch).iterdir())
     spoilt = bytearray(shards[1].read_bytes())
     spoilt[len(spoilt) // 2] ^= 1
@@ -167,7 +167,7 @@ def test_a_shard_that_was_damaged_meanwhile_is_written_again(source, undisturbed
 
 
 def test_what_was_begun_with_something_else_is_kept_and_refused(source, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(video, "_SHARD_BYTES", SHARD_BYTES)
+    monkeypatch.setattr(base, "_SHARD_BYTES", SHARD_BYTES)
     shards = _stopped(source, tmp_path, monkeypatch)
     before = _contents(shards)
     capsys.readouterr()
@@ -205,10 +205,10 @@ def test_a_source_without_videos_leaves_nothing_behind(tmp_path):
 
 @pytest.mark.parametrize("message", ["write() failed: No space left on device; writing x", "a bug"])
 def test_a_full_disk_is_said_and_costs_nothing(message, source, undisturbed, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(video, "_SHARD_BYTES", SHARD_BYTES)
+    monkeypatch.setattr(base, "_SHARD_BYTES", SHARD_BYTES)
     arguments = _arguments(source, tmp_path, workers=1)
     with monkeypatch.context() as patched:
-        written, original = [], video._canonical
+        written, original = [], base._canonical
 
         def full(example):
             written.append(example)
@@ -216,7 +216,7 @@ def test_a_full_disk_is_said_and_costs_nothing(message, source, undisturbed, tmp
                 raise RuntimeError(message)
             return original(example)
 
-        patched.setattr(video, "_canonical", full)
+        patched.setattr(base, "_canonical", full)
         if message == "a bug":
             with pytest.raises(RuntimeError):
                 prepare(*arguments)
@@ -230,7 +230,7 @@ def test_a_full_disk_is_said_and_costs_nothing(message, source, undisturbed, tmp
 
 def test_over_apache_beam_it_is_the_same_dataset(source, undisturbed, tmp_path, monkeypatch, capsys):
     pytest.importorskip("apache_beam", reason="Apache Beam is not installed: pip install 'inti_jax[beam]'")
-    monkeypatch.setattr(video, "_SHARD_BYTES", SHARD_BYTES)
+    monkeypatch.setattr(base, "_SHARD_BYTES", SHARD_BYTES)
     arguments = [arg for arg in _arguments(source, tmp_path, workers=1) if arg not in ("--workers", "1")]
     flags = ["--beam_options", "direct_num_workers=2,direct_running_mode=multi_threading"]
     assert prepare(*[*arguments, "--beam_runner", "DirectRunner", *flags]) == 0
@@ -277,7 +277,7 @@ print(check(clip)[2])
 
     labels, splits, *_ = folder.scan(source)
     builder = folder.Folder(data_dir=tmp_path, name="folder", labels=labels, splits=splits)
-    check, clip = functools.partial(video._check, builder.read, video.Options()), splits["train"][0]
+    check, clip = functools.partial(base._check, builder.read, base.Options()), splits["train"][0]
     message = pickle.dumps((check, clip))
     assert len(message) < 1_000  # the clips of the dataset stay here
     there = subprocess.run(

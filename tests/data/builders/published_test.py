@@ -23,7 +23,7 @@ from inti_jax.training import announce
 from tests.commands import prepare
 from tests.data import clips
 
-LABELS = Path(__file__).parents[3] / "shared" / "labels"
+LABELS = Path(__file__).parents[4] / "shared" / "labels"
 HEADER = "label,youtube_id,time_start,time_end,split"
 
 
