@@ -16,9 +16,6 @@ The recipes follow the systems named below as far as there are keys for their se
 for all of them:
 - Mixup mixes pairs of clips; X-CLIP's mixes whole batches.
 - Gradients are clipped at norm 1.
-- The warmup starts and the cosine ends at a rate of 0; some of theirs start at a tenth and end at
-  a hundredth.
-- AdamW's betas are 0.9 and 0.999; X-CLIP's are 0.9 and 0.98.
 - Weight decay never applies to biases, LayerNorm and embeddings; in ST-Adapter and AIM it applies to a few of
   them.
 - Pixels are normalised with CLIP's statistics; UniFormerV2 and X-CLIP use others.
@@ -82,9 +79,11 @@ RAND_AUGMENT: Settings = {
 }
 SMOOTHING: Settings = {"train.label_smoothing": 0.1}
 
-# AIM (github.com/taoyang1122/adapt-image-models, configs/recognition/vit/vitclip_{base,large}_*.py).
+# AIM (github.com/taoyang1122/adapt-image-models, configs/recognition/vit/vitclip_{base,large}_*.py). Its
+# warmup starts at a tenth, the default of mmcv's `lr_config`.
 AIM: Settings = {
     "train.learning_rate": 3e-4,
+    "train.start_rate": 0.1,
     "train.weight_decay": 0.05,
     "model.drop_path": 0.2,
     "model.head.dropout": 0.5,
@@ -108,7 +107,12 @@ AIM_SSV2_INPUT: Settings = (
 )
 
 # ZeroI2V (github.com/MCG-NJU/ZeroI2V, configs/recognition/vit_zero_clip/CLIP-{B,L}_*.py).
-ZERO_I2V: Settings = {"train.learning_rate": 3e-4, "train.weight_decay": 0.05, "model.head.dropout": 0.5}
+ZERO_I2V: Settings = {
+    "train.learning_rate": 3e-4,
+    "train.start_rate": 0.1,
+    "train.weight_decay": 0.05,
+    "model.head.dropout": 0.5,
+}
 # ZeroI2V on SSv2. Its RandAugment comes after crop and flip, ours before. It erases with grey.
 ZERO_I2V_SSV2_INPUT: Settings = (
     UNIFORM
@@ -136,18 +140,34 @@ def st_adapter(batch: int) -> Settings:
 # of 4:3, the share of the area is the same, so the square has 0.75 to 0.87 of the short side.
 SHORT_SIDE_JITTER: Settings = {"data.crop_scale": (0.5625 / 1.15**2, 0.5625), "data.crop_ratio": (1.0, 1.0)}
 
+
 # The schedule and input of UniFormerV2 (github.com/OpenGVLab/UniFormerV2, exp/*/{run.sh,config.yaml}),
 # without the modules that it adds. Its video pipeline does not read the colour jitter in its config.yaml.
-UNIFORMERV2: Settings = (
-    {"train.weight_decay": 0.05, "model.head.dropout": 0.5} | UNIFORM | CROP | RAND_AUGMENT
-)
+def uniformerv2(rate: float) -> Settings:
+    """Set UniFormerV2's recipe with the learning rate `rate`, which starts and ends at 1e-6."""
+    return (
+        {
+            "train.learning_rate": rate,
+            "train.start_rate": 1e-6 / rate,
+            "train.end_rate": 1e-6 / rate,
+            "train.weight_decay": 0.05,
+            "model.head.dropout": 0.5,
+        }
+        | UNIFORM
+        | CROP
+        | RAND_AUGMENT
+    )
+
 
 # The schedule and input of X-CLIP (github.com/microsoft/VideoX, X-CLIP/utils/{config,optimizer}.py and
 # X-CLIP/datasets/build.py), without the modules that it adds, whose learning rate is ten times the tower's.
-# It classifies by texts; `model.head.init=text` is near to that.
+# All of its rates end at a hundredth of the tower's; here each ends at a hundredth of its own. It classifies
+# by texts; `model.head.init=text` is near to that.
 X_CLIP: Settings = (
     {
         "train.learning_rate": 8e-6,
+        "train.end_rate": 0.01,
+        "train.adamw.betas": (0.9, 0.98),
         "train.weight_decay": 0.001,
         "train.added_rate": 10.0,
         "train.head_rate": 10.0,

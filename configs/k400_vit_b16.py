@@ -24,11 +24,10 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     args = common.arguments(arg)
     dense = common.dense(args["frames"]) | common.views(3, 1) | common.FLIP
     recipes = {
-        "full": common.UNIFORMERV2
+        "full": common.uniformerv2(1e-5)
         | common.FLIP
         | common.views(4, 3)
-        | common.schedule(55, warmup=5, batch=256)
-        | {"train.learning_rate": 1e-5},
+        | common.schedule(55, warmup=5, batch=256),
         "linear": common.LINEAR | dense | common.CROP | common.schedule(30, warmup=2.5, batch=256),
         "aim": common.AIM | dense | common.CROP | common.schedule(30, warmup=2.5, batch=64),
         "st_adapter": common.st_adapter(192)

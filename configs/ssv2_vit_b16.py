@@ -25,10 +25,10 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """Return the config for the arguments in `arg`, `key=value,key=value`."""
     args = common.arguments(arg)
     recipes = {
-        "full": common.UNIFORMERV2
+        "full": common.uniformerv2(4e-5)
         | common.views(1, 3)
         | common.schedule(22, warmup=5, batch=256)
-        | {"train.learning_rate": 4e-5, "model.drop_path": 0.2, "data.repeats": 2},
+        | {"model.drop_path": 0.2, "data.repeats": 2},
         "linear": common.LINEAR | common.AIM_SSV2_INPUT | common.schedule(50, warmup=2.5, batch=256),
         "aim": common.AIM | common.AIM_SSV2_INPUT | common.schedule(50, warmup=2.5, batch=64),
         "st_adapter": common.st_adapter(256)

@@ -168,6 +168,11 @@ def _training(train: config.Train) -> Iterator[str]:
         yield (
             f"`train.steps` is {train.steps} and `train.epochs` is {train.epochs}: set exactly one of the two"
         )
+    if train.start_rate and not train.warmup_fraction:
+        yield (
+            f"`train.start_rate` is {train.start_rate} and `train.warmup_fraction` is 0: without a warmup "
+            "nothing starts there, set one of the two"
+        )
     if train.early_stop.patience and not train.eval_every_steps:
         yield (
             f"`train.early_stop.patience` is {train.early_stop.patience} and `train.eval_every_steps` is 0: "

@@ -312,8 +312,38 @@ class EarlyStop:
 
 @pydantic.with_config(_STRICT)
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class AdamW:
+    """AdamW (arXiv:1711.05101). Read by training/optim.py."""
+
+    betas: tuple[Rate, Rate] = (0.9, 0.999)  # decay of the running means of the gradient and of its square
+    epsilon: PositiveFloat = 1e-8  # added to the root of the mean square
+
+
+@pydantic.with_config(_STRICT)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lion:
+    """Lion (arXiv:2302.06675). Its authors take a learning rate 3 to 10 times below AdamW's.
+
+    `train.weight_decay` is multiplied by the rate, so they raise it by the same factor. Read by
+    training/optim.py.
+    """
+
+    # The share of the running mean in the update, whose sign is taken, and the decay of the running mean.
+    betas: tuple[Rate, Rate] = (0.9, 0.99)
+
+
+@pydantic.with_config(_STRICT)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SGD:
+    """Stochastic gradient descent with momentum. Read by training/optim.py."""
+
+    momentum: Rate = 0.9  # decay of the running sum of gradients; 0: no momentum, and no memory for it
+
+
+@pydantic.with_config(_STRICT)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Train:
-    """Training: its length, the optimizer (AdamW, in training/optim.py), the loss and the numerics."""
+    """Training: its length, the optimizer (training/optim.py), the loss and the numerics."""
 
     global_batch: Positive = 32  # clips of a step, over all devices and micro-batches
     # The length of training, in steps or in epochs: set one, and leave the other 0. A run that has ended goes
@@ -321,15 +351,23 @@ class Train:
     steps: NonNegative = 0
     epochs: Annotated[float, Field(ge=0)] = 0.0
     learning_rate: PositiveFloat = 1e-3  # the highest, at the end of the warmup
-    # Share of all steps in which the learning rate rises linearly from 0. Then it falls to 0 along a cosine.
+    # Share of all steps in which the learning rate rises linearly. Then it falls along a cosine.
     warmup_fraction: Fraction = 0.05
+    start_rate: Fraction = 0.0  # the rate at which the warmup starts, as a share of `learning_rate`
+    end_rate: Fraction = 0.0  # the rate at which the cosine ends, as a share of `learning_rate`
+    optimizer: Literal["adamw", "lion", "sgd"] = "adamw"
+    adamw: AdamW = AdamW()
+    lion: Lion = Lion()
+    sgd: SGD = SGD()
     tower_rate: PositiveFloat = 1.0  # factor on the learning rate of the pretrained tower
     added_rate: PositiveFloat = 1.0  # factor on that of adapters, temporal embedding and compressors
     head_rate: PositiveFloat = 1.0  # factor on that of the classifier
     # A further factor on the tower's learning rate, for each block (BEiT, arXiv:2106.08254): block i of L,
     # counted from 0, has `layer_decay ** (L - i)`, and the embeddings before it `layer_decay ** (L + 1)`.
     layer_decay: Share = 1.0
-    weight_decay: Annotated[float, Field(ge=0)] = 0.05  # AdamW's; not on biases, LayerNorm and embeddings
+    # Not on biases, LayerNorm and embeddings. "adamw" and "lion" decay the weights beside the update
+    # (decoupled); "sgd" adds the decay to the gradient (L2), which goes through the momentum.
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
     label_smoothing: Rate = 0.0  # share of the target that is spread over all classes
     # Factors on the loss of a clip, by its class. "inverse": inverse to the number of clips of the class in
     # an epoch. A tuple: one factor for each class, in the order of the dataset's labels. They are scaled so

@@ -87,8 +87,9 @@ def going_on(earlier: Config, config: Config, *, start: int, before: int, steps:
         )
         log.info(
             "the run has %d steps now instead of %d: the learning rate was %.3g at step %d, and from step %d "
-            "on it is that of a run of %d steps: %.3g there, falling to 0 at the end",
+            "on it is that of a run of %d steps: %.3g there, falling to %.3g at the end",
             *(steps, before, was, start, start + 1, steps, comes),
+            config.train.end_rate * config.train.learning_rate,
         )
     if random and earlier.train.accumulate != config.train.accumulate:
         log.warning(

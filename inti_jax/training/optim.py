@@ -1,10 +1,10 @@
-"""Make the optimizer: gradient clipping and AdamW, with linear warmup and cosine decay.
+"""Make the optimizer: gradient clipping and an optimizer by name, with linear warmup and cosine decay.
 
 Weight decay and the factors on the learning rate follow from rules on the paths of parameters.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import jax.numpy as jnp
 import optax
@@ -71,22 +71,51 @@ def within_range(updates: dict[str, Array], params: dict[str, Array]) -> dict[st
 
 
 def make_schedule(config: Train, steps: int) -> optax.Schedule:
-    """Make the learning-rate schedule: a linear warmup, then a cosine to zero at `steps`.
+    """Make the learning-rate schedule: a linear warmup from `start_rate`, then a cosine to `end_rate`.
 
-    It is a function of the number of steps done. Where `warmup_fraction` leaves no step for the cosine, the
-    last step is at the peak.
+    Both are shares of the peak, `learning_rate`. The schedule is a function of the number of steps done, and
+    the cosine ends at `steps`, just after the last step. Where `warmup_fraction` leaves no step for the
+    cosine, the last step is at the peak.
     """
     warmup = min(round(config.warmup_fraction * steps), steps - 1)
     return optax.warmup_cosine_decay_schedule(
-        init_value=0.0 if warmup else config.learning_rate,
+        init_value=(config.start_rate if warmup else 1.0) * config.learning_rate,
         peak_value=config.learning_rate,
         warmup_steps=warmup,
         decay_steps=steps,
+        end_value=config.end_rate * config.learning_rate,
     )
 
 
+def _adamw(config: Train, schedule: optax.Schedule) -> optax.GradientTransformation:
+    (b1, b2), decay = config.adamw.betas, config.weight_decay
+    return optax.adamw(schedule, b1, b2, config.adamw.epsilon, weight_decay=decay, mask=decayed)
+
+
+def _lion(config: Train, schedule: optax.Schedule) -> optax.GradientTransformation:
+    return optax.lion(schedule, *config.lion.betas, weight_decay=config.weight_decay, mask=decayed)
+
+
+def _sgd(config: Train, schedule: optax.Schedule) -> optax.GradientTransformation:
+    # The decay is part of the gradient, as in PyTorch's SGD, for which the published values of it are.
+    return optax.chain(
+        optax.add_decayed_weights(config.weight_decay, mask=decayed),
+        optax.sgd(schedule, config.sgd.momentum or None),
+    )
+
+
+_OPTIMIZERS: dict[str, Callable[[Train, optax.Schedule], optax.GradientTransformation]] = {
+    "adamw": _adamw,
+    "lion": _lion,
+    "sgd": _sgd,
+}
+
+
 def make_optimizer(config: Train, steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """Make the optimizer for a flat `{path: array}` of parameters, and its learning-rate schedule."""
+    """Make the optimizer for a flat `{path: array}` of parameters, and its learning-rate schedule.
+
+    Gradients are clipped before the weight decay, and the factors of `rates` scale the whole update.
+    """
     schedule = make_schedule(config, steps)
 
     def scale_by_rates(updates: dict[str, Array], params: dict[str, Array]) -> dict[str, Array]:
@@ -96,7 +125,7 @@ def make_optimizer(config: Train, steps: int) -> tuple[optax.GradientTransformat
 
     transform = optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(schedule, weight_decay=config.weight_decay, mask=decayed),
+        _OPTIMIZERS[config.optimizer](config, schedule),
         optax.stateless(scale_by_rates),
     )
     return transform, schedule

@@ -140,6 +140,24 @@ def test_warmup_is_a_share_of_the_epochs(name, method, epochs):
 
 
 @pytest.mark.parametrize(
+    ("name", "method", "start", "end", "betas"),
+    [
+        ("k400_vit_b16", "full", 0.1, 0.1, (0.9, 0.999)),
+        ("ssv2_vit_b16", "full", 0.025, 0.025, (0.9, 0.999)),
+        ("k400_vit_l14", "full", 0.0, 0.01, (0.9, 0.98)),
+        ("hmdb51_vit_b16", "full", 0.0, 0.01, (0.9, 0.98)),
+        ("k400_vit_b16", "aim", 0.1, 0.0, (0.9, 0.999)),
+        ("ucf101_vit_b16", "zero_i2v", 0.1, 0.0, (0.9, 0.999)),
+        ("k400_vit_b16", "st_adapter", 0.0, 0.0, (0.9, 0.999)),
+    ],
+)
+def test_where_the_rate_starts_and_ends_and_the_betas(name, method, start, end, betas):
+    train = load(name, method=method).train
+    assert (train.optimizer, train.adamw.betas) == ("adamw", betas)
+    assert (train.start_rate, train.end_rate) == (pytest.approx(start), pytest.approx(end))
+
+
+@pytest.mark.parametrize(
     ("name", "method", "rates"),
     [
         ("k400_vit_b16", "aim", (1.0, 1.0, 1.0)),
