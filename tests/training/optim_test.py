@@ -163,7 +163,7 @@ def test_an_optimizers_state_is_sharded_counted_and_restored(name, changes, mome
     some = {path: jax.device_put(jnp.ones(target.trainable[path].shape)) for path in few}
     updated = transform.update(some, transform.init(some), some)[1]
     saved = state.TrainState(jnp.int32(1), some, {}, updated)
-    with checkpoint.Checkpoints(tmp_path, settings.checkpoint, start=None) as checkpoints:
+    with checkpoint.CheckpointManager(tmp_path, settings.checkpoint, start=None) as checkpoints:
         checkpoints.save(1, saved, {"next_step": 1, "bad": 0})
     restored, _ = checkpoint.restore(tmp_path, 1, saved)
     jax.tree.map(np.testing.assert_array_equal, restored, saved)
