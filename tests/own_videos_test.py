@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from inti_jax.runs.writers import read_metrics
+from inti_jax.runs.writers.jsonl import read_metrics
 
 CLIPS = Path(__file__).parents[2] / "shared" / "videos"
 LABELS = {

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from inti_jax.runs.writers import read_metrics
+from inti_jax.runs.writers.jsonl import read_metrics
 
 _OF_THE_MACHINE = {"step_seconds", "videos_per_second", "data_wait", "resident_bytes", "seconds"}
 

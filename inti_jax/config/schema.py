@@ -384,6 +384,9 @@ class Train:
     seed: NonNegative = 0  # of new parameters, the order of videos, augmentation, mixing and dropout
     log_every_steps: Positive = 10  # steps between two logged steps, in metrics.jsonl and on the console
     eval_every_steps: NonNegative = 0  # steps between two evaluations; 0: one at the end only
+    # Where figures are reported besides metrics.jsonl. "wandb": Weights & Biases, which needs the extra of
+    # that name. Read by runs/writers/metrics_writer.py.
+    writers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
     early_stop: EarlyStop = EarlyStop()
 
 

@@ -28,7 +28,9 @@ from inti_jax.models.video import VideoModel
 from inti_jax.runs import checkpoint, initial, layout, trained
 from inti_jax.runs.evaluations import Setting
 from inti_jax.runs.record import Dataset, RunRecord
-from inti_jax.runs.writers import MetricsWriter, Progress
+from inti_jax.runs.writers import metrics_writer
+from inti_jax.runs.writers.metrics_writer import MetricsWriter
+from inti_jax.runs.writers.progress import Progress
 
 log = logging.getLogger("inti_jax")
 
@@ -193,6 +195,7 @@ def evaluate_run(settings: Config, workdir: Path, step: checkpoint.Step = None) 
 
 
 def _evaluate_run(settings: Config, workdir: Path, step: checkpoint.Step) -> None:
+    metrics_writer.check(settings)
     mesh = sharding.make_mesh(settings.mesh)
     agreement.check_workdir(workdir)
     at = checkpoint.find(workdir, step)
@@ -223,7 +226,7 @@ def _evaluate_run(settings: Config, workdir: Path, step: checkpoint.Step) -> Non
         found = trained.load_run(record, workdir, mesh, at)
     graphdef, params = found.for_inference()
     figures = evaluate(make_forward(graphdef, mesh), params, dataset, settings.data, settings.eval, mesh)
-    with contextlib.closing(MetricsWriter(workdir)) as writer:
+    with contextlib.closing(MetricsWriter(workdir, settings)) as writer:
         writer.write(at or 0, "val", figures | {"dataset": sha256}, variant=setting.differences(own))
     log.info("step %d: %s", at or 0, summary(figures))
 

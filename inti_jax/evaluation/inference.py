@@ -22,7 +22,7 @@ from inti_jax.evaluation import evaluate
 from inti_jax.evaluation.evaluate import Output
 from inti_jax.runs import checkpoint, trained
 from inti_jax.runs.record import RunRecord
-from inti_jax.runs.writers import Progress
+from inti_jax.runs.writers.progress import Progress
 
 log = logging.getLogger("inti_jax")
 

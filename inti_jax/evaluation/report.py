@@ -23,7 +23,7 @@ from inti_jax.errors import UserError, naming
 from inti_jax.runs import evaluations
 from inti_jax.runs.evaluations import Evaluation, Setting
 from inti_jax.runs.record import RunRecord
-from inti_jax.runs.writers import read_metrics
+from inti_jax.runs.writers.jsonl import read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

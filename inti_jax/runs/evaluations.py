@@ -10,7 +10,7 @@ from inti_jax import config
 from inti_jax.errors import UserError
 from inti_jax.runs import layout
 from inti_jax.runs.record import RunRecord
-from inti_jax.runs.writers import read_metrics
+from inti_jax.runs.writers.jsonl import read_metrics
 
 
 @dataclasses.dataclass(frozen=True)

@@ -57,6 +57,11 @@ def tensorboard_dir(workdir: Path) -> Path:
     return workdir / "tensorboard"
 
 
+def wandb_id_path(workdir: Path) -> Path:
+    """Return the path of the id of the run at Weights & Biases, beside the files of that library."""
+    return workdir / "wandb" / "id"
+
+
 def compiled_dir(workdir: Path) -> Path:
     """Return the directory of the run's compiled programs."""
     return workdir / "compiled"

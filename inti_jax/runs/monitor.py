@@ -19,7 +19,8 @@ from inti_jax.models.video import VideoModel
 from inti_jax.runs import utilization
 from inti_jax.runs.compilation import Compilations
 from inti_jax.runs.state import TrainState
-from inti_jax.runs.writers import MetricsWriter, Progress
+from inti_jax.runs.writers.metrics_writer import MetricsWriter
+from inti_jax.runs.writers.progress import Progress
 
 log = logging.getLogger("inti_jax")
 

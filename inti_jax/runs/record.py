@@ -32,6 +32,7 @@ _FREE = (
     "train.early_stop",
     "train.log_every_steps",
     "train.eval_every_steps",
+    "train.writers",
     "eval",
     "mesh",
     "checkpoint",

@@ -138,7 +138,7 @@ def collect(out: Path) -> list[Cell]:
     from inti_jax.runs import evaluations, state
     from inti_jax.runs.layout import config_path
     from inti_jax.runs.record import RunRecord
-    from inti_jax.runs.writers import read_metrics
+    from inti_jax.runs.writers.jsonl import read_metrics
 
     cells = []
     kinds = set()

@@ -25,7 +25,9 @@ from inti_jax.runs.checkpoint import CheckpointManager
 from inti_jax.runs.compilation import cached
 from inti_jax.runs.monitor import Monitor, Speed
 from inti_jax.runs.record import Dataset, RunRecord
-from inti_jax.runs.writers import MetricsWriter, Progress
+from inti_jax.runs.writers import metrics_writer
+from inti_jax.runs.writers.metrics_writer import MetricsWriter
+from inti_jax.runs.writers.progress import Progress
 from inti_jax.training import announce, early_stop, losses, optim
 from inti_jax.training.train_step import compile_step
 
@@ -43,6 +45,7 @@ def train(config: Config, workdir: Path, profile: profiling.Steps | None = None)
 
 
 def _train(config: Config, workdir: Path, preemption: Preemption, profile: profiling.Steps | None) -> None:
+    metrics_writer.check(config)
     mesh = sharding.make_mesh(config.mesh)
     agreement.check_workdir(workdir)
     sharding.check_batch(config.train.global_batch // config.train.accumulate, "train.global_batch", mesh)
@@ -116,7 +119,7 @@ def _train(config: Config, workdir: Path, preemption: Preemption, profile: profi
             host_batches, functools.partial(sharding.place_batch, mesh=mesh), ahead=config.data.prefetch
         )
         stack.callback(batches.close)
-        writer = stack.enter_context(contextlib.closing(MetricsWriter(workdir, from_step=start)))
+        writer = stack.enter_context(contextlib.closing(MetricsWriter(workdir, config, from_step=start)))
         progress = stack.enter_context(contextlib.closing(Progress("train", steps, start)))
         speed = Speed(config, model, mesh)
         monitor = Monitor(config, dataset, writer, progress, speed, last_step=steps, **position)

@@ -16,7 +16,7 @@ from unittest import mock
 
 from inti_jax import config
 from inti_jax.runs import checkpoint
-from inti_jax.runs.writers import read_metrics
+from inti_jax.runs.writers.jsonl import read_metrics
 from inti_jax.training import loop
 from tests.benchmarks.loop_overhead import Same, one_batch
 

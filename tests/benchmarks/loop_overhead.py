@@ -24,7 +24,7 @@ from inti_jax.data.dataset import open_dataset
 from inti_jax.distributed import sharding
 from inti_jax.runs import initial, state
 from inti_jax.runs.record import Dataset, RunRecord
-from inti_jax.runs.writers import read_metrics
+from inti_jax.runs.writers.jsonl import read_metrics
 from inti_jax.training import loop, optim, train_step
 
 _INTERVAL = 10

@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from inti_jax.runs.writers import read_metrics
+from inti_jax.runs.writers.jsonl import read_metrics
 
 _CONFIG = "configs/quickstart.py:compression=inti"
 

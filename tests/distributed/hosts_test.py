@@ -21,7 +21,7 @@ from inti_jax.distributed import sharding
 from inti_jax.distributed.liveness import Judge, Place
 from inti_jax.runs import checkpoint
 from inti_jax.runs.trained import load
-from inti_jax.runs.writers import read_metrics
+from inti_jax.runs.writers.jsonl import read_metrics
 from tests.distributed import hosts
 from tests.processes import environment, free_address, start_main
 

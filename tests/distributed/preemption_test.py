@@ -1,8 +1,6 @@
 """Signals to a run: what is saved, what is said, and how soon it ends."""
 
-import errno
 import itertools
-import json
 import os
 import shutil
 import signal
@@ -19,11 +17,11 @@ from jax._src.lib import _jax
 
 from inti_jax.distributed import coordination, preemption
 from inti_jax.distributed.preemption import Preemption
-from inti_jax.errors import Stopped, UserError
+from inti_jax.errors import Stopped
 from inti_jax.evaluation import evaluate
-from inti_jax.runs import checkpoint, layout, writers
+from inti_jax.runs import checkpoint, layout
 from inti_jax.runs.record import RunRecord
-from inti_jax.runs.writers import MetricsWriter, read_metrics
+from inti_jax.runs.writers.jsonl import read_metrics
 from inti_jax.training import loop
 from tests.processes import free_address
 from tests.records import computed
@@ -197,53 +195,6 @@ def test_a_host_that_is_done_is_not_waited_for(hosts):
     assert time.monotonic() - started < preemption._AGREE / 4
 
 
-# Full disks.
-
-
-def test_records_that_cannot_be_written_end_the_run_with_a_line(tmp_path):
-    writer = MetricsWriter(tmp_path)
-    writer.write(1, "train", {"loss": 1.0})
-    full = Path("/dev/full").open("w")  # noqa: SIM115
-    writer._file.close()
-    writer._file = full
-    with pytest.raises(OSError, match="No space left") as caught:
-        writer.write(2, "train", {"loss": 1.0})
-    assert caught.value.filename == str(tmp_path / "metrics.jsonl") and caught.value.errno == errno.ENOSPC
-    writer.close()  # does not fail again
-    assert [record["step"] for record in read_metrics(tmp_path)] == [1]
-
-    writer = MetricsWriter(tmp_path, from_step=1)
-    writer._board._events._py_recordio_writer._writer.close()
-    writer._board._events._py_recordio_writer._writer = Path("/dev/full").open("wb")  # noqa: SIM115
-    with pytest.raises(OSError, match="No space left") as caught:
-        writer.write(2, "train", {"loss": 1.0})
-    assert caught.value.filename.startswith(str(tmp_path / "tensorboard"))
-    writer.close()
-
-
-def test_tensorboard_reads_what_is_written(tmp_path):
-    from tensorboardX.proto import event_pb2
-
-    for start in (None, 1):
-        writer = MetricsWriter(tmp_path, from_step=start)
-        writer.write(2, "train", {"loss": 0.5, "ids": ["a"], "dataset": "b"})
-        writer.close()
-        time.sleep(1.1)  # files are named by the second
-    files = sorted((tmp_path / "tensorboard").iterdir())
-    assert len(files) == 2
-    found = []
-    for path in files:
-        data, at = path.read_bytes(), 0
-        while at < len(data):
-            size = int.from_bytes(data[at : at + 8], "little")
-            found.append(event_pb2.Event.FromString(data[at + 12 : at + 12 + size]))
-            at += 12 + size + 4
-    values = [(event.step, v.tag, v.simple_value) for event in found for v in event.summary.value]
-    assert values == [(2, "train/loss", 0.5)] * 2
-    (purge,) = [event.step for event in found if event.HasField("session_log")]
-    assert purge == 2
-
-
 # What an earlier start may have left.
 
 
@@ -260,9 +211,3 @@ def test_a_start_that_came_to_nothing_is_started_anew(motion_data, trained_run, 
     (workdir / "config.partial").write_text('{"model"')
     loop.train(RunRecord.read(trained_run).config, workdir)
     assert computed(workdir) == computed(trained_run)
-
-
-def test_records_that_are_no_records_are_named(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, "split": "train"}) + "\n\0\0\0\n")
-    with pytest.raises(UserError, match=r"metrics\.jsonl: line 2 is no record"):
-        writers.read_metrics(tmp_path)

@@ -24,7 +24,7 @@ from inti_jax.evaluation import evaluate
 from inti_jax.models import parameters
 from inti_jax.runs import state, trained
 from inti_jax.runs.record import RunRecord
-from inti_jax.runs.writers import read_metrics
+from inti_jax.runs.writers.jsonl import read_metrics
 from tests.configs import INTI, record, tiny
 
 

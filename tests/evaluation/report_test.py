@@ -11,7 +11,7 @@ from inti_jax import drawing
 from inti_jax.errors import UserError
 from inti_jax.evaluation import report
 from inti_jax.runs.record import RunRecord
-from inti_jax.runs.writers import MetricsWriter
+from inti_jax.runs.writers.metrics_writer import MetricsWriter
 from tests.configs import record, tiny
 
 
@@ -42,7 +42,7 @@ OWN = {"views": 1, "clips": 1, "dataset": "0"}
 def evaluated(workdir, *entries, settings=None):
     """A run without checkpoints whose records are `entries`, each a step and what differs from OWN."""
     record(settings or tiny()).write(workdir)
-    writer = MetricsWriter(workdir)
+    writer = MetricsWriter(workdir, tiny())
     for step in (2, 4):
         writer.write(step, "train", {"loss": 1.0, "step_seconds": 0.1, "data_wait": 0.5})
     for step, top1, *changes in entries:
@@ -101,7 +101,7 @@ def test_the_last_step_is_that_of_the_newest_checkpoint(trained_run, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(trained_run, workdir)
     settings = RunRecord.read(workdir)
-    writer = MetricsWriter(workdir)
+    writer = MetricsWriter(workdir, tiny())
     for step, top1 in ((4, 0.75), (2, 0.5)):
         writer.write(
             step,

@@ -25,7 +25,8 @@ from inti_jax.runs import checkpoint, layout, state, trained
 from inti_jax.runs.checkpoint import CheckpointManager
 from inti_jax.runs.record import RunRecord
 from inti_jax.runs.state import TrainState
-from inti_jax.runs.writers import MetricsWriter, read_metrics
+from inti_jax.runs.writers.jsonl import read_metrics
+from inti_jax.runs.writers.metrics_writer import MetricsWriter
 from inti_jax.training import loop
 from tests.commands import convert
 from tests.configs import INTI, record, tiny
@@ -63,7 +64,7 @@ def evaluated(workdir, **top1):
     """A run whose steps were evaluated so: `_2=0.5`."""
     settings = record(tiny())
     settings.write(workdir)
-    writer = MetricsWriter(workdir)
+    writer = MetricsWriter(workdir, tiny())
     for step, value in top1.items():
         writer.write(int(step[1:]), "val", {"top1": value, "views": 1, "dataset": settings.dataset.sha256})
     return writer

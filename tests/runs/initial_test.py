@@ -25,7 +25,7 @@ from inti_jax.pretrained.api import TextEncoder
 from inti_jax.pretrained.clip_file import ClipFile
 from inti_jax.runs import checkpoint, initial, state, trained
 from inti_jax.runs.record import Dataset, RunRecord
-from inti_jax.runs.writers import read_metrics
+from inti_jax.runs.writers.jsonl import read_metrics
 from inti_jax.training import loop, optim
 from tests.commands import convert
 from tests.configs import INTI, tiny

@@ -15,7 +15,7 @@ from inti_jax.distributed import sharding
 from inti_jax.errors import UserError
 from inti_jax.evaluation import evaluate
 from inti_jax.runs import trained, trained_file
-from inti_jax.runs.writers import read_metrics
+from inti_jax.runs.writers.jsonl import read_metrics
 from inti_jax.training import loop
 from tests.commands import convert
 from tests.configs import INTI, tiny

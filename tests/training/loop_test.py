@@ -27,7 +27,7 @@ from inti_jax.errors import UserError
 from inti_jax.models import parameters
 from inti_jax.runs import checkpoint, initial, state
 from inti_jax.runs.record import RunRecord
-from inti_jax.runs.writers import read_metrics
+from inti_jax.runs.writers.jsonl import read_metrics
 from inti_jax.training import loop, losses, optim, train_step
 from tests.configs import INTI, record, tiny
 from tests.records import computed
