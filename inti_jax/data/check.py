@@ -43,7 +43,7 @@ def differences(directory: Path, *, decode_all: bool = False, workers: int | Non
             yield "dataset_info.json has other labels than the manifest"
         stored = {name: _shards_of(info, name) for name in contents.splits}
     except Exception as error:  # whatever TFDS raises for missing or foreign metadata
-        yield f"TFDS's metadata cannot be read, and so no record: {_line(error)}"
+        yield f"TFDS's metadata cannot be read, so no record was checked: {_line(error)}"
         return
     check = functools.partial(_record_differences, info.features, contents.labels, decode_all)
     for split_name, split in contents.splits.items():
@@ -124,7 +124,7 @@ def _record_differences(
             doubtful=listed.doubtful,  # records do not have it
         )
     except Exception as error:  # whatever TFDS raises for bytes that are not an example
-        return [f"{where} is no example: {_line(error)}"]
+        return [f"{where} is not a TFDS example: {_line(error)}"]
     listed = dataclasses.replace(listed, fps=float(np.float32(listed.fps)))  # records have float32
     differing = [
         f"{where}: `{field}` is {getattr(found, field)}, not {value}"

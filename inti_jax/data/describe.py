@@ -92,7 +92,7 @@ def notes(contents: Manifest) -> list[str]:
         examples = ", ".join(
             f"{one.id} ({one.label}) is {two.id} ({two.label})" for one, two in pairs[:_NAMED]
         )
-        found.append(f"{_videos(relabelled)} {_are(relabelled)} there under two labels: {examples}")
+        found.append(f"{_videos(relabelled)} {_are(relabelled)} listed under two labels: {examples}")
     return found
 
 

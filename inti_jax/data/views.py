@@ -28,8 +28,8 @@ def check(dataset: VideoDataset, data: config.Data, settings: config.Eval) -> No
     for setting, count in kinds.items():
         if count == len(videos):
             raise ConfigError(
-                f"config: {setting}, but every video of `{dataset.split}` in {dataset.directory} is too "
-                "short, or square, for views that differ: set it to 1"
+                f"config: {setting}, but all views are the same: every video of `{dataset.split}` in "
+                f"{dataset.directory} is too short or square. Set it to 1"
             )
         if count:
             log.warning("%s: in %d of %d videos some views are the same", setting, count, len(videos))

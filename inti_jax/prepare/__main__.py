@@ -92,7 +92,7 @@ def _prepare_files(args: argparse.Namespace, said: set[str]) -> Path:
     _note(found.notes, said)
     clips = [clip for split in found.splits.values() for clip in split]
     if args.fps is not None and not any(isinstance(clip.source, Frames) for clip in clips):
-        _note([f"--fps is for frame folders, of which {args.source} has none"], said)
+        _note([f"--fps is for frame folders, and {args.source} has none"], said)
     counts = {
         split: Counter(clip.label for clip in clips if not isinstance(clip.source, Absent))
         for split, clips in found.splits.items()
@@ -122,7 +122,7 @@ def _prepared_already(directory: Path) -> Path:
     from inti_jax.data.builders.journal import Journal
 
     Journal.beside(directory).discard()  # exists if the build was killed just before its end
-    print(f"prepared already: to build it anew, delete {directory} or choose another place")
+    print(f"already prepared: to rebuild it, delete {directory} or choose another --data_dir")
     return directory
 
 
@@ -130,7 +130,7 @@ def _print_summary(contents: manifest.Manifest, directory: Path) -> None:
     print(f"{contents.name} {contents.version} in {directory}, sha256 {contents.sha256[:16]}")
     print(f"  {len(contents.labels)} labels")
     if contents.sampling:
-        print(f"  its clips are usually taken with data.sampling={contents.sampling}")
+        print(f"  usual sampling: data.sampling={contents.sampling}")
     for name, split in contents.splits.items():
         print(f"  {name}: {describe.counted(split)}")
         for rejected in split.rejected[:_REJECTED_SHOWN]:
@@ -149,9 +149,9 @@ def _check(args: argparse.Namespace) -> None:
         print(difference)
         found += 1
     if found:
-        raise UserError(f"{args.check} is not what its manifest says: differences: {found}")
+        raise UserError(f"{args.check} does not match its manifest: differences: {found}")
     contents = manifest.read(args.check)
-    print(f"{args.check} is what its manifest says, sha256 {contents.sha256[:16]}")
+    print(f"{args.check} matches its manifest, sha256 {contents.sha256[:16]}")
 
 
 def _describe(args: argparse.Namespace) -> None:

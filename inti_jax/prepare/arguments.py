@@ -16,10 +16,10 @@ _EPILOG = f"""\
 datasets:
 {registry.describe()}
 
-A published dataset's --source is where its annotations and videos are, as docs/data.md shows. With
---train_list and --val_list it, or `folder`, is read from lists of paths and label numbers instead.
-A folder of numbered images (img_00001.jpg, ...) is a video, wherever a video may be: it is encoded, with
---fps frames a second. What is left out is in the dataset's manifest.json, each with its reason.
+The --source of a published dataset holds its annotations and videos: docs/data.md shows the layouts. With
+--train_list and --val_list, any dataset can be read from lists of paths and label numbers instead.
+A folder of numbered images (img_00001.jpg, ...) counts as a video: it is encoded at --fps frames a second.
+The dataset's manifest.json lists each rejected video with the reason.
 
 examples:
   python -m inti_jax.prepare motion_digits --data_dir data
@@ -41,35 +41,39 @@ def parse() -> argparse.Namespace:
     """Parse the command line; on wrong usage, end the program with a one-line message and status 2."""
     parser = argparse.ArgumentParser(
         prog="python -m inti_jax.prepare",
-        description="Checks videos, each by decoding it whole, and writes them as a dataset.",
+        description="Decodes every video in full to check it, and writes the videos as a dataset.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("dataset", metavar="NAME", nargs="?", help=", ".join(registry.NAMES))
-    parser.add_argument("--data_dir", type=local_path, help="where datasets are kept")
-    parser.add_argument("--source", type=local_path, help="directory of videos, or CSV file (folder)")
+    parser.add_argument("--data_dir", type=local_path, help="directory of all prepared datasets")
+    parser.add_argument("--source", type=local_path, help="directory of the videos, or a CSV file (folder)")
     parser.add_argument("--name", help="the dataset's name in data_dir (default: NAME)")
     parser.add_argument(
-        "--labels", type=local_path, help="file of labels, one a line, that fixes their order (folder, lists)"
+        "--labels",
+        type=local_path,
+        help="file with one label a line, which fixes their order (folder, lists)",
     )
     parser.add_argument(
-        "--train_list", type=local_path, help="list with a path and a label's number in each line"
+        "--train_list", type=local_path, help="list with a path and a label number on each line"
     )
     parser.add_argument(
-        "--val_list", type=local_path, help="... for `val`; numbers count the lines of --labels from 0"
+        "--val_list",
+        type=local_path,
+        help="the same for `val`; label numbers count the lines of --labels from 0",
     )
-    parser.add_argument("--fold", type=int, help="which of the official splits (ucf101, hmdb51; default 1)")
+    parser.add_argument("--fold", type=int, help="number of the official split (ucf101, hmdb51; default 1)")
     parser.add_argument(
         "--val_share",
         type=float,
-        help="share of each class that becomes `val` where the source has no splits (folder; default 0.2)",
+        help="share of each class that becomes `val` if the source has no splits (folder; default 0.2)",
     )
     parser.add_argument(
         "--fps",
         type=_rate,
         metavar="N",
-        help="frames a second of frame folders, such as 12 or 30000/1001 (default 25)",
+        help="frame rate of frame folders, such as 12 or 30000/1001 (default 25)",
     )
     _add_general_options(parser)
     args = parser.parse_args()
@@ -94,7 +98,7 @@ def parse() -> argparse.Namespace:
             "strict",
         ):
             if getattr(args, option) not in (None, False):
-                parser.error(f"--{option} is not for {args.dataset}, which is rendered")
+                parser.error(f"--{option} does not apply to {args.dataset}, which is rendered")
     else:
         _check_files_options(parser, args)
     return args
@@ -121,7 +125,9 @@ def _rate(text: str) -> Fraction:
     except (ValueError, ZeroDivisionError):
         rate = Fraction(0)
     if not 0 < rate <= _MOST_FPS:
-        raise argparse.ArgumentTypeError(f"{text} is no rate: it should be above 0, and at most {_MOST_FPS}")
+        raise argparse.ArgumentTypeError(
+            f"{text} is not a frame rate: it should be above 0 and at most {_MOST_FPS}"
+        )
     return rate
 
 
@@ -132,13 +138,13 @@ def _check_files_options(parser: argparse.ArgumentParser, args: argparse.Namespa
         what = "a directory of class folders or a CSV file" if folder else "a directory, see docs/data.md"
         parser.error(f"{args.dataset} needs --source, {what}")
     if lists and args.labels is None:
-        parser.error(
-            "--train_list and --val_list need --labels, a file with the label of each number in a line"
-        )
+        parser.error("--train_list and --val_list need --labels, a file with one label a line")
     if args.labels is not None and not folder and not lists:
-        parser.error("--labels is for folder and for lists only: other annotations say the order of labels")
+        parser.error(
+            "--labels applies to folder and to lists only: other annotations fix the order of labels"
+        )
     if args.val_share is not None and (lists or not folder):
-        parser.error("--val_share is for folder only, without lists")
+        parser.error("--val_share applies to folder without lists only")
     folds = 1 if folder or lists else registry.OFFICIAL[args.dataset].folds
     if args.fold is not None and not (folds > 1 and 1 <= args.fold <= folds):
         parser.error(
@@ -156,44 +162,49 @@ def _check_files_options(parser: argparse.ArgumentParser, args: argparse.Namespa
 
 def _add_general_options(parser: argparse.ArgumentParser) -> None:
     """Add the options common to all datasets of files, and those of checking and describing."""
-    how = parser.add_argument_group("how it is prepared")
+    how = parser.add_argument_group("preparation")
     how.add_argument(
         "--short_side",
         type=int,
         metavar="N",
-        help="encode every video anew, as H.264 that is quick to decode, with N pixels along its "
-        "shorter side where there are more",
+        help="re-encode every video as H.264 that decodes quickly, and scale a shorter side above N pixels "
+        "to N",
     )
     how.add_argument(
         "--strict",
         action="store_true",
-        help="reject every video with a doubtful frame, damaged or missing, not only those of which more "
-        f"than {MOST_DOUBTFUL:.0%} are doubtful",
+        help=f"reject a video with any doubtful frame (default: with more than {MOST_DOUBTFUL:.0%}% of them)",
     )
-    how.add_argument("--workers", type=int, metavar="N", help="threads (default: one for each core)")
-    how.add_argument("--beam_runner", metavar="NAME", help="run on this Apache Beam runner instead")
-    how.add_argument("--beam_options", metavar="K=V,...", help="its options, such as region=europe-west4")
+    how.add_argument(
+        "--workers", type=int, metavar="N", help="number of threads (default: one for each core)"
+    )
+    how.add_argument(
+        "--beam_runner", metavar="NAME", help="run on this Apache Beam runner instead of on threads"
+    )
+    how.add_argument(
+        "--beam_options", metavar="K=V,...", help="options of the runner, such as region=europe-west4"
+    )
     check = parser.add_argument_group("checking a prepared dataset, without NAME")
     check.add_argument(
         "--check",
         type=_dataset,
         metavar="DIR",
-        help="compare all that DIR holds with its manifest: data/NAME/1.0.0",
+        help="compare all files in DIR, such as data/NAME/1.0.0, with the manifest",
     )
-    check.add_argument("--decode", action="store_true", help="and decode every video")
+    check.add_argument("--decode", action="store_true", help="decode every video as well")
     describe = parser.add_argument_group("describing prepared datasets, without NAME")
     describe.add_argument(
         "--describe",
         type=_dataset,
         nargs="+",
         metavar="DIR",
-        help="print and draw class counts, durations, sizes, and which videos are in several splits or "
-        "datasets, by the hashes of their bytes",
+        help="print and draw class counts, durations and sizes; list videos with the same bytes in several "
+        "splits or datasets",
     )
     describe.add_argument(
-        "--out", type=_png, metavar="FILE.png", help="the picture (default: DIR/describe.png)"
+        "--out", type=_png, metavar="FILE.png", help="where to draw the picture (default: DIR/describe.png)"
     )
-    describe.add_argument("--json", action="store_true", help="print JSON, and draw only where --out says")
+    describe.add_argument("--json", action="store_true", help="print JSON, and draw only with --out")
 
 
 def _check_general_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -209,9 +220,11 @@ def _check_general_options(parser: argparse.ArgumentParser, args: argparse.Names
     for option, alone in (("decode", "check"), ("out", "describe"), ("json", "describe")):
         if getattr(args, option):
             hint = ": preparing decodes every video anyway" if option == "decode" else ""
-            parser.error(f"--{option} is for --{alone} only{hint}")
+            parser.error(f"--{option} needs --{alone}{hint}")
     if args.dataset is None or args.data_dir is None:
-        parser.error("NAME and --data_dir are needed: which dataset to prepare, and where datasets are kept")
+        parser.error(
+            "give NAME, the dataset to prepare, and --data_dir, the directory of all prepared datasets"
+        )
     if args.data_dir != Path(os.fsencode(args.data_dir).decode(errors="replace")):
         parser.error(
             f"--data_dir {names.printable(str(args.data_dir))} is not UTF-8, so ArrayRecord cannot open it: "
@@ -222,6 +235,4 @@ def _check_general_options(parser: argparse.ArgumentParser, args: argparse.Names
     if args.beam_runner is None and args.beam_options is not None:
         parser.error("--beam_options needs --beam_runner")
     if args.beam_runner is not None and args.workers is not None:
-        parser.error(
-            "--workers is not for Apache Beam: how many there are is the runner's, see --beam_options"
-        )
+        parser.error("--workers does not apply to Apache Beam: set the runner's own number in --beam_options")

@@ -50,7 +50,7 @@ def _shards(directory: Path) -> list[Path]:
 def test_a_dataset_that_nothing_happened_to(options, prepared):
     status, out, _ = _run("--check", prepared, *options)
     assert status == 0
-    assert out == [f"{prepared} is what its manifest says, sha256 {manifest.read(prepared).sha256[:16]}"]
+    assert out == [f"{prepared} matches its manifest, sha256 {manifest.read(prepared).sha256[:16]}"]
 
 
 def test_a_byte_that_was_flipped_anywhere(prepared, copy):
@@ -75,7 +75,10 @@ def test_a_split_of_another_name(copy):
     status, out, err = _run("--check", copy)
     assert status == 1 and err[-1].endswith("differences: 2")
     assert out[0].startswith("dataset_info.json was changed")
-    assert out[1].startswith("TFDS's metadata cannot be read, and so no record: ") and "'train'" in out[1]
+    assert (
+        out[1].startswith("TFDS's metadata cannot be read, so no record was checked: ")
+        and "'train'" in out[1]
+    )
 
 
 def test_a_flipped_byte_of_a_video_names_its_record(copy):
@@ -160,7 +163,7 @@ def test_decoding_is_only_done_when_it_is_asked_for(copy, monkeypatch):
         (("--check", "nowhere"), 1, "cannot be read"),
         (("--check", "d", "--source", "s"), 2, "not source"),
         (("motion_digits", "--check", "d"), 2, "not dataset"),
-        (("motion_digits", "--data_dir", "d", "--decode"), 2, "--decode is for --check only"),
+        (("motion_digits", "--data_dir", "d", "--decode"), 2, "--decode needs --check"),
         (("motion_digits", "--data_dir", "d", "--short_side", "32"), 2, "--short_side"),
         (("folder", "--source", "s", "--data_dir", "d", "--short_side", "15"), 2, "even number"),
         (("folder", "--source", "s", "--data_dir", "d", "--workers", "0"), 2, "at least 1"),
@@ -168,9 +171,9 @@ def test_decoding_is_only_done_when_it_is_asked_for(copy, monkeypatch):
         (
             ("folder", "--source", "s", "--data_dir", "d", "--beam_runner", "X", "--workers", "2"),
             2,
-            "not for",
+            "does not apply",
         ),
-        ((), 2, "NAME and --data_dir"),
+        ((), 2, "give NAME"),
     ],
 )
 def test_wrong_usage(args, status, reason, tmp_path, monkeypatch):

@@ -47,7 +47,7 @@ def test_a_dataset_is_described_and_drawn(dataset, capsys):
         "note: 1 label has no video: `c`",
         "note: 1 label has videos in `val` and none in `train`: `d`",
         "note: 2 videos of `val` are in `train` too, byte for byte: a/copy is a/1, _b$/other is a/2",
-        "note: 1 video is there under two labels: a/2 (a) is _b$/other (_b$)",
+        "note: 1 video is listed under two labels: a/2 (a) is _b$/other (_b$)",
         "train and val share 2 videos",
     ):
         assert expected in out, expected
@@ -98,7 +98,7 @@ def test_two_datasets_are_compared(dataset, tmp_path, capsys):
         (["--describe", "x"], 1, "manifest.json cannot be read"),
         (["--describe", "x", "--decode"], 2, "--describe takes --out and --json only, not decode"),
         (["--describe", "x", "--out", "x.pdf"], 2, "should end in .png"),
-        (["folder", "--source", "s", "--data_dir", "d", "--json"], 2, "--json is for --describe only"),
+        (["folder", "--source", "s", "--data_dir", "d", "--json"], 2, "--json needs --describe"),
     ],
 )
 def test_wrong_usage(args, status, reason, tmp_path, monkeypatch, capsys):

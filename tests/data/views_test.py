@@ -16,8 +16,12 @@ def dataset(motion_data):
 @pytest.mark.parametrize(
     ("changes", "settings", "message"),
     [
-        ({}, Eval(crops=3), "`eval.crops` is 3, but every video of `val`"),
-        ({"data__num_frames": 20}, Eval(clips=2), "`eval.clips` is 2, but every video of `val`"),
+        ({}, Eval(crops=3), "`eval.crops` is 3, but all views are the same: every video of `val`"),
+        (
+            {"data__num_frames": 20},
+            Eval(clips=2),
+            "`eval.clips` is 2, but all views are the same",
+        ),
         # Five starts are possible, so of six clips two are the same.
         ({"data__num_frames": 8}, Eval(clips=6), "`eval.clips` is 6"),
     ],

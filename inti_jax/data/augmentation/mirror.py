@@ -36,8 +36,8 @@ def mirrored_labels(labels: Sequence[str]) -> tuple[int, ...]:
             partners.append(number)
         else:
             raise UserError(
-                f"`data.flip` cannot mirror label `{labels[number]}`, which names a side: "
-                f"not exactly one other label says `{mirrored}`; set `data.flip=False`"
+                f"`data.flip` cannot mirror label `{labels[number]}`: exactly one other label should be "
+                f"`{mirrored}`; set `data.flip=False`"
             )
     return tuple(partners)
 

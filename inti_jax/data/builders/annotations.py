@@ -83,7 +83,7 @@ def read_labels(path: Path) -> tuple[str, ...]:
     for lines in (labels, labels[1:]):
         numbers = [match and int(match[1]) for match in map(numbered.match, lines)]
         if len(lines) > 1 and numbers in (list(range(len(lines))), list(range(1, len(lines) + 1))):
-            raise UserError(f"{path} has numbers before its labels, as in {shown(lines[0])}: leave them out")
+            raise UserError(f"{path} has numbers before its labels, as in {shown(lines[0])}: remove them")
     return _unique(labels, path)
 
 
@@ -105,7 +105,7 @@ def read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[s
                 continue
             if len(row) != len(header):
                 raise UserError(
-                    f"{path} row {reader.line_num}: {len(row)} columns where {len(header)} should be: "
+                    f"{path} row {reader.line_num}: {len(row)} columns instead of {len(header)}: "
                     f"{', '.join(header)}"
                 )
             yield reader.line_num, dict(zip(header, (cell.strip() for cell in row), strict=True))
@@ -141,8 +141,8 @@ def in_order(numbered: Iterable[tuple[str, int]], first: int, path: Path) -> tup
     for expected, (label, number) in enumerate(ordered, start=first):
         if number != expected:
             raise UserError(
-                f"{path}: labels should be numbered from {first}, each once, but {shown(label)} has {number} "
-                f"where {expected} should come"
+                f"{path}: labels should be numbered from {first}, each once, but {shown(label)} has "
+                f"{number} instead of {expected}"
             )
     labels = _unique([label for label, _ in ordered], path)
     for label in labels:
@@ -169,16 +169,16 @@ def check_name(name: Any, what: str, where: str) -> str:
     """Return `name` as text if it can be a file name without a suffix. Raises UserError otherwise."""
     text = str(name) if isinstance(name, str | int) and not isinstance(name, bool) else ""
     if not _NAME.fullmatch(text):
-        raise UserError(f"{where}: {what} {shown(name)} should be of letters, digits, - and _, up to 200")
+        raise UserError(
+            f"{where}: {what} {shown(name)} should have up to 200 characters, each a letter, a digit, - or _"
+        )
     return text
 
 
 def unknown_label(label: str, labels: Sequence[str], where: str, listed_in: object) -> NoReturn:
     """Raise UserError for a label that is not listed, with the nearest label that is."""
     near = difflib.get_close_matches(label[:_SHOWN], labels, n=1, cutoff=0)
-    raise UserError(
-        f"{where}: the label {shown(label)} is not in {listed_in}; the nearest there is `{near[0]}`"
-    )
+    raise UserError(f"{where}: the label {shown(label)} is not in {listed_in}; did you mean `{near[0]}`?")
 
 
 def check_known(label: str, labels: Sequence[str] | None, where: str) -> None:
@@ -187,8 +187,8 @@ def check_known(label: str, labels: Sequence[str] | None, where: str) -> None:
         return
     if label.isdecimal():
         raise UserError(
-            f"{where}: the label `{label}` is not in the labels file. A list of paths and numbers of labels "
-            "is given as --train_list or --val_list, and the videos' directory as --source"
+            f"{where}: the label `{label}` is not in the labels file. Pass a list of paths and label "
+            "numbers as --train_list or --val_list, and the videos' directory as --source"
         )
     unknown_label(label, labels, where, "the labels file")
 

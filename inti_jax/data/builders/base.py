@@ -146,7 +146,7 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type
         options = options or Options()
         directory = Path(self.data_dir)
         if directory.exists():
-            raise UserError(f"{directory} is in the way, and no finished dataset: delete it")
+            raise UserError(f"{directory} is not a finished dataset: delete it")
         beam = _beam_arguments(options)
         source = fingerprint(self._labels, self._clips, options)
         plan = {
@@ -160,7 +160,7 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type
                 self._journal.finish(directory)
         except KeyboardInterrupt:
             print(
-                f"{self._journal.directory} has what is done: the same command goes on from it",
+                f"{self._journal.directory} holds the finished part: run the same command to resume",
                 file=sys.stderr,
             )
             raise
@@ -227,7 +227,7 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type
         missing = [clips[start:end] for name, (start, end) in parts if self._journal.part(name) is None]
         if len(missing) < len(parts):
             kept = len(parts) - len(missing)
-            print(f"{split}: {kept} of {len(parts)} shards were written before", file=sys.stderr)
+            print(f"{split}: {kept} of {len(parts)} shards are already written", file=sys.stderr)
         check = functools.partial(_check, self.read, options)
         if options.beam_runner:
             yield [
@@ -293,7 +293,7 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type
     def _complete(self, shard: str) -> Part:
         part = self._journal.part(shard)
         if part is None:
-            raise UserError(f"{shard} was not written: do all machines see {self._journal.directory}?")
+            raise UserError(f"{shard} is missing: do all machines share {self._journal.directory}?")
         return part
 
 

@@ -45,10 +45,13 @@ def scan_directory(source: Path, labels: Sequence[str] | None, rate: Fraction) -
         if split is not None:
             scanned.rejected[split] += _left_out(directory, source)
         if not directory.folders:
-            raise UserError(f"{folder} has no folders: put the videos of each class in a folder of its name")
+            raise UserError(
+                f"{folder} contains no folders: put the videos of each class in a folder named after the "
+                "class"
+            )
         for class_folder in directory.folders:
             if source.resolve().is_relative_to(class_folder.resolve()):
-                reason = "a link to a folder that this one is in"
+                reason = "a link to a folder that contains it"
                 scanned.rejected[split or "train"].append(Rejected(relative_id(class_folder, source), reason))
                 continue
             label = printable(class_folder.name)
@@ -65,7 +68,9 @@ def _split_folders(top: Directory, scanned: Scanned) -> list[tuple[str | None, P
     """Choose the folders of `train` and `val`, or the source itself, without a split."""
     source = top.path
     if not top.folders:
-        raise UserError(f"{source} has no folders: put the videos of each class in a folder of its name")
+        raise UserError(
+            f"{source} contains no folders: put the videos of each class in a folder named after the class"
+        )
     by_split: dict[str | None, list[Path]] = collections.defaultdict(list)
     for folder in top.folders:
         by_split[split_named(folder.name)].append(folder)
@@ -73,20 +78,21 @@ def _split_folders(top: Directory, scanned: Scanned) -> list[tuple[str | None, P
     named = [folder.name for folder in top.folders if folder not in others]
     if others and set(SPLITS) <= set(by_split):
         raise UserError(
-            f"{source} has {quoted(named)}, which are splits, and so should have no other folder: "
+            f"{source} has {quoted(named)}; a source with split folders should have no other folder: "
             f"`{printable(others[0].name)}`"
         )
     if others:
         return [(None, source)]
     for split, folders in by_split.items():
         if len(folders) > 1:
-            raise UserError(f"{source} has {quoted(named)}: two of them are called like the split `{split}`")
+            raise UserError(f"{source} has {quoted(named)}: two of them name the split `{split}`")
     if "train" not in by_split or len(by_split) < 2:
         reasons = [
             f"; {place.path.name}: {place.reason}" for place in top.skipped if split_named(place.path.name)
         ]
         raise UserError(
-            f"{source} has {quoted(named)}: splits are two folders, `train` and `val`{''.join(reasons)}"
+            f"{source} has {quoted(named)}: a source with splits needs two folders, `train` and "
+            f"`val`{''.join(reasons)}"
         )
     (train,), (val, *_), tests = (
         by_split["train"],
@@ -98,7 +104,7 @@ def _split_folders(top: Directory, scanned: Scanned) -> list[tuple[str | None, P
         reason = "it is neither `train` nor `val`: prepare it as a dataset of its own"
         scanned.rejected["val"].append(Rejected(relative_id(tests[0], source), reason))
     elif tests:
-        scanned.notes.append(f"`{val.name}` is taken as `val`")
+        scanned.notes.append(f"`{val.name}` is used as `val`")
     return [("train", train), ("val", val)]
 
 
@@ -109,7 +115,10 @@ def _splits_inside(found: Sequence[Found]) -> list[str]:
     if "train" not in splits or splits.isdisjoint({"val", "test"}):
         return []
     names = quoted(sorted(name for name in inside if split_named(name)))
-    return [f"folders of classes have folders {names}, which are no splits there: put classes into splits"]
+    return [
+        f"class folders contain folders {names}, which are not used as splits: put the class folders inside "
+        "`train` and `val`"
+    ]
 
 
 def _scan_class(
@@ -131,7 +140,9 @@ def _scan_class(
             image_folders.append((Found(folder_id, label, split, frames, size), stems))
             if series.others:
                 first = printable(series.others[0])
-                reason = f"{len(series.others)} images are not of the series of frames, as {first}"
+                reason = (
+                    f"{len(series.others)} images do not belong to the numbered frames, for example {first}"
+                )
                 rejected.append(Rejected(folder_id, reason))
             files = [name for name in files if not is_image(name)]
         for name in files:
@@ -146,9 +157,7 @@ def _scan_class(
         if videos.isdisjoint(stems):
             found.append(folder)
         else:
-            rejected.append(
-                Rejected(folder.id, "it has still images that are called like the videos beside it")
-            )
+            rejected.append(Rejected(folder.id, "its still images are named like the videos beside it"))
     return sorted(found, key=lambda file: file.id.split("/")), rejected
 
 

@@ -52,12 +52,12 @@ def source_of(path: Path) -> Path | Absent:
     if is_video_name(path.name):
         return path
     if path.suffix.lower() in _STILL_SUFFIXES:
-        return Absent("it is a still image: the frames of a video go in a folder of their own")
+        return Absent("it is a still image: put the frames of a video in a folder of their own")
     try:
         with path.open("rb") as file:
             decode.check_opens(file)
     except decode.DecodeError as error:
-        return Absent(f"it is no video: {error}")
+        return Absent(f"it is not a video: {error}")
     except OSError as error:
         return Absent(f"it cannot be read: {error.strerror}")
     return path

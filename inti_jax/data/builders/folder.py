@@ -52,7 +52,8 @@ def check_name(name: str) -> None:
     """Raise UsageError unless `name` can name a dataset."""
     if not _NAME.fullmatch(name):
         raise UsageError(
-            f"--name {name!r} cannot name a dataset: use lower-case letters, digits and _, a letter first"
+            f"--name {name!r} cannot name a dataset: use lower-case letters, digits and _, starting with a "
+            "letter"
         )
 
 
@@ -92,7 +93,7 @@ def scan(
     stripped = {label.strip(): label for label in labels}
     if alike := [label for label in labels if stripped[label.strip()] != label]:
         other = stripped[alike[0].strip()]
-        raise UserError(f"{source}: the labels {alike[0]!r} and {other!r} differ in spaces alone: rename one")
+        raise UserError(f"{source}: the labels {alike[0]!r} and {other!r} differ only in spaces: rename one")
     return Located(labels, splits, dict(scanned.rejected), tuple(scanned.notes))
 
 
@@ -100,4 +101,4 @@ def _first(clips: Sequence[Clip], rejected: Sequence[Rejected]) -> str:
     """Describe the first file that is left out, with the reason."""
     reasons = [(clip.id, clip.source.reason) for clip in clips]
     reasons += [(entry.source, entry.reason) for entry in rejected]
-    return "the first of {} that are left out, {}: {}".format(len(reasons), *reasons[0])
+    return "the first of {} rejected, {}: {}".format(len(reasons), *reasons[0])

@@ -103,7 +103,7 @@ def read(source: Frames) -> bytes:
     names = series.names
     if source.limit is not None:
         if source.limit > len(names):
-            raise DecodeError(f"{source.limit} frames are listed, but {len(names)} are there")
+            raise DecodeError(f"the annotations list {source.limit} frames, but the folder has {len(names)}")
         names = names[: source.limit]
     try:
         return encode(_images(source.folder, names), source.rate)
@@ -146,14 +146,14 @@ def _image(path: Path) -> UInt8[np.ndarray, "H W 3"]:
                     upright = upright.convert("RGBA")
                 return np.asarray(upright.convert("RGB"))
     except OSError as error:
-        reason = error.strerror or "it is damaged, cut short or no image"
+        reason = error.strerror or "it is damaged, truncated or not an image"
         raise DecodeError(f"its frame {name} cannot be read: {reason}") from None
     except Exception as error:  # Pillow does not document what it raises for damaged files
         reason = str(error).partition("\n")[0]
         raise DecodeError(f"its frame {name} cannot be read: {reason}") from None
     if frames > 1:
         raise DecodeError(f"its frame {name} is an animation of {frames} frames")
-    raise DecodeError(f"its frame {name} has pixels of the kind {mode}, not of 8 bits a channel")
+    raise DecodeError(f"its frame {name} has the pixel format {mode}, not 8 bits a channel")
 
 
 def _gap(numbered: list[tuple[int, str]]) -> str:

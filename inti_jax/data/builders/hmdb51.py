@@ -19,7 +19,7 @@ def read(tree: Tree, fold: int) -> Annotations:
     ending = f"_test_split{fold}.txt"
     files = {path.name: path for path in tree.texts(rf".+{re.escape(ending)}")}
     if not files:
-        raise UserError(f"<class>{ending} is not in {tree.root}, nor up to two folders down")
+        raise UserError(f"<class>{ending} is not in {tree.root} or up to two folders below")
     splits: dict[str, list[Listed]] = {split: [] for split in SPLITS}
     labels = sorted(name.removesuffix(ending) for name in files)
     for label in labels:
@@ -30,7 +30,7 @@ def read(tree: Tree, fold: int) -> Annotations:
             name, _, part = line.rpartition(" ")
             name = name.strip()
             if not name or "/" in name or part not in _PARTS:
-                raise UserError(f"{where}: {shown(line)} should be the name of a file and 0, 1 or 2")
+                raise UserError(f"{where}: {shown(line)} should be a file name and 0, 1 or 2")
             if split := _PARTS[part]:
                 stem = PurePosixPath(name).stem
                 splits[split].append(Listed(f"{label}/{stem}", label, path, row, (stem,), folder=label))

@@ -71,8 +71,8 @@ class Journal:
             if _read(path) != plan:
                 if any((self.dataset / part.stem).exists() for part in self._parts()):
                     raise UserError(
-                        f"{self.directory} was begun with other files, labels, splits, --short_side, --fps "
-                        "or --strict: delete it, or call the command as it was called then, to go on"
+                        f"{self.directory} holds a build with other files, labels, splits, --short_side, "
+                        "--fps or --strict: delete it, or run the earlier command to resume it"
                     )
                 shutil.rmtree(self.dataset, ignore_errors=True)
                 _write(path, plan)

@@ -48,12 +48,12 @@ def read(tree: Tree, fold: int) -> Annotations:
             continue
         for split, listed in _rows(path):
             if files.setdefault(split, path) != path:
-                raise UserError(f"both {files[split]} and {path} list `{split}`: leave one of them there")
+                raise UserError(f"both {files[split]} and {path} list `{split}`: remove one of them")
             splits.setdefault(split, []).append(listed)
     if not splits:
         raise UserError(
-            f"{tree.root} has no annotations with clips of train or val: a CSV file with the columns "
-            f"{', '.join(_COLUMNS)} should be there, or up to two folders below"
+            f"{tree.root} has no annotations with clips of train or val: put a CSV file with the columns "
+            f"{', '.join(_COLUMNS)} there, or up to two folders below"
         )
     # Order the splits independently of the files' names.
     splits = {split: splits[split] for split in SPLITS if split in splits}
@@ -85,7 +85,7 @@ def _rows(path: Path) -> Iterator[tuple[str, Listed]]:
                 raise UserError(f"{where}: unknown split {shown(cells['split'])}")
         elif named is None:
             raise UserError(
-                f"{path} has no column `split` and no name that says it: call it train.csv or val.csv"
+                f"{path} has no column `split`, and its name states no split: name it train.csv or val.csv"
             )
         else:
             split = named

@@ -29,12 +29,10 @@ def read(files: Mapping[str, Path], labels: Sequence[str], root: Path) -> Annota
             where = f"{path} row {row}"
             match = _LINE.fullmatch(line)
             if match is None:
-                hint = (
-                    "; a CSV file with labels by name is given to `folder` as --source" if "," in line else ""
-                )
+                hint = "; pass a CSV file with label names to `folder` as --source" if "," in line else ""
                 if "path" in line.lower() and not any(map(str.isdigit, line)):
                     hint = f": delete the header{hint}"
-                raise UserError(f"{where}: {shown(line)} should be a path and the number of its label{hint}")
+                raise UserError(f"{where}: {shown(line)} should be a path and a label number{hint}")
             number = int(match["number"][:9])  # a longer number is too large in any case
             if number >= len(labels):
                 raise UserError(

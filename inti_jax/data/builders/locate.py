@@ -84,8 +84,8 @@ def scan(
         if all(isinstance(clip.source, Absent) for clip in splits[split]):
             expected = listed[0].path or f"{listed[0].stems[0]}.mp4"
             raise UserError(
-                f"none of the {len(listed)} videos that {listed[0].file} lists is below {source}: "
-                f"the first would be {expected}"
+                f"none of the {len(listed)} videos that {listed[0].file} lists is below {source}: the first "
+                f"is expected at {expected}"
             )
         if missing:
             notes.append(f"{missing} of the {len(listed)} videos of `{split}` are not on disk")
@@ -95,7 +95,7 @@ def scan(
         rejected[next(iter(splits))] = [
             Rejected(relative_id(place.path, source), place.reason) for place in folders
         ]
-        notes.append(f"{len(folders)} folders below {source} cannot be read, {folders[0].path} for one")
+        notes.append(f"{len(folders)} folders below {source} cannot be read, for example {folders[0].path}")
     return Located(annotations.labels, splits, rejected, tuple(notes))
 
 
@@ -130,7 +130,7 @@ def _check_ids(annotations: Annotations) -> dict[str, Listed]:
         for row in listed:
             if split_of.setdefault(row.id, split) != split:
                 raise UserError(
-                    f"{row.where}: {row.id} is in {first[row.id].where} already, which is of another split"
+                    f"{row.where}: {row.id} is already in {first[row.id].where}, in another split"
                 )
             first.setdefault(row.id, row)
     return first

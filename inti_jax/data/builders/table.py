@@ -40,7 +40,7 @@ def scan_table(source: Path, labels: Sequence[str] | None, rate: Fraction) -> Sc
         where = f"{source} row {number}"
         if len(row) != len(columns):
             raise UserError(
-                f"{where}: {len(row)} columns where {len(columns)} should be: "
+                f"{where}: {len(row)} columns instead of {len(columns)}: "
                 f"{', '.join(column or 'an index' for column in columns)}{_hint(row)}"
             )
         cells = dict(zip(columns, row, strict=True))
@@ -53,7 +53,7 @@ def scan_table(source: Path, labels: Sequence[str] | None, rate: Fraction) -> Sc
             raise UserError(f"{where}: unknown split `{cells['split']}`; splits are `train` and `val`")
         video_id = printable(Path(os.path.normpath(cells["path"])).as_posix())
         if video_id in seen:
-            raise UserError(f"{where}: {video_id} is in row {seen[video_id]} already")
+            raise UserError(f"{where}: {video_id} is already in row {seen[video_id]}")
         seen[video_id] = number
         scanned.labels.add(cells["label"])
         scanned.found.append(Found(video_id, cells["label"], split, video, size))
@@ -97,18 +97,18 @@ def _source(path: Path, where: str, rate: Fraction) -> tuple[Path | Frames | Abs
         raise UserError(f"{where}: there is no file {path}{hint}")
     if found := folder_of(path, rate):
         return found
-    raise UserError(f"{where}: {path} is a folder, and not of numbered images, the frames of a video")
+    raise UserError(f"{where}: {path} is a folder without numbered images")
 
 
 def _hint(row: Sequence[str]) -> str:
     """Suggest how to pass a row of the wrong length that looks like another format; empty if it does not."""
     if len(row) == 1 and _LIST_LINE.fullmatch(row[0]):
         return (
-            f". {shown(row[0])} is a line of a list of paths and numbers of labels: give the file as "
+            f". {shown(row[0])} is a line of a list of paths and label numbers: pass the file as "
             "--train_list or --val_list, the labels as --labels and the videos' directory as --source"
         )
     if len(row) == 3 and row[0].isdecimal():
-        return ". The first is an index, as pandas writes it: write the file with its header, or index=False"
+        return ". The first is pandas' index: write the file with its header, or with index=False"
     return ""
 
 
@@ -119,9 +119,9 @@ def _without_test(scanned: Scanned) -> Scanned:
         return scanned
     if "val" not in splits:
         found = [file._replace(split="val") if file.split == "test" else file for file in scanned.found]
-        return scanned._replace(found=found, notes=[*scanned.notes, "`test` is taken as `val`"])
+        return scanned._replace(found=found, notes=[*scanned.notes, "`test` is used as `val`"])
     found = [file for file in scanned.found if file.split != "test"]
-    reason = "it is of `test`, which is not used"
+    reason = "it belongs to `test`, which is not used"
     scanned.rejected["val"] += [Rejected(file.id, reason) for file in scanned.found if file.split == "test"]
     count = len(scanned.found) - len(found)
     rows = "1 row of `test` is" if count == 1 else f"{count} rows of `test` are"

@@ -24,7 +24,9 @@ class Tree:
 
     def __init__(self, root: Path):
         if not root.is_dir():
-            raise UserError(f"{root} is not a directory: --source is where videos and annotations are")
+            raise UserError(
+                f"{root} is not a directory: --source takes the directory of the videos and annotations"
+            )
         self.root = root
         self.skipped: list[Skipped] = []  # places that could not be read
         self._videos: dict[str, list[str]] = {}
@@ -66,12 +68,12 @@ class Tree:
         for split, (name, pattern) in names.items():
             found = self.texts(pattern or re.escape(name))
             if len(found) > 1:
-                raise UserError(f"both {found[0]} and {found[1]} may be {name}: leave one of them there")
+                raise UserError(f"both {found[0]} and {found[1]} may be {name}: remove one of them")
             if found:
                 files[split] = found[0]
         if not files:
             wanted = " or ".join(name for name, _ in names.values())
-            raise UserError(f"{wanted} is not in {self.root}, nor up to {_TEXT_DEPTH} folders down")
+            raise UserError(f"{wanted} is not in {self.root} or up to {_TEXT_DEPTH} folders below")
         return files
 
     def find(
@@ -120,7 +122,7 @@ class Tree:
         if len({os.path.realpath(self.root / path) for path in found}) > 1:
             raise UserError(
                 f"{listed.where}: both {self.root / found[0]} and {self.root / found[1]} may be its video: "
-                "leave out one, for instance by renaming its folder so that it starts with a dot"
+                "hide one, for example by renaming its folder to start with a dot"
             )
         return found[0]
 

@@ -39,9 +39,7 @@ def read(tree: Tree, fold: int) -> Annotations:
             if label not in numbers:
                 unknown_label(label, labels, where, classes)
             if number.strip() not in ("", str(numbers[label])):
-                raise UserError(
-                    f"{where}: `{label}` is {numbers[label]} in {classes}, and not {shown(number)}"
-                )
+                raise UserError(f"{where}: `{label}` is {numbers[label]} in {classes}, not {shown(number)}")
             yield Listed(f"{label}/{stem}", label, path, row, (stem,), folder=label)
 
     lists = {"train": (f"trainlist0{fold}.txt", None), "val": (f"testlist0{fold}.txt", None)}

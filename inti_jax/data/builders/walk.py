@@ -54,7 +54,10 @@ def walk(root: Path) -> Iterator[Directory]:
         try:
             identity = _identity(path)
             if identity in seen:
-                reason = f"a link to a folder that is read already or above: {printable(str(seen[identity]))}"
+                reason = (
+                    "a link to a folder that contains it or is already read: "
+                    f"{printable(str(seen[identity]))}"
+                )
                 yield Directory(path, [], [], [Skipped(path, reason, again=True)])
                 continue
             seen[identity] = path

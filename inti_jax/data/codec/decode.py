@@ -116,7 +116,7 @@ def decode_frames(
     """
     wanted = sorted(set(indices.tolist()))
     if not wanted or wanted[0] < 0:
-        raise DecodeError(f"frame indices {indices.tolist()} are not all of a video's")
+        raise DecodeError(f"frame indices {indices.tolist()} should be at least one, none negative")
     found = None
     if total is not None:
         with _opened(video) as (container, stream):

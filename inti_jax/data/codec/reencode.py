@@ -54,10 +54,10 @@ def reencode(
     except (av.FFmpegError, ValueError, ArithmeticError, MemoryError) as error:
         decode.validate(video, most_doubtful)  # mostly raises an error that has the reason
         reason = str(error).partition("\n")[0]
-        raise decode.DecodeError(f"it cannot be encoded anew: {reason}") from None
+        raise decode.DecodeError(f"it cannot be re-encoded: {reason}") from None
     info = decode.validate(encoded)
     if info.frames != frames:
-        raise decode.DecodeError(f"encoded anew it has {info.frames} of its {frames} frames")
+        raise decode.DecodeError(f"re-encoded, it has {info.frames} of its {frames} frames")
     return encoded, dataclasses.replace(info, doubtful=doubtful)
 
 

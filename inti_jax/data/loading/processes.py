@@ -73,9 +73,9 @@ def affordable(workers: int, *, exactly: bool) -> int:
     fit = max(0, (limit - open_now - files_needed(0) - _FILES_OF_COUNTERS) // FILES_OF_A_WORKER)
     message = f"{workers} worker processes need {needed} open files, and the hard limit is {limit}"
     if exactly:
-        threads = "" if fit else ", with which threads load"
+        threads = "" if fit else ", which loads with threads"
         raise UserError(f"{message}: raise it (ulimit -Hn), or set `data.workers={fit}`{threads}")
-    log.warning("%s: %s", message, f"{fit} are started" if fit else "threads load instead")
+    log.warning("%s: %s", message, f"starting {fit}" if fit else "loading with threads instead")
     return fit
 
 

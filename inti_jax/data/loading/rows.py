@@ -41,7 +41,7 @@ def _checked(load: Callable[[Any], Row], shape: tuple[int, ...], element: Any) -
         raise sent from error
     video = row["video"]
     if video.shape != shape or video.dtype != np.uint8:
-        raise ValueError(f"a row's video is {video.dtype} {video.shape}: uint8 {shape} is what it should be")
+        raise ValueError(f"a row's video is {video.dtype} {video.shape}, not uint8 {shape}")
     return row
 
 

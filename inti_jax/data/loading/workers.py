@@ -116,7 +116,7 @@ class Workers:
         if self._error is not None:
             raise self._error
         if self._closed or job.closed:
-            raise LoadingError("the batches were closed while they were waited for")
+            raise LoadingError("the batches were closed while a caller waited for one")
         if job.error is not None:
             raise job.error
 
@@ -173,8 +173,8 @@ class Workers:
         if stuck is not None:
             job, row = self._handed_out[stuck]
             self._error = LoadingError(
-                f"loading the video of index {index_of(job.order[row])} did not come to an end in "
-                f"{processes.ROW_SECONDS} s: the decoder hangs, or the storage"
+                f"loading the video of index {index_of(job.order[row])} did not finish in "
+                f"{processes.ROW_SECONDS} s: the decoder or the storage hangs"
             )
         elif died is not None:
             self._note_death(int(died[1]))
@@ -196,7 +196,7 @@ class Workers:
         batch = row // job.size
         how = f"was killed by {signal.Signals(-exit_code).name}" if exit_code < 0 else f"exited ({exit_code})"
         if self._deaths < _DEATHS:
-            log.warning("a worker process %s: the workers start anew at batch %d", how, batch)
+            log.warning("a worker process %s: restarting the workers at batch %d", how, batch)
             return
         rows = range(batch * job.size, min((batch + 1) * job.size, len(job.order)))
         indices = [index_of(job.order[row]) for row in rows[:16]]
@@ -271,8 +271,8 @@ class Job:
 def _why(exit_code: int, indices: list[int]) -> str:
     """Name the most likely cause of workers' deaths while they load the videos of `indices`."""
     if exit_code == -signal.SIGKILL:
-        return "memory ran out, most likely: lower `data.workers` or `data.prefetch`"
+        return "memory probably ran out: lower `data.workers` or `data.prefetch`"
     if exit_code < 0:
         listed = ", ".join(map(str, indices))
-        return f"a video crashes the decoder, most likely: one of the indices {listed}, or soon after"
+        return f"a video probably crashes the decoder: one of the indices {listed}, or one soon after"
     return "its traceback is above"

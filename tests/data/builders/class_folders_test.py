@@ -80,7 +80,7 @@ def test_links_are_followed_and_what_cannot_be_read_is_listed(tmp_path):
     assert "a link to" in reasons["lost"] and "unmounted" in reasons["lost"]
     assert "gone.mp4, which cannot be reached: No such file" in reasons["b/gone.mp4"]
     assert "symbolic links" in reasons["b/itself.mp4"] and "a pipe" in reasons["b/pipe.mp4"]
-    assert all("read already or above" in reasons[name] for name in ("a/again", "b/up"))
+    assert all("contains it or is already read" in reasons[name] for name in ("a/again", "b/up"))
     assert "in no class folder" in reasons["beside.mp4"]
 
 
@@ -148,7 +148,7 @@ def test_split_folders_by_their_usual_names(train, val, tmp_path, capsys):
     assert contents.labels == ("a", "b")
     assert _ids(contents) == [f"{train}/a/1.mp4", f"{train}/b/2.mp4"]
     assert _ids(contents, "val") == [f"{val}/a/3.mp4", f"{val}/b/4.mp4"]
-    assert ("`Test` is taken as `val`" in capsys.readouterr().err) == (val == "Test")
+    assert ("`Test` is used as `val`" in capsys.readouterr().err) == (val == "Test")
 
 
 def test_a_test_folder_beside_val_is_left_out_with_a_note(tmp_path, capsys):
@@ -166,8 +166,8 @@ def test_a_test_folder_beside_val_is_left_out_with_a_note(tmp_path, capsys):
         (["catch_the_train", "miss_the_train"], ("catch_the_train", "miss_the_train")),
         (["train", "bus", "test"], ("bus", "test", "train")),  # vehicles, and a class
         (["Val", "Train", "bus"], "should have no other folder: `bus`"),
-        (["train"], "splits are two folders"),
-        (["Train", "val", "validation"], "two of them are called like the split `val`"),
+        (["train"], "needs two folders"),
+        (["Train", "val", "validation"], "two of them name the split `val`"),
     ],
 )
 def test_which_folders_are_classes(folders, labels, tmp_path):
@@ -182,7 +182,7 @@ def test_which_folders_are_classes(folders, labels, tmp_path):
 def test_splits_inside_of_classes_are_noted(tmp_path):
     _videos(tmp_path, "a/train/1.mp4", "a/val/2.mp4", "b/Train/3.mp4")
     (note,) = folder.scan(tmp_path).notes
-    assert "folders `Train`, `train`, `val`, which are no splits there" in note
+    assert "folders `Train`, `train`, `val`, which are not used as splits" in note
 
 
 @pytest.mark.parametrize(
@@ -265,7 +265,7 @@ def test_the_same_bytes_in_both_splits_or_under_two_labels_are_noted(tmp_path, c
     notes = capsys.readouterr().err
     assert "note: 2 videos of `val` are in `train` too" not in notes
     assert "note: 1 video of `val` is in `train` too, byte for byte: val/a/copy.mp4 is train/a/1.mp4" in notes
-    assert "note: 1 video is there under two labels: val/a/3.mp4 (a) is val/b/other.mp4 (b)" in notes
+    assert "note: 1 video is listed under two labels: val/a/3.mp4 (a) is val/b/other.mp4 (b)" in notes
 
 
 ODD = [b"caf\xe9", b"tab\there", "naïve".encode(), b"back\\slash", b"\\xe9", b"caf\\xe9"]
@@ -294,7 +294,7 @@ def test_labels_with_spaces_at_their_ends(tmp_path):
     assert _prepared(source, "--val_share", "0").labels == (" b", "a ")
     assert not list(check.differences(tmp_path / "data" / "folder" / "1.0.0"))
     _videos(source, "a/1.mp4")
-    with pytest.raises(UserError, match="'a' and 'a ' differ in spaces alone"):
+    with pytest.raises(UserError, match="'a' and 'a ' differ only in spaces"):
         folder.scan(source)
 
 
@@ -328,7 +328,7 @@ def test_a_source_of_which_nothing_is_a_video_says_why(tmp_path):
     with pytest.raises(UserError, match=r"no video of `train`: the first of 1 .* a/x\.mp4: a link to gone"):
         folder.scan(tmp_path)
     (tmp_path / "a" / "1.jpg").write_bytes(b"")
-    with pytest.raises(UserError, match=r"the first of 2 .* a/1\.jpg: it is a still image: the frames"):
+    with pytest.raises(UserError, match=r"the first of 2 .* a/1\.jpg: it is a still image: put the frames"):
         folder.scan(tmp_path)
 
 

@@ -85,9 +85,9 @@ def _rename_label(source):
 def test_a_dataset_is_reused_for_the_same_source_wherever_it_is(source, tmp_path, capsys):
     args = ("folder", "--data_dir", tmp_path / "data", "--source")
     assert prepare(*args, source) == 0
-    assert "prepared already" not in capsys.readouterr().out
+    assert "already prepared" not in capsys.readouterr().out
     assert prepare(*args, source.rename(tmp_path / "moved")) == 0
-    assert "prepared already" in capsys.readouterr().out
+    assert "already prepared" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_a_table_as_pandas_writes_it_and_splits_by_their_usual_names(tmp_path, c
     assert prepare("folder", "--source", table, "--data_dir", tmp_path / "data") == 0
     assert "note: 1 row of `test` is not used" in capsys.readouterr().err
     (left_out,) = manifest.read(tmp_path / "data" / "folder" / "1.0.0").splits["val"].rejected
-    assert left_out == manifest.Rejected("videos/yoga/0.mp4", "it is of `test`, which is not used")
+    assert left_out == manifest.Rejected("videos/yoga/0.mp4", "it belongs to `test`, which is not used")
 
 
 BAD_FILES = {
@@ -250,7 +250,7 @@ def test_nothing_half_made_can_be_opened(source, tmp_path, monkeypatch):
 def test_a_place_that_cannot_be_written_is_said(source, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     (tmp_path / "data" / "folder" / "1.0.0").mkdir(parents=True)
-    for place, reason in (("file", "cannot be written"), ("data", "no finished dataset")):
+    for place, reason in (("file", "cannot be written"), ("data", "not a finished dataset")):
         args = ("folder", "--source", source, "--data_dir", tmp_path / place)
         assert prepare(*args) == 1
         (line,) = capsys.readouterr().err.splitlines()
@@ -318,22 +318,28 @@ def test_what_is_wrong_with_a_dataset_is_said(source, tmp_path):
     ("table", "reason"),
     [
         ("videos/yoga/0.mp4,yoga\nvideos/yoga/9.mp4,yoga\n", r"table.csv row 2: there is no file .*9.mp4"),
-        ("videos/yoga/0.mp4,yoga\n./videos/yoga/0.mp4,yoga\n", "row 2: videos/yoga/0.mp4 is in row 1"),
-        ("videos/yoga/0.mp4,yogi\n", "row 1: the label `yogi` is not in .*nearest there is `yoga`"),
-        ("videos/yoga/0.mp4\n", "row 1: 1 columns where 2 should be"),
+        (
+            "videos/yoga/0.mp4,yoga\n./videos/yoga/0.mp4,yoga\n",
+            "row 2: videos/yoga/0.mp4 is already",
+        ),
+        ("videos/yoga/0.mp4,yogi\n", "row 1: the label `yogi` is not in .*did you mean `yoga`"),
+        ("videos/yoga/0.mp4\n", "row 1: 1 columns instead of 2"),
         ("videos/yoga/0.mp4,\n", "row 1: the label is empty"),
         ("path,label,split\nvideos/yoga/0.mp4,yoga,vall\n", "row 2: unknown split `vall`"),
         ("path,label,weight\nvideos/yoga/0.mp4,yoga,1\n", "row 1: unknown column `weight`"),
         ("path,label\n", "no rows"),
-        ("videos/yoga/0.mp4 1\n", "row 1: 1 columns where 2 .*line of a list.*--train_list.*--labels"),
-        ("videos/yoga/0.mp4,1\n", "row 1: the label `1` is not in the labels file. A list .*--train_list"),
-        ("0,videos/yoga/0.mp4,yoga\n", "row 1: 3 columns where 2 .*an index, as pandas writes it"),
+        ("videos/yoga/0.mp4 1\n", "row 1: 1 columns instead of 2.*line of a list.*--train_list.*--labels"),
+        (
+            "videos/yoga/0.mp4,1\n",
+            "row 1: the label `1` is not in the labels file. Pass .*--train_list",
+        ),
+        ("0,videos/yoga/0.mp4,yoga\n", "row 1: 3 columns instead of 2.*pandas' index"),
         (
             "file,class\nvideos/yoga/0.mp4,yoga\n",
             "row 1: there is no file .*file; a header.*`path` and `label`",
         ),
         ("path,label,path\na,b,c\n", "row 1: the column `path` is there twice"),
-        ("videos/yoga,yoga\n", "row 1: .*yoga is a folder, and not of numbered images"),
+        ("videos/yoga,yoga\n", "row 1: .*yoga is a folder without numbered images"),
         ("", "empty"),
     ],
 )
@@ -352,7 +358,7 @@ def test_what_is_wrong_with_a_csv_file_is_said_before_anything_is_written(table,
 def test_what_is_wrong_with_a_directory_is_said(source, tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         folder.scan(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="has no folders"):
+    with pytest.raises(UserError, match="contains no folders"):
         folder.scan(source / "yoga")
     (tmp_path / "half" / "train").mkdir(parents=True)
     with pytest.raises(UserError, match="two folders, `train` and `val`"):
@@ -378,7 +384,7 @@ def test_a_split_without_a_valid_video(tmp_path, capsys):
         (["folder", "--source", "s", "--data_dir", "d", "--name", "My-Videos"], "My-Videos"),
         (["folder", "--source", "s", "--data_dir", "d", "--name", "motion_digits"], "taken"),
         (["folder", "--source", "s", "--data_dir", "d", "--val_share", "1.5"], "1.5"),
-        (["motion_digits", "--source", "s", "--data_dir", "d"], "--source is not for motion_digits"),
+        (["motion_digits", "--source", "s", "--data_dir", "d"], "--source does not apply to motion_digits"),
     ],
 )
 def test_wrong_usage(args, reason, tmp_path, monkeypatch, capsys):

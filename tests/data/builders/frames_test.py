@@ -56,12 +56,14 @@ def test_frame_folders_are_videos_of_a_directory(tmp_path, capsys):
     reasons = {
         entry.source: entry.reason for entry in manifest.read(opened.directory).splits["train"].rejected
     }
-    assert "12 images are not of the series of frames, as flow_x_00001.jpg" in reasons["b/three"]
-    assert "no video" in reasons["b/three/info.json"]
+    assert ("12 images do not belong to the numbered frames, for example flow_x_00001.jpg") in reasons[
+        "b/three"
+    ]
+    assert "not a video" in reasons["b/three/info.json"]
 
     # The same images give the same bytes; another rate is another dataset.
     assert prepare(*args, "--fps", "12") == 0
-    assert "prepared already" in capsys.readouterr().out
+    assert "already prepared" in capsys.readouterr().out
     assert prepare(*args) == 1
     again = frames.read(Frames(source / "a" / "one", Fraction(12)))
     assert again == one.video
@@ -79,7 +81,7 @@ def test_images_that_are_no_frames(tmp_path):
     found = folder.scan(videos, val_share=0.0)
     videos_of = [clip.id for clip in found.splits["train"] if isinstance(clip.source, Path)]
     assert videos_of == [f"a/clip{number}.mp4" for number in (1, 2, 3)]
-    assert "called like the videos" in {e.source: e.reason for e in found.rejected["train"]}["a/thumbs"]
+    assert "named like the videos" in {e.source: e.reason for e in found.rejected["train"]}["a/thumbs"]
     left_out = [clip.id for clip in found.splits["train"] if not isinstance(clip.source, Path)]
     assert left_out == ["a/clip1.jpg", "a/clip2.jpg", "a/clip3.jpg", "a/covers/img_00001.png"]
 
@@ -106,12 +108,12 @@ def test_what_is_wrong_with_a_frame_folder_is_said(tmp_path):
         assert "its frame img_00005.png cannot be read" in _reason(bad)
     deep = _write(tmp_path / "deep", images)
     Image.fromarray(images[0, :, :, 0].astype(np.uint16)).save(deep / "img_00001.png")
-    assert "img_00001.png has pixels of the kind I;16" in _reason(deep)
+    assert "img_00001.png has the pixel format I;16" in _reason(deep)
     two = _write(_write(tmp_path / "two", images), images, "rgb_{}.png")
     assert "several series of frames, `img_...` and `rgb_...`" in _reason(two)
     tiny = _write(tmp_path / "tiny", images[:, :1])
     assert "24x1 pixels" in _reason(tiny)
-    assert "7 frames are listed, but 6 are there" in _reason(_write(tmp_path / "few", images), 7)
+    assert "list 7 frames, but the folder has 6" in _reason(_write(tmp_path / "few", images), 7)
     assert "cannot be read" in _reason(tmp_path / "nowhere")
 
 
@@ -179,7 +181,7 @@ def test_frame_folders_of_a_published_dataset_and_in_a_table(tmp_path):
 @pytest.mark.parametrize("fps", ["0", "-1", "fast", "1/0", "1e9"])
 def test_a_rate_that_is_none(fps, tmp_path, capsys):
     assert prepare("folder", "--source", "s", "--data_dir", tmp_path, "--fps", fps) == 2
-    assert "is no rate" in capsys.readouterr().err
+    assert "is not a frame rate" in capsys.readouterr().err
 
 
 @given(st.sets(st.integers(0, 10**6), min_size=2, max_size=30), st.sampled_from(["", "img_", "v1_f"]))

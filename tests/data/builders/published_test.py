@@ -182,7 +182,7 @@ def test_kinetics(name, tmp_path, capsys):
     assert "note: 1 of the 5 videos of `train` are not on disk" in output.err
     assert re.search(r"note: Kinetics-\d00 has \d00 labels, but 4 are listed", output.err)
     assert prepare(*args) == 0
-    assert "prepared already" in capsys.readouterr().out
+    assert "already prepared" in capsys.readouterr().out
 
 
 def test_ssv2(tmp_path, capsys):
@@ -336,7 +336,7 @@ def _remove(*patterns: str):
 ROW = {"id": "3", "template": "Pushing [something] from left to right"}
 _train, _val = _append("annotations/train.csv"), _append("annotations/val.csv")
 KINETICS = [
-    (_train("zumba,F,1\n"), r"train\.csv row 7: 3 columns where 5"),
+    (_train("zumba,F,1\n"), r"train\.csv row 7: 3 columns instead of 5"),
     (_train("zumba,../F,1,2,train\n"), r"row 7: youtube_id `\.\./F` should"),
     (_train("zumba,F,x,2,train\n"), r"row 7: time_start `x` is not"),
     (_train("zumba,F,1,2,holdout\n"), r"row 7: unknown split `holdout`"),
@@ -349,7 +349,7 @@ KINETICS = [
     (_val("zumbe,F,1,2,val\n"), r"val\.csv row 4: .*`zumbe`.*`zumba`"),
     (
         _val("zumba,AAAAAAAAAAA,1,11,val\n"),
-        r"val\.csv row 4: AAAAAAAAAAA_000001_000011 is in .*csv row 2 already",
+        r"val\.csv row 4: AAAAAAAAAAA_000001_000011 is already in .*csv row 2, in another split",
     ),
     (_replace("train_2.csv", f"{HEADER}\nzumba,F,1,2,train\n"), r"both .* list `train`"),
     (
@@ -358,7 +358,7 @@ KINETICS = [
     ),
     (
         _replace("all.csv", "label,youtube_id,time_start,time_end\nzumba,F,1,2\n"),
-        r"all\.csv has no column `split` and no name",
+        r"all\.csv has no column `split`, and its name",
     ),
     (_remove("train.csv", "val.csv"), r"no annotations with clips of train or val"),
     (_remove("V*.mp4", "W*.mp4"), r"none of the 2 videos that .*val\.csv lists .*VVVVV_000100_000110"),
@@ -378,8 +378,11 @@ SSV2 = [
     (_replace("labels/train.json", "[" * 100_000), r"train\.json is not JSON that can be read"),
     (_replace("labels/train.json", {}), r"train\.json should be a list"),
     (_replace("labels/train.json", []), r"train\.json lists no video"),
-    (_replace("labels/validation.json", [ROW | {"id": 78687}]), r"validation\.json row 1.*: 78687 is in"),
-    (_replace("labels/labels.json", {"a": "0", "b": "2"}), r"labels\.json: .*`b` has 2 where 1 should come"),
+    (
+        _replace("labels/validation.json", [ROW | {"id": 78687}]),
+        r"validation\.json row 1.*: 78687 is already",
+    ),
+    (_replace("labels/labels.json", {"a": "0", "b": "2"}), r"labels\.json: .*`b` has 2 instead of 1"),
     (_replace("labels/labels.json", {"a": "9" * 5000}), r"labels\.json: `a` should have a whole number"),
     (_replace("labels/labels.json", {"a": 0, " a": 1}), r"the label `a` twice"),
     (_replace("labels/labels.json", {"a\n": 0, "b\0": 1}), r"characters that cannot be printed"),
@@ -427,10 +430,10 @@ def test_what_is_wrong_is_said_in_one_line_before_anything_is_written(name, spoi
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("one.mp4 0\ntwo.mp4", r"list\.txt row 2: `two\.mp4` should be a path and the number"),
+        ("one.mp4 0\ntwo.mp4", r"list\.txt row 2: `two\.mp4` should be a path and a label number"),
         (
             "path,label\none.mp4,a",
-            r"row 1: `path,label` should be .*delete the header; a CSV file .* as --source",
+            r"row 1: `path,label` should be .*delete the header; pass a CSV file .* as --source",
         ),
         ("one.mp4 2", r"row 1: the label 2 is not one of 0 to 1"),
         (f"one.mp4 {'9' * 5000}", r"row 1: the label 9{9} is not one of 0 to 1"),
@@ -438,7 +441,10 @@ def test_what_is_wrong_is_said_in_one_line_before_anything_is_written(name, spoi
         ("/etc/passwd 0", r"row 1: `/etc/passwd` is not below"),
         (". 0", r"row 1: `\.` is not below"),
         ("\n", r"list\.txt lists no video"),
-        ("two.mp4 0", r"none of the 1 videos that .*list\.txt lists is below .* the first would be two\.mp4"),
+        (
+            "two.mp4 0",
+            r"none of the 1 videos that .*list\.txt lists is below .* expected at two\.mp4",
+        ),
     ],
 )
 def test_bad_lists(line, reason, tmp_path, capsys):
@@ -460,10 +466,13 @@ def test_bad_lists(line, reason, tmp_path, capsys):
         (["ssv2", "--source", "s", "--fold", "1"], "--fold 1: there are no folds here"),
         (["ucf101", "--source", "s", "--fold", "4"], "--fold 4: it is 1 to 3"),
         (["ucf101", "--source", "s", "--fold", "0"], "--fold 0: it is 1 to 3"),
-        (["ucf101", "--source", "s", "--val_share", "0.1"], "--val_share is for folder only"),
-        (["ucf101", "--source", "s", "--labels", "l"], "--labels is for folder and for lists only"),
+        (
+            ["ucf101", "--source", "s", "--val_share", "0.1"],
+            "--val_share applies to folder",
+        ),
+        (["ucf101", "--source", "s", "--labels", "l"], "--labels applies to folder and to lists only"),
         (["ucf101", "--source", "s", "--val_list", "l"], "need --labels"),
-        (["motion_digits", "--fold", "1"], "--fold is not for motion_digits"),
+        (["motion_digits", "--fold", "1"], "--fold does not apply to motion_digits"),
         (["hmdb51", "--source", "s", "--name", "still_digits"], "taken"),
     ],
 )

@@ -103,7 +103,7 @@ def test_killed_at_random_points_it_goes_on_and_gives_the_same_bytes(source, und
     process.start()
     process.join()
     assert process.exitcode == 0
-    assert "shards were written before" in errors.read_text()
+    assert "shards are already written" in errors.read_text()
     final = data_dir / "folder" / "1.0.0"
     assert complete.items() <= {path.name: path.stat().st_ino for path in final.iterdir()}.items()
     assert _contents(data_dir) == _contents(undisturbed)
@@ -139,7 +139,7 @@ def test_stopped_at_any_step_it_goes_on_and_gives_the_same_bytes(
 
         patched.setattr(owner, step, stop)
         assert prepare(*arguments) == 130
-    assert "the same command goes on from it" in capsys.readouterr().err
+    assert "run the same command to resume" in capsys.readouterr().err
     assert prepare(*arguments) == 0
     assert _contents(tmp_path) == _contents(undisturbed)
 

@@ -64,7 +64,7 @@ def test_a_worker_that_comes_to_no_end_ends_the_run_with_the_reason(monkeypatch)
     monkeypatch.setattr(processes, "ROW_SECONDS", 3)
     with (
         pipeline.train_batches(Decoded(_endless), WORKERS, seed=5, global_batch=7, num_steps=5) as batches,
-        pytest.raises(LoadingError, match=r"video of index 2 did not come to an end in 3 s"),
+        pytest.raises(LoadingError, match=r"video of index 2 did not finish in 3 s"),
     ):
         list(batches)
     assert not multiprocessing.active_children()

@@ -150,8 +150,8 @@ def test_what_is_ahead_on_the_devices_is_closed_with_what_it_is_made_of():
 @pytest.mark.parametrize(
     ("exit_code", "reason"),
     [
-        (-signal.SIGKILL, "memory ran out, most likely: lower `data.workers`"),
-        (-signal.SIGSEGV, "a video crashes the decoder, most likely: one of the indices 4, 7, or soon after"),
+        (-signal.SIGKILL, "memory probably ran out: lower `data.workers`"),
+        (-signal.SIGSEGV, "a video probably crashes the decoder: one of the indices 4, 7, or one soon after"),
         (1, "its traceback is above"),
     ],
 )
@@ -209,17 +209,17 @@ def test_workers_are_as_many_as_open_files_allow(monkeypatch, caplog):
     assert 21 + limits.SPARE_FILES + processes.files_needed(fit) <= 1024
     assert 21 + limits.SPARE_FILES + processes.files_needed(fit + 1) > 1024
     (message,) = caplog.messages
-    assert message.endswith(f"need 1764 open files, and the hard limit is 1024: {fit} are started")
+    assert message.endswith(f"need 1764 open files, and the hard limit is 1024: starting {fit}")
     with pytest.raises(UserError, match=rf"the hard limit is 1024: raise it .*`data.workers={fit}`$"):
         processes.affordable(200, exactly=True)
     monkeypatch.setattr(limits, "raise_file_limit", lambda needed: 64)
     assert processes.affordable(200, exactly=False) == 0
-    assert "threads load instead" in caplog.messages[-1]
+    assert "loading with threads instead" in caplog.messages[-1]
 
 
 def test_a_run_with_too_many_workers_is_refused_before_it_leaves_anything(motion_data, tmp_path, monkeypatch):
     monkeypatch.setattr(limits, "raise_file_limit", lambda needed: 64)
-    with pytest.raises(UserError, match=r"`data.workers=0`, with which threads load"):
+    with pytest.raises(UserError, match=r"`data.workers=0`, which loads with threads"):
         loop.train(tiny(motion_data, data__workers=8), tmp_path / "run")
     assert {path.name for path in tmp_path.glob("run/*")} <= {"lock"}
 
