@@ -4,6 +4,7 @@ Each check yields one line for each problem. It names the keys, their values and
 """
 
 import dataclasses
+import fnmatch
 from collections.abc import Iterator
 
 from inti_jax.config import schema as config
@@ -18,6 +19,7 @@ def problems(settings: config.Config) -> Iterator[str]:
     yield from _freezing(settings.model)
     yield from _data(settings)
     yield from _training(settings.train)
+    yield from _loss(settings)
     yield from _mesh(settings)
 
 
@@ -188,6 +190,39 @@ def _training(train: config.Train) -> Iterator[str]:
             f"`train.global_batch` is {train.global_batch} in {train.accumulate} parts, and `train.mix` "
             "mixes pairs: each part should have an even number of videos"
         )
+
+
+def _loss(settings: config.Config) -> Iterator[str]:
+    train, model = settings.train, settings.model
+    if train.loss != "contrastive":
+        return
+    if model.head.init != "text":
+        yield (
+            f'`train.loss` is "contrastive" and `model.head.init` is "{model.head.init}": it compares videos '
+            'with the texts of their classes, set `model.head.init` to "text"'
+        )
+    elif not any(
+        fnmatch.fnmatchcase("head.classes.kernel", f"{glob}{end}")
+        for glob in model.freeze
+        for end in ("", ".*")
+    ):
+        yield (
+            f'`train.loss` is "contrastive" and `model.freeze` is {model.freeze}: the texts of the classes '
+            'should stay those of the text tower, add "head.classes" to it'
+        )
+    refused: dict[str, tuple[object, object]] = {
+        "label_smoothing": (train.label_smoothing, 0.0),
+        "class_weights": (train.class_weights, "none"),
+        "mix.mixup": (train.mix.mixup, 0.0),
+        "mix.cutmix": (train.mix.cutmix, 0.0),
+        "accumulate": (train.accumulate, 1),
+    }
+    for key, (value, only) in refused.items():
+        if value != only:
+            yield (
+                f'`train.loss` is "contrastive" and `train.{key}` is {value!r}: it should be {only!r}, since '
+                "the loss relates all videos of a batch"
+            )
 
 
 def _mesh(settings: config.Config) -> Iterator[str]:

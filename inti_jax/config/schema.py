@@ -21,6 +21,9 @@ Share = Annotated[float, Field(gt=0, le=1)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 
+# A training loss; see training/losses.py.
+LossName = Literal["cross_entropy", "contrastive"]
+
 # A branch of the network that computes InTI's weights; see models/inti.py.
 Scale = Literal["point", "local", "region", "global"]
 SCALES: tuple[Scale, ...] = ("point", "local", "region", "global")
@@ -368,6 +371,10 @@ class Train:
     # Not on biases, LayerNorm and embeddings. "adamw" and "lion" decay the weights beside the update
     # (decoupled); "sgd" adds the decay to the gradient (L2), which goes through the momentum.
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    # "cross_entropy": of the softmax over all classes. "contrastive": between the videos of a batch and the
+    # texts of their classes (ActionCLIP, arXiv:2109.08472). It needs a text head whose class embeddings are
+    # frozen. Read by training/losses.py.
+    loss: LossName = "cross_entropy"
     label_smoothing: Rate = 0.0  # share of the target that is spread over all classes
     # Factors on the loss of a clip, by its class. "inverse": inverse to the number of clips of the class in
     # an epoch. A tuple: one factor for each class, in the order of the dataset's labels. They are scaled so

@@ -20,6 +20,7 @@ from inti_jax.runs.monitor import Metrics
 from inti_jax.runs.record import RunRecord
 from inti_jax.runs.state import TrainState
 from inti_jax.training import losses, mixing, optim
+from inti_jax.training.losses import Loss, Targets
 
 Batch = dict[str, Array]
 
@@ -35,19 +36,17 @@ def train_step(
     graphdef: nnx.GraphDef[VideoModel],
     transform: optax.GradientTransformation,
     schedule: optax.Schedule,
-    smoothing: float,
+    loss: Loss,
     mix: Mix,
     accumulate: int,
     seed: int,
-    class_weights: Float[Array, " K"] | None = None,
 ) -> tuple[TrainState, Metrics]:
     """Compute one update from one global batch: `video` [B, T, H, W, 3], `label` [B] and `mask` [B].
 
     Returns the new state and the metrics. Rows with a false mask (videos that did not decode) have no weight.
     With `accumulate` > 1 the batch is processed in that many parts, one after another: the same update in
     less memory. `seed` and the step determine which rows are mixed, and how; dropout and stochastic depth
-    depend on the part as well. `class_weights` has a factor on the loss for each class. In a mixed video, the
-    loss of each of its two classes has its own factor.
+    depend on the part as well.
     """
     step_key = jax.random.fold_in(jax.random.key(seed), train_state.step)
     mixes = mix.mixup > 0 or mix.cutmix > 0
@@ -57,17 +56,10 @@ def train_step(
         model_key = jax.random.split(jax.random.fold_in(step_key, part["part"]))[0]
         mixed = mixing.mix(part["video"], part["mask"], part["mix"]) if mixes else None
         logits = model(part["video"] if mixed is None else mixed.video, model_key if model.random else None)
-
-        def loss_of(label: Array) -> Array:
-            loss = losses.cross_entropy(logits, label, smoothing)
-            return loss if class_weights is None else loss * class_weights[label]
-
-        loss = loss_of(part["label"])
-        if mixed is not None:
-            partner = loss_of(mixing.partners(part["label"]))
-            loss = mixed.own * loss + (1 - mixed.own) * partner
+        targets = Targets(part["label"], part["mask"], None if mixed is None else mixed.own)
+        each = loss(logits, targets)
         correct = logits.argmax(axis=-1) == part["label"]
-        return (loss * part["mask"]).sum(), (correct & part["mask"]).sum()
+        return (each * part["mask"]).sum(), (correct & part["mask"]).sum()
 
     grad_fn = jax.value_and_grad(summed_loss, has_aux=True)
     rows: dict[str, Any] = {key: batch[key] for key in ("video", "label", "mask")}
@@ -76,15 +68,15 @@ def train_step(
     draws = mixing.draw(mix, rows["mask"].size // 2, mix_key) if mixes else None
     if accumulate == 1:
         first = rows | {"mix": draws, "part": jnp.zeros((), jnp.int32)}
-        (loss, correct), grads = grad_fn(train_state.trainable, first)
+        (total, correct), grads = grad_fn(train_state.trainable, first)
     else:
         # Row i, or pair i where pairs are mixed, goes to part i % accumulate: each device keeps its own rows.
         parts = {key: _in_parts(value, accumulate, 2 if mixes else 1) for key, value in rows.items()}
         parts |= {"mix": jax.tree.map(lambda x: _in_parts(x, accumulate), draws)}
         parts |= {"part": jnp.arange(accumulate)}
         zeros = jnp.zeros(()), jnp.zeros((), jnp.int32)
-        (loss, correct), grads = jax.lax.scan(
-            lambda total, part: (jax.tree.map(jnp.add, total, grad_fn(train_state.trainable, part)), None),
+        (total, correct), grads = jax.lax.scan(
+            lambda sums, part: (jax.tree.map(jnp.add, sums, grad_fn(train_state.trainable, part)), None),
             (zeros, jax.tree.map(jnp.zeros_like, train_state.trainable)),
             parts,
         )[0]
@@ -98,7 +90,7 @@ def train_step(
         opt_state=opt_state,
     )
     metrics = {
-        "loss": loss / count,
+        "loss": total / count,
         "top1": correct / count,
         "grad_norm": optax.global_norm(grads),
         "bad": (~batch["mask"]).sum(),
@@ -131,11 +123,10 @@ def compile_step(
         graphdef=graphdef,
         transform=transform,
         schedule=schedule,
-        smoothing=config.train.label_smoothing,
+        loss=losses.make(config.train, class_weights),
         mix=config.train.mix,
         accumulate=config.train.accumulate,
         seed=config.train.seed,
-        class_weights=None if class_weights is None else jnp.asarray(class_weights),
     )
     functools.update_wrapper(step, train_step)  # names it in traces and in records of compilations
     placed = (state.shardings_of(target), sharding.replicated(mesh))

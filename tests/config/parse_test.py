@@ -11,6 +11,13 @@ from inti_jax.config import ConfigError
 from inti_jax.errors import UsageError
 from tests.configs import INTI, tiny
 
+CONTRASTIVE = {
+    "train__loss": "contrastive",
+    "model__pretrained": "f",
+    "model__head__init": "text",
+    "model__freeze": ("head.classes",),
+}
+
 
 def test_every_field_survives_json():
     settings = tiny(**INTI, data__crop_scale=(0.3, 0.9), data__erase__scale=(0.1, 0.2), data__jitter__hue=0.1)
@@ -53,6 +60,13 @@ def test_every_field_survives_json():
         ({"data__balance": True, "train__class_weights": "inverse"}, "come equally often need no weights"),
         ({"train__class_weights": (1.0, -1.0)}, "`train.class_weights.1` is -1.0: it should be greater than"),
         ({"train__class_weights": "balanced"}, "it should be 'none' or 'inverse' or a valid array"),
+        ({"train__loss": "cross_entrpy"}, "`train.loss` is 'cross_entrpy': it should be 'cross_entropy'"),
+        ({"train__loss": "contrastive"}, 'texts of their classes, set `model.head.init` to "text"'),
+        (CONTRASTIVE | {"model__freeze": ("tower.blocks.0",)}, 'add "head.classes" to it'),
+        (CONTRASTIVE | {"train__accumulate": 2}, "`train.accumulate` is 2: it should be 1, since the loss"),
+        (CONTRASTIVE | {"train__mix__cutmix": 1.0}, "`train.mix.cutmix` is 1.0: it should be 0.0"),
+        (CONTRASTIVE | {"train__label_smoothing": 0.1}, "`train.label_smoothing` is 0.1: it should be 0.0"),
+        (CONTRASTIVE | {"train__class_weights": "inverse"}, "it should be 'none'"),
         ({"model__pretrained": ""}, 'say "random"'),
         ({"model__adaptation": "linear"}, "does not train needs converted weights"),
         ({"model__head__init": "text"}, "class names need a text tower"),
