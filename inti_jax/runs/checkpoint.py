@@ -199,12 +199,13 @@ class CheckpointManager:
                 checksums.write(partial)
                 partial.rename(self._directory / str(step))
         except Exception as error:
-            failure = self._failure(step, error)
-            # The others may wait for this checkpoint at a point where `check` is not called again.
-            liveness.tell_failed(str(failure))
-            raise failure from error
+            raise _told(self._failure(step, error)) from error
         if self._first:
-            self._delete_others()
+            try:
+                self._delete_others()
+            except (OSError, UserError) as error:
+                said = f"checkpoints in {self._directory} that are not kept cannot be deleted"
+                raise _told(UserError(f"{said} ({_reason(error)})")) from error
 
     def _failure(self, step: int, error: Exception) -> UserError:
         """Make the UserError for a checkpoint of `step` that could not be written because of `error`."""
@@ -225,6 +226,15 @@ class CheckpointManager:
             aside = _SET_ASIDE.fullmatch(path.name)
             if aside and int(aside[1]) <= newest[-1]:
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _told(failure: UserError) -> UserError:
+    """Tell the other processes of `failure`; return it.
+
+    They may wait for this checkpoint at a point where `check` is not called again.
+    """
+    liveness.tell_failed(str(failure))
+    return failure
 
 
 def steps(workdir: Path) -> list[int]:

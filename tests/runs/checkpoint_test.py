@@ -213,6 +213,17 @@ def test_one_that_cannot_be_written_is_an_error_of_one_line_and_none_for_a_check
     assert names(tmp_path) == ["2", "4"] and value_at(tmp_path, 4) == 4
 
 
+def test_the_others_hear_of_it_where_old_ones_cannot_be_deleted(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(checkpoint.liveness, "tell_failed", told.append)
+    evaluated(tmp_path).close()
+    layout.metrics_path(tmp_path).write_text("damaged\n")  # so that the best is not known
+    with pytest.raises(UserError, match=r"not kept cannot be deleted \(.*line 1 is no record") as caught:
+        save(tmp_path, [1, 2, 3], keep=2, keep_best=1)
+    assert told == [str(caught.value)]
+    assert names(tmp_path) == ["1", "2", "3"]  # the new one is whole
+
+
 # Any path.
 
 HOSTILE = os.fsdecode(b"run[1] *?\\ {%s} #%25:$~\n\xff\xc3 \xf0\x9f\x98\x80")
