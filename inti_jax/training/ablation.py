@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inti_jax import config, drawing
-from inti_jax.errors import UsageError
+from inti_jax.errors import UsageError, naming
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -191,11 +191,12 @@ def write(cells: Sequence[Cell], out: Path, results: Path | None) -> None:
     """Write ablation.json, ablation.md and pareto.png to `out`, and update the Markdown file `results`.
 
     In `results` the table replaces the ablation section; the plot lies beside it as ablation.png. Raises
-    UsageError where `results` has no such section.
+    UsageError where `results` has no such section, and OSError, with the file's name, where a file cannot be
+    written.
     """
     picture = drawing.png(lambda pyplot: _pareto(pyplot, cells), "the plot of top-1 against GMACs")
-    (out / "ablation.json").write_text(json.dumps([dataclasses.asdict(c) for c in cells], indent=2) + "\n")
-    (out / "ablation.md").write_text(table(cells) + "\n")
+    _write(out / "ablation.json", json.dumps([dataclasses.asdict(c) for c in cells], indent=2) + "\n")
+    _write(out / "ablation.md", table(cells) + "\n")
     _write_picture(out / "pareto.png", picture)
     if results is not None:
         text = results.read_text()
@@ -207,7 +208,15 @@ def write(cells: Sequence[Cell], out: Path, results: Path | None) -> None:
         section = table(cells)
         if picture is not None:
             section += "\n\n![top-1 against GMACs per view](ablation.png)"
-        results.write_text(f"{before}{begin}\n\n{section}\n\n{end}{after}")
+        _write(results, f"{before}{begin}\n\n{section}\n\n{end}{after}")
+
+
+def _write(path: Path, text: str) -> None:
+    """Write the file as a whole or not at all. An OSError names it."""
+    partial = path.with_suffix(".partial")
+    with naming(path):
+        partial.write_text(text)
+        partial.replace(path)
 
 
 def _write_picture(path: Path, picture: bytes | None) -> None:
@@ -215,7 +224,8 @@ def _write_picture(path: Path, picture: bytes | None) -> None:
     if picture is None:
         path.unlink(missing_ok=True)
     else:
-        path.write_bytes(picture)
+        with naming(path):
+            path.write_bytes(picture)
 
 
 def _pareto(pyplot: Any, cells: Sequence[Cell]) -> "Figure":

@@ -1,5 +1,7 @@
 import json
+import resource
 import shutil
+import signal
 
 import pytest
 
@@ -44,6 +46,22 @@ def test_the_section_of_a_file_is_replaced_and_nothing_else(tmp_path):
         assert text.count(ablation.table(CELLS)) == 1
     assert (tmp_path / "ablation.png").read_bytes() == (tmp_path / "pareto.png").read_bytes()
     assert json.loads((tmp_path / "ablation.json").read_text())[1]["method"] == "lora"
+
+
+def test_a_full_disk_is_an_error_with_the_files_name_and_keeps_the_old_table(tmp_path):
+    ablation.write(CELLS, tmp_path, None)
+    before = (tmp_path / "ablation.json").read_bytes()
+    limit, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.getsignal(signal.SIGXFSZ)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limit[1]))
+    try:
+        with pytest.raises(OSError, match="too large") as caught:
+            ablation.write(CELLS, tmp_path, None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert caught.value.filename == str(tmp_path / "ablation.json")
+    assert (tmp_path / "ablation.json").read_bytes() == before
 
 
 def test_a_file_without_the_section_is_refused(tmp_path):
