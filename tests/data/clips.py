@@ -11,6 +11,8 @@ import av
 import numpy as np
 from av.stream import Disposition
 
+_BITS = 6  # that `numbered` shows
+
 
 def moving_square(frames: int, height: int = 48, width: int = 64) -> np.ndarray:
     """Frames [T, H, W, 3] that all differ: a square crosses a noisy ground, and the brightness ramps."""
@@ -23,6 +25,24 @@ def moving_square(frames: int, height: int = 48, width: int = 64) -> np.ndarray:
         frame[height // 4 : height // 4 + 12, left : left + 8] = (250, 40, 40)
         video[t] = frame
     return video
+
+
+def numbered(frames: int, height: int, width: int) -> np.ndarray:
+    """Frames that show their number: the bits, as dark and bright columns, on a noisy ground."""
+    video = np.random.default_rng(0).integers(0, 60, (frames, height, width, 3), np.uint8)
+    for number in range(frames):
+        for bit in range(_BITS):
+            if number >> bit & 1:
+                video[number, :, width * bit // _BITS : width * (bit + 1) // _BITS] += 190
+    return video
+
+
+def numbers(video: np.ndarray) -> list[int]:
+    """What the frames of `numbered` show."""
+    width = video.shape[2]
+    middles = [width * (2 * bit + 1) // (2 * _BITS) for bit in range(_BITS)]
+    bright = video[:, :, middles].mean((1, 3)) > 125
+    return (bright << np.arange(_BITS)).sum(1).tolist()
 
 
 def encode(

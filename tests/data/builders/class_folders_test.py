@@ -12,8 +12,8 @@ import pytest
 from inti_jax.data import check, dataset, manifest
 from inti_jax.data.builders import base, folder, locate
 from inti_jax.data.builders.annotations import Absent
-from inti_jax.data.builders.names import printable
 from inti_jax.errors import UserError
+from inti_jax.host.names import printable
 from tests.commands import prepare
 from tests.data import clips
 

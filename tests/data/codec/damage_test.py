@@ -15,7 +15,6 @@ from inti_jax.data.codec import decode
 from inti_jax.data.codec.reencode import reencode
 from tests.commands import prepare
 from tests.data import clips
-from tests.data.codec.reencode_test import _numbered, _numbers
 
 SHARED = Path(__file__).parents[4] / "shared" / "faults"
 FRAMES = 100
@@ -146,7 +145,7 @@ def test_shared_files(name, frames, doubtful):
 
 def _with_empty_samples() -> bytes:
     """An MP4 file of intra frames, the sixth of which is empty: its bytes follow those of the fifth."""
-    video = clips.encode(_numbered(20, 48, 64), codec="mpeg4", gop=1, b_frames=0)
+    video = clips.encode(clips.numbered(20, 48, 64), codec="mpeg4", gop=1, b_frames=0)
     start = video.index(b"stsz") + 16
     sizes = list(struct.unpack_from(">20I", video, start))
     sizes[4], sizes[5] = sizes[4] + sizes[5], 0
@@ -155,13 +154,13 @@ def _with_empty_samples() -> bytes:
 
 def _ending_early() -> bytes:
     """An AVI file of two streams: the first ends with empty packets for as long as the other goes on."""
-    longer, shorter = clips.moving_square(60, 32, 48), _numbered(20, 48, 64)
+    longer, shorter = clips.moving_square(60, 32, 48), clips.numbered(20, 48, 64)
     streams = [(shorter, av.stream.Disposition.default), (longer, av.stream.Disposition.default)]
     return clips.several_streams(streams, container="avi", codec="mpeg4")
 
 
 def _uneven_avi(codec: str) -> bytes:
-    return clips.encode(_numbered(20, 48, 64), codec=codec, container="avi", b_frames=0, times=UNEVEN)
+    return clips.encode(clips.numbered(20, 48, 64), codec=codec, container="avi", b_frames=0, times=UNEVEN)
 
 
 EMPTY = {codec: _uneven_avi(codec) for codec in ("mpeg4", "mjpeg", "libx264", "msmpeg4v2", "rawvideo")}
@@ -178,12 +177,12 @@ def test_a_packet_that_is_empty_is_no_frame_and_no_damage(name):
     info, frames = decode.decode_and_validate(video, lambda total: np.arange(total))
     assert (info.frames, info.doubtful) == (count, 0)
     assert info == decode.validate(video, 0.0)
-    assert _numbers(np.stack([frames[index] for index in range(count)])) == numbers
+    assert clips.numbers(np.stack([frames[index] for index in range(count)])) == numbers
     for total in (None, count):
         some = decode.decode_frames(video, np.array([count - 1, 3, 11]), total)
-        assert _numbers(some) == [numbers[-1], numbers[3], numbers[11]]
+        assert clips.numbers(some) == [numbers[-1], numbers[3], numbers[11]]
     encoded, of_encoded = reencode(video, 48)
-    assert _numbers(clips.decode_all(encoded)) == numbers
+    assert clips.numbers(clips.decode_all(encoded)) == numbers
     assert of_encoded.fps == pytest.approx(info.fps, rel=1e-3)
 
 

@@ -12,26 +12,6 @@ from inti_jax.data.codec.reencode import reencode
 from tests.data import clips
 from tests.data.codec.orientation_test import ORIENTATIONS
 
-BITS = 6
-
-
-def _numbered(frames: int, height: int, width: int) -> np.ndarray:
-    """Frames that show their number: the bits, as dark and bright columns, on a noisy ground."""
-    video = np.random.default_rng(0).integers(0, 60, (frames, height, width, 3), np.uint8)
-    for number in range(frames):
-        for bit in range(BITS):
-            if number >> bit & 1:
-                video[number, :, width * bit // BITS : width * (bit + 1) // BITS] += 190
-    return video
-
-
-def _numbers(video: np.ndarray) -> list[int]:
-    """What the frames of `_numbered` show."""
-    width = video.shape[2]
-    middles = [width * (2 * bit + 1) // (2 * BITS) for bit in range(BITS)]
-    bright = video[:, :, middles].mean((1, 3)) > 125
-    return (bright << np.arange(BITS)).sum(1).tolist()
-
 
 def _scaled(video: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """The frames brought to `size`, by another way than through a video file."""
@@ -59,13 +39,13 @@ def _differences(frames: np.ndarray, others: np.ndarray) -> np.ndarray:
     ],
 )
 def test_frames_stay_what_they_are_in_the_order_they_have(size, short_side, expected):
-    video = clips.encode(_numbered(40, *size))
+    video = clips.encode(clips.numbered(40, *size))
     encoded, info = reencode(video, short_side)
     assert (info.frames, info.fps, info.height, info.width) == (40, 25.0, *expected)
     assert info == decode.validate(encoded)
     frames = clips.decode_all(encoded)
     assert frames.shape == (40, *expected, 3)
-    assert _numbers(frames) == [*range(40)]
+    assert clips.numbers(frames) == [*range(40)]
 
 
 @pytest.mark.parametrize("size", [(49, 65), (48, 65), (49, 64), (17, 33)])
@@ -100,11 +80,11 @@ def test_pixels_that_are_not_square_stay_so_and_are_shown_in_the_same_shape(turn
 
 
 def test_the_stream_is_encoded_that_decoding_takes():
-    small, large = clips.moving_square(10, 32, 48), _numbered(10, 64, 96)
+    small, large = clips.moving_square(10, 32, 48), clips.numbered(10, 64, 96)
     streams = [(small, Disposition.original), (large, Disposition.default)]
     encoded, info = reencode(clips.several_streams(streams, container="matroska"), 64)
     assert (info.height, info.width) == (64, 96)
-    assert _numbers(clips.decode_all(encoded)) == [*range(10)]
+    assert clips.numbers(clips.decode_all(encoded)) == [*range(10)]
 
 
 @pytest.mark.parametrize(
@@ -121,12 +101,12 @@ def test_the_stream_is_encoded_that_decoding_takes():
     ids=str,
 )
 def test_whatever_holds_the_video(options):
-    video = clips.encode(_numbered(10, 64, 96), **options)
+    video = clips.encode(clips.numbered(10, 64, 96), **options)
     before = decode.validate(video)
     encoded, info = reencode(video, 32)
     assert info.frames == before.frames
     assert info.fps == pytest.approx(before.fps, rel=1e-3)
-    assert _numbers(clips.decode_all(encoded)) == [*range(before.frames)]
+    assert clips.numbers(clips.decode_all(encoded)) == [*range(before.frames)]
     with av.open(io.BytesIO(encoded)) as container:
         assert [stream.type for stream in container.streams] == ["video"]
         assert container.streams.video[0].codec_context.name == "h264"
