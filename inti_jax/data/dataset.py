@@ -13,6 +13,7 @@ from jaxtyping import Int32, Int64, UInt8
 
 from inti_jax.data import manifest
 from inti_jax.data.builders import frames, registry
+from inti_jax.data.builders.files import read_file
 from inti_jax.data.builders.frames import USUAL_RATE, Frames
 from inti_jax.data.codec import decode
 from inti_jax.errors import UserError
@@ -166,14 +167,6 @@ class FileDataset:
             raise
         self.found[index] = info
         return Example(str(path), -1, video, info.frames, info.fps, info.height, info.width, decoded)
-
-
-def read_file(path: Path) -> bytes:
-    """Read a file's content. Raises DecodeError where it cannot be read."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise decode.DecodeError(f"it cannot be read: {error.strerror}") from None
 
 
 def open_dataset(

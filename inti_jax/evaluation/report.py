@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from inti_jax import drawing
 from inti_jax.cli import tables
-from inti_jax.data.builders.names import printable
 from inti_jax.errors import UserError, naming
+from inti_jax.host.names import printable
 from inti_jax.runs import evaluations
 from inti_jax.runs.evaluations import Evaluation, Setting
 from inti_jax.runs.record import RunRecord

@@ -7,9 +7,10 @@ from fractions import Fraction
 from pathlib import Path
 
 from inti_jax.data import dataset, manifest
-from inti_jax.data.builders import names, registry
+from inti_jax.data.builders import registry
 from inti_jax.data.builders.frames import USUAL_RATE
 from inti_jax.data.codec.decode import MOST_DOUBTFUL
+from inti_jax.host.names import printable
 from inti_jax.host.paths import local_path
 
 _EPILOG = f"""\
@@ -227,7 +228,7 @@ def _check_general_options(parser: argparse.ArgumentParser, args: argparse.Names
         )
     if args.data_dir != Path(os.fsencode(args.data_dir).decode(errors="replace")):
         parser.error(
-            f"--data_dir {names.printable(str(args.data_dir))} is not UTF-8, so ArrayRecord cannot open it: "
+            f"--data_dir {printable(str(args.data_dir))} is not UTF-8, so ArrayRecord cannot open it: "
             "choose another (--source may have any name)"
         )
     if args.short_side is not None and (args.short_side < 16 or args.short_side % 2):

@@ -8,5 +8,5 @@ folders of images.
 
 `inti_jax.prepare` is the main user. Other modules may import from here too, to read sources or to build the
 embedded datasets. Import the builders themselves late: TFDS is slow to load. This package imports `errors`,
-`host`, and `codec`, `manifest`, `dataset` and `parallel` of `inti_jax.data`.
+`host`, and `codec`, `manifest` and `parallel` of `inti_jax.data`.
 """

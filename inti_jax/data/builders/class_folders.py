@@ -16,11 +16,11 @@ from inti_jax.data.builders.files import (
     source_of,
 )
 from inti_jax.data.builders.frames import is_image
-from inti_jax.data.builders.names import printable
 from inti_jax.data.builders.splits import split_named
 from inti_jax.data.builders.walk import Directory, read_directory, walk
 from inti_jax.data.manifest import Rejected
 from inti_jax.errors import UserError
+from inti_jax.host.names import printable
 
 
 class Scanned(NamedTuple):

@@ -17,7 +17,7 @@ from inti_jax.data.builders.tree import Tree
 from inti_jax.errors import UserError
 
 
-def read(tree: Tree, fold: int) -> Annotations:
+def read(tree: Tree) -> Annotations:
     """Read `Diving48_vocab.json`, `Diving48_V2_train.json` and `Diving48_V2_test.json`, which is `val`.
 
     A label is the class's parts joined by +: `Back+15som+05Twis+FREE`. Raises UserError, naming file and row.

@@ -1,4 +1,4 @@
-"""Tell which of a user's files are videos, and which folders hold the frames of one."""
+"""Tell which of a user's files are videos, which folders hold the frames of one, and read files."""
 
 from collections.abc import Sequence
 from fractions import Fraction
@@ -8,9 +8,9 @@ from typing import NamedTuple
 from inti_jax.data.builders import frames
 from inti_jax.data.builders.annotations import Absent
 from inti_jax.data.builders.frames import Frames, Series
-from inti_jax.data.builders.names import printable
 from inti_jax.data.builders.walk import read_directory
 from inti_jax.data.codec import decode
+from inti_jax.host.names import printable
 
 VIDEO_SUFFIXES = frozenset(
     (".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv", ".3gp", ".ts")
@@ -29,6 +29,14 @@ class Found(NamedTuple):
     split: str | None
     source: Path | Frames | Absent
     bytes: int
+
+
+def read_file(path: Path) -> bytes:
+    """Read a file's content. Raises DecodeError where it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise decode.DecodeError(f"it cannot be read: {error.strerror}") from None
 
 
 def exists(path: Path) -> bool:

@@ -9,13 +9,12 @@ from inti_jax.data.builders import frames
 from inti_jax.data.builders.annotations import SPLITS, Absent, read_labels
 from inti_jax.data.builders.base import Clip, VideoBuilder
 from inti_jax.data.builders.class_folders import scan_directory
-from inti_jax.data.builders.files import is_video_name
+from inti_jax.data.builders.files import is_video_name, read_file
 from inti_jax.data.builders.frames import Frames
 from inti_jax.data.builders.locate import Located
 from inti_jax.data.builders.splits import assign
 from inti_jax.data.builders.table import scan_table
 from inti_jax.data.codec.decode import DecodeError
-from inti_jax.data.dataset import read_file
 from inti_jax.data.manifest import Rejected
 from inti_jax.errors import UsageError, UserError
 

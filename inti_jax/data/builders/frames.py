@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from inti_jax.data.builders.names import printable
 from inti_jax.data.builders.walk import read_directory
 from inti_jax.data.codec.decode import DecodeError
+from inti_jax.host.names import printable
 
 # Frames a second if the user gives no rate.
 USUAL_RATE = Fraction(25)

@@ -32,7 +32,7 @@ _SPLITS = {
 _SNIFFED = 1000  # characters to read of a file's first line, to check for Kinetics' header
 
 
-def read(tree: Tree, fold: int) -> Annotations:
+def read(tree: Tree) -> Annotations:
     """Read all CSV files with columns label, youtube_id, time_start, time_end and, optionally, split.
 
     The split comes from that column, or else from the file's name. Labels are sorted, which is the official

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from inti_jax.data.builders.annotations import Annotations, Listed, read_lines, read_splits, shown
 from inti_jax.data.builders.files import exists, is_video_name
-from inti_jax.data.builders.names import printable
 from inti_jax.errors import UserError
+from inti_jax.host.names import printable
 
 _LINE = re.compile(r"(?P<path>.*[^\s,])[\s,]+(?P<number>\d+)", re.ASCII)
 _FRAMES = re.compile(r"(?P<path>.*[^\s,])[\s,]+(?P<count>\d{1,9})", re.ASCII)

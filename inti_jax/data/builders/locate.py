@@ -50,7 +50,7 @@ def scan(
     """
     tree = Tree(source)
     if list_files is None:
-        annotations = OFFICIAL[name].read(tree, fold)
+        annotations = OFFICIAL[name].annotations(tree, fold)
     else:
         assert labels_file is not None
         annotations = lists.read(list_files, read_labels(labels_file), source)

@@ -14,15 +14,20 @@ class Official(NamedTuple):
 
     `sampling` is the `data.sampling` that it is usually trained and evaluated with, or "" if both `dense` and
     `uniform` are usual. `uniform` belongs to datasets whose labels describe the whole video, because a dense
-    clip may not show its label. `folds` is the number of official ways to split the dataset.
+    clip may not show its label. `folds` is the number of official ways to split the dataset. Where there are
+    several, `read` takes the number of the fold as well.
     """
 
     title: str
     classes: int
     sampling: str
-    read: Callable[[Tree, int], Annotations]
+    read: Callable[..., Annotations]
     about: str
     folds: int = 1
+
+    def annotations(self, tree: Tree, fold: int) -> Annotations:
+        """Read the annotations in `tree`, those of `fold` where there are several."""
+        return self.read(tree, fold) if self.folds > 1 else self.read(tree)
 
 
 OFFICIAL = {

@@ -21,7 +21,7 @@ from inti_jax.errors import UserError
 _PREFIX = "(?:something-something-v2-)?"
 
 
-def read(tree: Tree, fold: int) -> Annotations:
+def read(tree: Tree) -> Annotations:
     """Read `labels.json` (label to number), `train.json` and `validation.json`, or their longer names.
 
     A video's label is its template without the brackets. Raises UserError, naming file and row.

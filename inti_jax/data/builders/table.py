@@ -12,10 +12,10 @@ from inti_jax.data.builders.annotations import Absent, check_known, quoted, read
 from inti_jax.data.builders.class_folders import Scanned
 from inti_jax.data.builders.files import Found, folder_of, source_of
 from inti_jax.data.builders.frames import Frames
-from inti_jax.data.builders.names import printable
 from inti_jax.data.builders.splits import split_named
 from inti_jax.data.manifest import Rejected
 from inti_jax.errors import UserError
+from inti_jax.host.names import printable
 
 _COLUMNS = ("path", "label", "split")
 # Names of a pandas index as a column: empty as pandas writes it, `Unnamed: 0` once pandas has read it back.

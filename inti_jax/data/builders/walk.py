@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from inti_jax.data.builders.names import printable
+from inti_jax.host.names import printable
 
 # Folders that operating systems and storage appliances put beside users' files.
 _SYSTEM = frozenset(("lost+found", "__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information"))
