@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from inti_jax.pretrained.api import load_clip as load_clip
 
 __all__ = ["load", "load_clip"]
+__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:

@@ -10,13 +10,16 @@ from inti_jax.training import ablation
 from inti_jax.training.ablation import COMPRESSIONS, METHODS
 
 
-def main() -> None:
-    """Parse the arguments, train all combinations, and write and print the table."""
+def main(prog: str = "python -m inti_jax.ablate") -> None:
+    """Parse the arguments, train all combinations, and write and print the table.
+
+    Usage texts call the command `prog`.
+    """
     parser = argparse.ArgumentParser(
-        prog="python -m inti_jax.ablate",
+        prog=prog,
         description="Trains adaptation methods x compressors x seeds on motion_digits and tabulates them. "
         "Started again with the same --out it goes on.",
-        epilog="example: python -m inti_jax.ablate --data_dir data --out runs/ablation --methods full,lora "
+        epilog="example: %(prog)s --data_dir data --out runs/ablation --methods full,lora "
         "--compressions none,inti --seeds 0",
     )
     parser.add_argument(

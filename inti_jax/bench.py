@@ -9,24 +9,21 @@ from inti_jax.errors import UsageError, run_command
 from inti_jax.host.paths import local_path
 
 
-def main() -> None:
-    """Run the command."""
+def main(prog: str = "python -m inti_jax.bench") -> None:
+    """Run the command, which usage texts call `prog`."""
     parser = argparse.ArgumentParser(
-        prog="python -m inti_jax.bench",
+        prog=prog,
         description="Measures how many training clips of a prepared dataset this host loads a second, what "
         "the time goes into, and with which data.workers and data.threads it is fastest.",
-        epilog="example: python -m inti_jax.bench --data_dir data --name motion_digits "
-        "--config configs/quickstart.py",
+        epilog="example: %(prog)s --data_dir data --name motion_digits --config quickstart",
     )
     parser.add_argument(
         "--data_dir", required=True, type=local_path, metavar="DIR", help="where the dataset is prepared"
     )
     parser.add_argument("--name", required=True, metavar="NAME", help="the dataset")
-    parser.add_argument(
-        "--config",
-        metavar="FILE[:key=value,...]",
-        help="whose clips and batch to load (default: 8 frames at stride 16, cropped to 224, batches of 32); "
-        "--config.a.b=value overrides one key",
+    cli.add_config_argument(
+        parser,
+        "whose clips and batch to load (default: 8 frames at stride 16, cropped to 224, batches of 32)",
     )
     parser.add_argument(
         "--clips", type=int, default=128, metavar="N", help="of each measurement (default 128)"

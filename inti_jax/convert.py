@@ -23,21 +23,21 @@ _TOLERANCE = 1e-4
 _LIBRARIES = {"openai": "OpenAI's library does", "huggingface": "transformers does"}
 
 _EXAMPLES = """examples:
-  python -m inti_jax.convert ViT-B-16.pt --out b16.safetensors --vocab bpe_simple_vocab_16e6.txt.gz
-  python -m inti_jax.convert clip-vit-base-patch16/ --out b16.safetensors
-  python -m inti_jax.convert last.ckpt --out b16.safetensors --activation gelu   # a training checkpoint
-  python -m inti_jax.convert --verify b16.safetensors --against clip-vit-base-patch16/
-  python -m inti_jax.convert b16.safetensors --to huggingface --out my-clip/
-  python -m inti_jax.convert runs/mine --to openai --out tower.safetensors
-  python -m inti_jax.convert runs/mine --out tower.safetensors        # to start another run from
-  python -m inti_jax.convert runs/mine --to trained --out mine.safetensors
+  %(prog)s ViT-B-16.pt --out b16.safetensors --vocab bpe_simple_vocab_16e6.txt.gz
+  %(prog)s clip-vit-base-patch16/ --out b16.safetensors
+  %(prog)s last.ckpt --out b16.safetensors --activation gelu   # a training checkpoint
+  %(prog)s --verify b16.safetensors --against clip-vit-base-patch16/
+  %(prog)s b16.safetensors --to huggingface --out my-clip/
+  %(prog)s runs/mine --to openai --out tower.safetensors
+  %(prog)s runs/mine --out tower.safetensors        # to start another run from
+  %(prog)s runs/mine --to trained --out mine.safetensors
 """
 
 
-def main() -> None:
-    """Run the command."""
+def main(prog: str = "python -m inti_jax.convert") -> None:
+    """Run the command, which usage texts call `prog`."""
     parser = argparse.ArgumentParser(
-        prog="python -m inti_jax.convert",
+        prog=prog,
         description="Converts CLIP weights of OpenAI, open_clip or Hugging Face (.pt, .bin, .safetensors or "
         "a directory) to the project's file, gives them back, or verifies a file against its source.",
         epilog=_EXAMPLES,

@@ -36,14 +36,14 @@ with --frames, videos have several features, one below the other:
   frames    [N, 2]      the first and the last frame of the video, from 0, that a feature was computed from:
                         a model that halves the frames h times has one feature for each 2^h frames of a clip
 
-example: python -m inti_jax.features --checkpoint runs/mine my_videos --out features.npz
+example: %(prog)s --checkpoint runs/mine my_videos --out features.npz
 """
 
 
-def main() -> None:
-    """Run the command."""
+def main(prog: str = "python -m inti_jax.features") -> None:
+    """Run the command, which usage texts call `prog`."""
     parser = argparse.ArgumentParser(
-        prog="python -m inti_jax.features",
+        prog=prog,
         description="Writes the features that a trained run computes of video files to a NumPy archive, by "
         "the same sampling, decoding and views as its evaluation.",
         epilog=_HELP,

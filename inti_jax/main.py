@@ -7,12 +7,15 @@ from inti_jax.errors import UsageError, run_command
 from inti_jax.host.paths import local_path
 
 
-def main() -> None:
-    """Parse the arguments, then train or evaluate."""
+def main(prog: str = "python -m inti_jax.main") -> None:
+    """Parse the arguments, then train or evaluate.
+
+    Usage texts call the command `prog`.
+    """
     parser = argparse.ArgumentParser(
-        prog="python -m inti_jax.main",
+        prog=prog,
         description="Trains a model and evaluates it. Goes on from DIR's newest checkpoint if it has one.",
-        epilog="example: python -m inti_jax.main --config configs/quickstart.py:compression=inti "
+        epilog="example: %(prog)s --config quickstart:compression=inti "
         "--workdir runs/inti --config.train.steps=200",
     )
     cli.add_config_argument(parser)

@@ -13,13 +13,13 @@ from inti_jax.errors import UsageError, run_command
 log = logging.getLogger("inti_jax")
 
 
-def main() -> None:
-    """Run the command."""
+def main(prog: str = "python -m inti_jax.plan") -> None:
+    """Run the command, which usage texts call `prog`."""
     parser = argparse.ArgumentParser(
-        prog="python -m inti_jax.plan",
+        prog=prog,
         description="Shows what a config costs, block by block: frames, tokens, multiply-accumulates, added "
         "parameters and activation memory. Needs neither dataset nor weights nor an accelerator.",
-        epilog="example: python -m inti_jax.plan --config configs/k400_vit_b16.py:method=aim --budget 0.6",
+        epilog="example: %(prog)s --config k400_vit_b16:method=aim --budget 0.6",
     )
     cli.add_config_argument(parser)
     parser.add_argument(

@@ -27,13 +27,13 @@ Result = dict[str, Any]
 Write = Callable[[Result], None]
 
 
-def main() -> None:
-    """Run the command."""
+def main(prog: str = "python -m inti_jax.predict") -> None:
+    """Run the command, which usage texts call `prog`."""
     parser = argparse.ArgumentParser(
-        prog="python -m inti_jax.predict",
+        prog=prog,
         description="Labels video files with a trained run, by the same sampling, decoding and views as its "
         "evaluation. Results are written as they come.",
-        epilog="example: python -m inti_jax.predict --checkpoint runs/mine my_videos --out labels.csv",
+        epilog="example: %(prog)s --checkpoint runs/mine my_videos --out labels.csv",
     )
     inputs.add_arguments(parser)
     parser.add_argument("--topk", type=int, default=5, metavar="K", help="labels a video (default 5)")

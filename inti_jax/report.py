@@ -7,10 +7,10 @@ from inti_jax.errors import run_command
 from inti_jax.host.paths import local_path
 
 
-def main() -> None:
-    """Run the command."""
+def main(prog: str = "python -m inti_jax.report") -> None:
+    """Run the command, which usage texts call `prog`."""
     parser = argparse.ArgumentParser(
-        prog="python -m inti_jax.report",
+        prog=prog,
         description="Compares runs. A run's row has the evaluation of its newest checkpoint with the views "
         "and the dataset of its own config. Other evaluations (`main --mode eval`) have rows of their own, "
         "which say what differs.",

@@ -2,8 +2,11 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from inti_jax import __main__ as program
 
 CONFIG = "configs/quickstart.py"
 
@@ -21,6 +24,63 @@ def test_help(module):
     process = call(module, "--help")
     assert process.returncode == 0
     assert process.stdout.startswith(f"usage: python -m inti_jax.{module}")
+
+
+def run_program(monkeypatch, capsys, *arguments):
+    """Run `inti-jax` and return its exit status and what it printed."""
+    monkeypatch.setattr("sys.argv", ["/somewhere/bin/inti-jax", *arguments])
+    try:
+        program.main()
+    except SystemExit as stop:
+        return stop.code, capsys.readouterr()
+    return 0, capsys.readouterr()
+
+
+@pytest.mark.parametrize("name", program.COMMANDS)
+def test_inti_jax_runs_each_command_under_its_name(name, monkeypatch, capsys):
+    status, printed = run_program(monkeypatch, capsys, name, "--help")
+    assert status == 0 and printed.out.startswith(f"usage: inti-jax {name} ")
+    assert "python -m" not in printed.out
+
+
+def test_inti_jax_has_every_command():
+    package = Path(program.__file__).parent
+    files = (path for path in package.rglob("*.py") if "    run_command(main)\n" in path.read_text())
+    modules = {".".join(path.relative_to(package).with_suffix("").parts) for path in files}
+    assert modules == {module for module, _ in program.COMMANDS.values()}
+
+
+def test_inti_jax_lists_the_commands(monkeypatch, capsys):
+    status, printed = run_program(monkeypatch, capsys, "--help")
+    assert status == 0 and all(f"\n  {name} " in printed.out for name in program.COMMANDS)
+    alone, printed_alone = run_program(monkeypatch, capsys)
+    assert (alone, printed_alone.out, printed_alone.err) == (2, "", printed.out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["plam"], "error: unknown command `plam`; did you mean `plan`?\n"),
+        (["x"], "error: unknown command `x`; it is one of train, prepare, "),
+        (
+            ["plan", "--config", "k400_vit_b61"],
+            "there is no such file; did you mean the recipe `k400_vit_b16`",
+        ),
+        (["train", "--config", "configs/x/quickstart.py:seed=1", "--workdir", "w"], "recipe `quickstart`?\n"),
+        (["plan", "--config", "z"], "there is no such file, and the recipes are ablation, hmdb51_vit_b16, "),
+    ],
+)
+def test_a_wrong_name_is_one_line_with_the_nearest(arguments, message, monkeypatch, capsys):
+    status, printed = run_program(monkeypatch, capsys, *arguments)
+    assert status == 2 and message in printed.err and printed.err.count("\n") == 1
+
+
+def test_inti_jax_starts_without_jax():
+    command = [sys.executable, "-X", "importtime", "-m", "inti_jax", "--help"]
+    process = subprocess.run(command, capture_output=True, text=True)
+    assert process.stdout.startswith("usage: python -m inti_jax COMMAND")
+    imported = {line.rpartition("|")[2].strip() for line in process.stderr.splitlines()}
+    assert "inti_jax.errors" in imported and not imported & {"jax", "numpy", "pydantic", "inti_jax.cli"}
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,16 @@ from inti_jax import config
 from inti_jax.config import Config
 
 
-def add_config_argument(parser: argparse.ArgumentParser) -> None:
-    """Add the argument --config."""
+def add_config_argument(parser: argparse.ArgumentParser, use: str | None = None) -> None:
+    """Add the argument --config; `use` says what an optional one is for and what holds without it."""
     parser.add_argument(
         "--config",
-        required=True,
+        required=use is None,
         metavar="FILE[:key=value,...]",
-        help="a file with get_config(), and arguments to it; --config.a.b=value overrides one key, where a "
-        "value is a number, true or false, a name, or several with commas",
+        help=(f"{use}; " if use else "")
+        + "a file with get_config(), or the name of a recipe, and arguments to it; --config.a.b=value "
+        "overrides one key, where a value is a number, true or false, a name, or several with commas. "
+        f"Recipes: {', '.join(config.recipes())}",
     )
 
 

@@ -10,7 +10,7 @@
 Any package may import it. It imports `errors` and `host.paths` only.
 """
 
-from inti_jax.config.files import load_config
+from inti_jax.config.files import load_config, recipes
 from inti_jax.config.parse import (
     ConfigError,
     defaults,
@@ -77,5 +77,6 @@ __all__ = [
     "load_config",
     "parse_arg",
     "read_json",
+    "recipes",
     "type_of",
 ]

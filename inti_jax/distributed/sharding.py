@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
-import optax
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -218,22 +217,6 @@ def parameter_shardings(
     if unused:
         raise ValueError(f"sharding rules that match no parameter: {sorted(map(str, unused))}")
     return result
-
-
-def like_parameters(
-    transform: optax.GradientTransformation,
-    opt_state: Any,
-    shardings: Mapping[str, NamedSharding],
-    mesh: jax.sharding.Mesh,
-) -> Any:
-    """Shard an optimizer state: each moment is placed like its parameter."""
-    return optax.tree_map_params(
-        transform,
-        lambda _, sharding: sharding,
-        opt_state,
-        dict(shardings),
-        transform_non_params=lambda _: replicated(mesh),
-    )
 
 
 def _module(path: str) -> str:

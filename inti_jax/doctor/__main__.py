@@ -17,22 +17,17 @@ from inti_jax.errors import UsageError, run_command
 from inti_jax.host.paths import local_path
 
 
-def main() -> None:
-    """Run the command."""
+def main(prog: str = "python -m inti_jax.doctor") -> None:
+    """Run the command, which usage texts call `prog`."""
     parser = argparse.ArgumentParser(
-        prog="python -m inti_jax.doctor",
+        prog=prog,
         description="Tries each layer of a run: packages, decoder, the processes, devices, the host's cores "
         "and open files, mesh, weights, dataset, one compilation, one step, saving and restoring. Says what "
         "it took and what to do about what fails; a layer that fails stops only those that need it. Exit "
         "status 0 if all is well, else 1.",
-        epilog="example: python -m inti_jax.doctor --config configs/k400_vit_b16.py:method=aim "
-        "--workdir runs/k400",
+        epilog="example: %(prog)s --config k400_vit_b16:method=aim --workdir runs/k400",
     )
-    parser.add_argument(
-        "--config",
-        metavar="FILE[:key=value,...]",
-        help="the run to try (default: a tiny one on rendered videos); --config.a.b=value overrides one key",
-    )
+    cli.add_config_argument(parser, "the run to try (default: a tiny one on rendered videos)")
     parser.add_argument(
         "--workdir",
         type=local_path,

@@ -32,7 +32,7 @@ _LESS_MEMORY = (
     "python -m inti_jax.plan says what a view takes"
 )
 _REMEDIES = {
-    "packages": "pip install -r requirements.txt",
+    "packages": "install the versions that are asked for: in a checkout, pip install -r requirements.txt",
     "decoder": "install PyAV's wheel, which brings FFmpeg: pip install --force-reinstall av",
     "devices": "look at the driver, at JAX_PLATFORMS, and whether jax[tpu] or jax[cuda13] is installed",
     "processes": "look at the installation of jax, and at the network between the hosts if there are several",

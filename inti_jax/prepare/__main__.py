@@ -20,9 +20,12 @@ if TYPE_CHECKING:
 _REJECTED_SHOWN = 5
 
 
-def main() -> None:
-    """Prepare, check or describe datasets, as the command line says."""
-    args = parse()
+def main(prog: str = "python -m inti_jax.prepare") -> None:
+    """Prepare, check or describe datasets, as the command line says.
+
+    Usage texts call the command `prog`.
+    """
+    args = parse(prog)
     # On SIGTERM, as on Ctrl-C, a build prints where the next one resumes.
     signal.signal(signal.SIGTERM, _interrupt)
     if args.check is not None:

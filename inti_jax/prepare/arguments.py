@@ -23,25 +23,28 @@ A folder of numbered images (img_00001.jpg, ...) counts as a video: it is encode
 The dataset's manifest.json lists each rejected video with the reason.
 
 examples:
-  python -m inti_jax.prepare motion_digits --data_dir data
-  python -m inti_jax.prepare folder --source my_videos --data_dir data --name my_dataset
-  python -m inti_jax.prepare folder --source my_videos.csv --labels labels.txt --data_dir data
-  python -m inti_jax.prepare ucf101 --source ucf --fold 2 --name ucf101_fold2 --data_dir data
-  python -m inti_jax.prepare ssv2 --source videos --train_list train.txt --val_list val.txt \\
+  %(prog)s motion_digits --data_dir data
+  %(prog)s folder --source my_videos --data_dir data --name my_dataset
+  %(prog)s folder --source my_videos.csv --labels labels.txt --data_dir data
+  %(prog)s ucf101 --source ucf --fold 2 --name ucf101_fold2 --data_dir data
+  %(prog)s ssv2 --source videos --train_list train.txt --val_list val.txt \\
     --labels labels.txt --data_dir data
-  python -m inti_jax.prepare kinetics400 --source k400 --data_dir data --short_side 256
-  python -m inti_jax.prepare folder --source jester --data_dir data --name jester --fps 12
-  python -m inti_jax.prepare --check data/kinetics400/1.0.0
-  python -m inti_jax.prepare --describe data/my_dataset/1.0.0
+  %(prog)s kinetics400 --source k400 --data_dir data --short_side 256
+  %(prog)s folder --source jester --data_dir data --name jester --fps 12
+  %(prog)s --check data/kinetics400/1.0.0
+  %(prog)s --describe data/my_dataset/1.0.0
 """
 _MOST_FPS = 1000
 _LARGEST_DENOMINATOR = 65_535  # of a rate; well within what MP4 can store
 
 
-def parse() -> argparse.Namespace:
-    """Parse the command line; on wrong usage, end the program with a one-line message and status 2."""
+def parse(prog: str) -> argparse.Namespace:
+    """Parse the command line; on wrong usage, end the program with a one-line message and status 2.
+
+    Usage texts call the command `prog`.
+    """
     parser = argparse.ArgumentParser(
-        prog="python -m inti_jax.prepare",
+        prog=prog,
         description="Decodes every video in full to check it, and writes the videos as a dataset.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -5,12 +5,14 @@ rules for sharding, weight decay and freezing are regular expressions on one str
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import NamedSharding
 
 from inti_jax.distributed import sharding
 from inti_jax.models import freezing, parameters
@@ -74,8 +76,24 @@ def abstract_state(
         trainable=jax.tree.map(_placed, trainable, trained_shardings),
         frozen=frozen,
         opt_state=jax.tree.map(
-            _placed, moments, sharding.like_parameters(transform, moments, trained_shardings, mesh)
+            _placed, moments, _like_parameters(transform, moments, trained_shardings, mesh)
         ),
+    )
+
+
+def _like_parameters(
+    transform: optax.GradientTransformation,
+    opt_state: Any,
+    shardings: Mapping[str, NamedSharding],
+    mesh: jax.sharding.Mesh,
+) -> Any:
+    """Shard an optimizer state: each moment is placed like its parameter."""
+    return optax.tree_map_params(
+        transform,
+        lambda _, placed: placed,
+        opt_state,
+        dict(shardings),
+        transform_non_params=lambda _: sharding.replicated(mesh),
     )
 
 

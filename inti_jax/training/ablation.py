@@ -45,9 +45,6 @@ COMPRESSIONS = {
 }
 
 
-_CONFIGS = Path(__file__).parents[2] / "configs"
-
-
 _BEGIN, _END = "<!-- ablation: written by inti_jax.ablate -->", "<!-- ablation: end -->"
 
 
@@ -116,7 +113,7 @@ def _train(name: str, spec: str, workdir: Path, overrides: dict[str, Path]) -> N
     from inti_jax.training import loop
 
     settings = config.load_config(
-        f"{_CONFIGS / name}.py:{spec}", [f"--config.{key}={value}" for key, value in overrides.items()]
+        f"{config.recipes()[name]}:{spec}", [f"--config.{key}={value}" for key, value in overrides.items()]
     )
     if is_run(workdir):
         earlier = RunRecord.read(workdir)

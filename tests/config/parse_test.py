@@ -249,6 +249,23 @@ def test_a_config_file_may_have_colons_in_its_path(tmp_path, directory):
         config.load_config(f"{tmp_path / directory}/a.py:y:z")
 
 
+def test_a_recipe_is_found_by_name_unless_there_is_a_file_of_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quickstart").mkdir()  # a directory is no config file
+    assert config.load_config("quickstart:compression=mean").model.compression.kind == "mean"
+    with pytest.raises(ConfigError, match="did you mean `compression`"):
+        config.load_config("quickstart:compresion=mean")
+    (tmp_path / "quickstart").rmdir()
+    write_config(tmp_path / "quickstart")
+    assert config.load_config("quickstart:mine").data.name == "mine"
+
+
+def test_what_recipes_share_is_no_recipe():
+    assert "common" not in config.recipes() and "k400_vit_b16" in config.recipes()
+    with pytest.raises(UsageError, match="common: there is no such file"):
+        config.load_config("common")
+
+
 def test_an_override_goes_into_a_section_that_the_file_leaves_out(tmp_path):
     path = tmp_path / "c.py"
     path.write_text(

@@ -1,0 +1,96 @@
+"""The wheel holds all that the commands need: they run from it, installed in another environment."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+import inti_jax
+from inti_jax import config
+from tests.data import clips
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """The directory of the programs of an environment that has the wheel, and the others' packages."""
+    built = tmp_path_factory.mktemp("wheel")
+    for name in ("inti_jax", "configs"):  # a copy, because setuptools writes beside what it builds
+        shutil.copytree(ROOT / name, built / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, built)
+    environment = built / "environment"
+    python = environment / "bin" / "python"
+    pip = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
+    offline = ("--no-index", "--no-deps")
+    run(*pip, "wheel", *offline, "--no-build-isolation", "--wheel-dir", built, built)
+    run(sys.executable, "-m", "venv", "--without-pip", environment)
+    (wheel,) = built.glob("*.whl")
+    run(*pip, "--python", python, "install", *offline, "--no-compile", wheel)
+    (packages,) = environment.glob("lib/*/site-packages")
+    (packages / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"])
+    shutil.rmtree(built / "inti_jax")
+    shutil.rmtree(built / "configs")
+    return environment / "bin"
+
+
+def run(*command, cwd=None):
+    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # one device
+    environment.pop("PYTHONPATH", None)  # it may lead to the checkout
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=cwd, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_every_recipe_is_found_by_name(installed, tmp_path):
+    program = """
+import inti_jax
+from inti_jax import config
+for name in config.recipes():
+    config.load_config(name)
+    print(name)
+print(inti_jax.__file__)
+"""
+    *names, file = run(installed / "python", "-c", program, cwd=tmp_path).splitlines()
+    assert names == list(config.recipes()) and "k400_vit_b16" in names
+    assert Path(file).is_relative_to(installed.parent)
+    assert Path(file).with_name("py.typed").exists()
+
+
+def test_plan(installed, tmp_path):
+    spec = "k400_vit_b16:method=aim"
+    plan = json.loads(run(installed / "inti-jax", "plan", "--config", spec, "--json", cwd=tmp_path))
+    assert [block["frames"] for block in plan["blocks"]] == [8] * 3 + [4] * 9
+
+
+def test_the_version_is_the_packages(installed, tmp_path):
+    assert run(installed / "inti-jax", "--version", cwd=tmp_path) == f"inti_jax {inti_jax.__version__}\n"
+
+
+def test_prepare_then_doctor(installed, tmp_path):
+    for name in ("left/0.mp4", "left/1.mp4", "right/0.mp4", "right/1.mp4"):
+        path = tmp_path / "videos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(clips.encode(clips.moving_square(8, 32, 32)))
+    program = installed / "inti-jax"
+    source = ("--source", "videos", "--val_share", "0.5")
+    said = run(program, "prepare", "folder", *source, "--data_dir", "data", cwd=tmp_path)
+    assert "folder 1.0.0 in data/folder/1.0.0" in said and "2 labels" in said
+    # A small program, which compiles in seconds: few frames, and one block in a loop.
+    keys = {
+        "data.name": "folder",
+        "data.num_frames": 2,
+        "train.global_batch": 2,
+        "eval.batch": 2,
+        "model.scan": "on",
+    }
+    overrides = (f"--config.{key}={value}" for key, value in keys.items())
+    spec = "quickstart:compression=none"
+    found = json.loads(run(program, "doctor", "--config", spec, *overrides, "--json", cwd=tmp_path))
+    assert found["ok"] and {layer["status"] for layer in found["layers"]} == {"ok"}
