@@ -10,7 +10,8 @@ This runs one cell, from the image model that configs/still_digits.py trains:
       --workdir runs/cell --config.model.pretrained=stills.safetensors
 
 Arguments: method (full, linear, aim, st_adapter, zero_i2v, lora), temporal (none, attention, conv, shift),
-compression (none, drop, mean, static, inti, tome), scales (all, or one of inti's), seed, steps.
+compression (none, drop, mean, static, inti, tome), group (2, 3, 4), scales (all, or one of inti's), frames,
+seed, steps. Frames have to be a multiple of the group.
 """
 
 import ml_collections
@@ -21,7 +22,15 @@ from inti_jax import config
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """Return the config for the arguments in `arg`, `key=value,key=value`."""
     args = config.parse_arg(
-        arg, method="full", temporal="none", compression="inti", scales="all", seed=0, steps=400
+        arg,
+        method="full",
+        temporal="none",
+        compression="inti",
+        group=2,
+        scales="all",
+        frames=8,
+        seed=0,
+        steps=400,
     )
     result = config.defaults()
 
@@ -33,13 +42,14 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     compression = result.model.compression
     compression.kind = args["compression"]
     compression.after = () if args["compression"] in ("none", "tome") else (1,)
-    compression.r = 3  # leaves about the cost that halving the frames after block 1 leaves
+    compression.group = args["group"]
+    compression.r = 3  # leaves about the cost that compressing pairs of frames after block 1 leaves
     if args["scales"] != "all":
         compression.scales = (args["scales"],)
 
     result.data.name = "motion_digits"
     result.data.data_dir = "data"
-    result.data.num_frames = 8
+    result.data.num_frames = args["frames"]
     result.data.stride = 2
     result.data.resolution = 32
     result.data.crop_scale = (0.8, 1.0)

@@ -9,7 +9,10 @@ Arguments, each with its default first:
 - frames (8): frames of a clip
 - temporal (none, attention, conv, shift): a temporal module on top of the method. With `full`, `linear` and
   `lora` and without such a module, only `inti` and `static` see the order of frames
-- halvings (1, 2): how often the frames are halved; both cost the same, and 2 needs a multiple of 4 frames
+- group (2, 3, 4): neighbouring frames that become one, of which `frames` has to be a multiple; all cost about
+  the same, since larger groups come later
+- halvings (1, 2): how often the frames are halved, with groups of 2; both cost the same, and 2 needs a
+  multiple of 4 frames
 - seed (0): `train.seed`
 
 The recipes follow the systems named below as far as there are keys for their settings. These differences hold
@@ -31,10 +34,11 @@ from inti_jax import config
 
 Settings = dict[str, Any]
 
-# By `halvings`, the blocks after which the frames are halved: 62.6 to 62.8 % of the cost is left.
+# By `group` and `halvings`, the blocks after which groups of frames become one: 61.2 to 62.8 % of the cost is
+# left.
 AFTER = {
-    "clip_vit_b16": {1: (3,), 2: (5, 8)},
-    "clip_vit_l14": {1: (6,), 2: (10, 16)},
+    "clip_vit_b16": {(2, 1): (3,), (2, 2): (5, 8), (3, 1): (5,), (4, 1): (6,)},
+    "clip_vit_l14": {(2, 1): (6,), (2, 2): (10, 16), (3, 1): (10,), (4, 1): (12,)},
 }
 # Patches that `tome` merges away in every block, for about the same cost: 62.1 % on B/16, 61.6 % on L/14.
 MERGED = {"clip_vit_b16": 12, "clip_vit_l14": 8}
@@ -45,6 +49,7 @@ ARGUMENTS: Settings = {
     "compression": "inti",
     "frames": 8,
     "temporal": "none",
+    "group": 2,
     "halvings": 1,
     "seed": 0,
 }
@@ -229,20 +234,25 @@ def build(
     """Build the config for `args`: the recipe of the method in `recipes`, on the dataset `name`.
 
     `adapters` are settings of the methods' modules. They hold for all recipes, since `temporal` reads them
-    too. Raises ConfigError for a method without a recipe, and for `halvings` that do not fit.
+    too. Raises ConfigError for a method without a recipe, and for `group` or `halvings` that do not fit.
     """
-    method, compression, halvings = args["method"], args["compression"], args["halvings"]
+    method, compression = args["method"], args["compression"]
+    group, halvings = args["group"], args["halvings"]
     if method not in recipes:
         raise config.ConfigError(
             f"config argument `method={method}`: it should be one of {', '.join(recipes)}"
         )
-    if halvings not in AFTER[backbone]:
-        raise config.ConfigError(f"config argument `halvings={halvings}`: it should be 1 or 2")
-    halves = compression not in ("none", "tome")
-    if halvings != ARGUMENTS["halvings"] and not halves:
-        raise config.ConfigError(
-            f"config argument `halvings={halvings}`: `compression={compression}` does not halve the frames"
-        )
+    if group not in config.GROUPS:
+        raise config.ConfigError(f"config argument `group={group}`: it should be 2, 3 or 4")
+    if (group, halvings) not in AFTER[backbone]:
+        valid = "1 or 2" if group == 2 else f"1 with `group={group}`"
+        raise config.ConfigError(f"config argument `halvings={halvings}`: it should be {valid}")
+    compresses = compression not in ("none", "tome")
+    for key in ("group", "halvings"):
+        if args[key] != ARGUMENTS[key] and not compresses:
+            raise config.ConfigError(
+                f"config argument `{key}={args[key]}`: `compression={compression}` makes no frames fewer"
+            )
     result = config.defaults()
     result.update_from_flattened_dict(
         {
@@ -251,7 +261,8 @@ def build(
             "model.adaptation": method,
             "model.temporal": args["temporal"],
             "model.compression.kind": compression,
-            "model.compression.after": AFTER[backbone][halvings] if halves else (),
+            "model.compression.after": AFTER[backbone][group, halvings] if compresses else (),
+            "model.compression.group": group,
             "model.compression.r": MERGED[backbone],
             "data.name": name,
             "data.data_dir": "data",

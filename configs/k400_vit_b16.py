@@ -4,7 +4,7 @@
     python -m inti_jax.main --config configs/k400_vit_b16.py:method=st_adapter --workdir runs/k400
 
 Cost with the defaults: 88.3 GMACs per view; 140.5 with compression=none.
-Arguments (common.py explains them): method, compression, frames, temporal, halvings, seed.
+Arguments (common.py explains them): method, compression, frames, temporal, group, halvings, seed.
 
 Sources of the recipes (common.py names the repositories and says what differs here):
 - full: UniFormerV2, exp/k400/k400_b16_f8x224/{run.sh,config.yaml}.

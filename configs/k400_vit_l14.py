@@ -4,7 +4,7 @@
     python -m inti_jax.main --config configs/k400_vit_l14.py:method=aim --workdir runs/k400
 
 Cost with the defaults: 405.7 GMACs per view; 648.1 with compression=none.
-Arguments (common.py explains them): method, compression, frames, temporal, halvings, seed.
+Arguments (common.py explains them): method, compression, frames, temporal, group, halvings, seed.
 
 Sources of the recipes (common.py names the repositories and says what differs here):
 - full: X-CLIP, X-CLIP/configs/k400/14_8.yaml. (UniFormerV2's L/14 was first trained on other videos.)

@@ -3,7 +3,8 @@
     python -m inti_jax.prepare motion_digits --data_dir data
     python -m inti_jax.main --config configs/quickstart.py:compression=inti --workdir runs/inti
 
-Arguments: compression (none, inti, mean, static, drop), seed, steps. Default: inti, 0, 640.
+Arguments: compression (none, inti, mean, static, drop), group (2, 3, 4), frames, seed, steps. Default: inti,
+2, 8, 0, 640. Frames have to be a multiple of the group.
 """
 
 import ml_collections
@@ -13,17 +14,18 @@ from inti_jax import config
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """Return the config for the arguments in `arg`, `key=value,key=value`."""
-    args = config.parse_arg(arg, compression="inti", seed=0, steps=640)
+    args = config.parse_arg(arg, compression="inti", group=2, frames=8, seed=0, steps=640)
     result = config.defaults()
 
     result.model.backbone = "tiny"
     result.model.pretrained = "random"
     result.model.compression.kind = args["compression"]
     result.model.compression.after = () if args["compression"] == "none" else (1,)
+    result.model.compression.group = args["group"]
 
     result.data.name = "motion_digits"
     result.data.data_dir = "data"
-    result.data.num_frames = 8
+    result.data.num_frames = args["frames"]
     result.data.sampling = "dense"
     result.data.stride = 2
     result.data.resolution = 32

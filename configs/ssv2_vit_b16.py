@@ -4,7 +4,7 @@
     python -m inti_jax.main --config configs/ssv2_vit_b16.py:method=aim,frames=16 --workdir runs/ssv2
 
 Cost with the defaults: 88.3 GMACs per view; 140.5 with compression=none.
-Arguments (common.py explains them): method, compression, frames, temporal, halvings, seed.
+Arguments (common.py explains them): method, compression, frames, temporal, group, halvings, seed.
 
 Sources of the recipes (common.py names the repositories and says what differs here):
 - full: UniFormerV2 for 16 frames, exp/sthv2/ssv2_b16_f16x224/{run.sh,config.yaml}: 128 videos a batch, two

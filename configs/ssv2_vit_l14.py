@@ -4,7 +4,7 @@
     python -m inti_jax.main --config configs/ssv2_vit_l14.py:method=zero_i2v,frames=32 --workdir runs/ssv2
 
 Cost with the defaults: 405.7 GMACs per view; 648.1 with compression=none.
-Arguments (common.py explains them): method, compression, frames, temporal, halvings, seed.
+Arguments (common.py explains them): method, compression, frames, temporal, group, halvings, seed.
 
 Sources of the recipes (common.py names the repositories and says what differs here):
 - aim: configs/recognition/vit/vitclip_large_sthv2.py.

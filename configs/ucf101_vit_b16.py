@@ -4,7 +4,7 @@
     python -m inti_jax.main --config configs/ucf101_vit_b16.py:method=zero_i2v --workdir runs/ucf101
 
 Cost with the defaults: 88.3 GMACs per view; 140.5 with compression=none.
-Arguments (common.py explains them): method, compression, frames, temporal, halvings, seed.
+Arguments (common.py explains them): method, compression, frames, temporal, group, halvings, seed.
 
 Sources of the recipes (common.py names the repositories and says what differs here):
 - zero_i2v: configs/recognition/vit_zero_clip/vit_zero_base_clip_ucf101_u8_split1.py. From 32 frames on,

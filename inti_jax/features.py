@@ -34,7 +34,8 @@ with --frames, videos have several features, one below the other:
   features  [N, D]      float32: what is averaged over time, clip by clip, averaged over the crops
   offsets   [M + 1]     the features of video i are features[offsets[i]:offsets[i + 1]]
   frames    [N, 2]      the first and the last frame of the video, from 0, that a feature was computed from:
-                        a model that halves the frames h times has one feature for each 2^h frames of a clip
+                        a model that compresses groups of g frames n times has a feature for each g^n
+                        frames of a clip
 
 example: %(prog)s --checkpoint runs/mine my_videos --out features.npz
 """

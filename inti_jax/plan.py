@@ -26,8 +26,8 @@ def main(prog: str = "python -m inti_jax.plan") -> None:
         "--budget",
         type=float,
         metavar="SHARE",
-        help="list what leaves at most this share of the uncompressed model's cost: where to halve the "
-        "frames, or for tome how many patches to merge",
+        help="list what leaves at most this share of the uncompressed model's cost: after which blocks "
+        "to compress groups of how many frames, or for tome how many patches to merge",
     )
     parser.add_argument(
         "--classes", type=int, metavar="K", help="the number of classes, for a dataset that is not prepared"

@@ -20,6 +20,7 @@ from inti_jax.config.parse import (
     type_of,
 )
 from inti_jax.config.schema import (
+    GROUPS,
     SCALES,
     TEMPORAL_OF,
     Aim,
@@ -30,6 +31,7 @@ from inti_jax.config.schema import (
     EarlyStop,
     Erase,
     Eval,
+    Group,
     Head,
     Hosts,
     Jitter,
@@ -47,6 +49,7 @@ from inti_jax.config.schema import (
 )
 
 __all__ = [
+    "GROUPS",
     "SCALES",
     "TEMPORAL_OF",
     "Aim",
@@ -58,6 +61,7 @@ __all__ = [
     "EarlyStop",
     "Erase",
     "Eval",
+    "Group",
     "Head",
     "Hosts",
     "Jitter",

@@ -56,10 +56,12 @@ def _compression(model: config.Model, frames: int) -> Iterator[str]:
         )
     if compression.kind == "tome":
         yield from _merging(model, layers)
-    if frames % 2 ** len(compression.halves_after):
+    ratio = compression.group ** len(compression.compresses_after)
+    if frames % ratio:
         yield (
-            f"`data.num_frames` is {frames}: it should be divisible by {2 ** len(after)}, "
-            f"since `model.compression.after` = {after} halves the frames {len(after)} times"
+            f"`data.num_frames` is {frames}: it should be divisible by {ratio}, since "
+            f"`model.compression.group` = {compression.group} frames become one after each of the blocks "
+            f"`model.compression.after` = {after}"
         )
     scales = compression.scales
     if not scales or len(set(scales)) != len(scales):
@@ -68,6 +70,11 @@ def _compression(model: config.Model, frames: int) -> Iterator[str]:
 
 def _merging(model: config.Model, layers: int) -> Iterator[str]:
     compression = model.compression
+    if compression.group != config.Compression.group:
+        yield (
+            f'`model.compression.group` is {compression.group} and `kind` is "tome", which merges patches of '
+            f"one frame: leave it at {config.Compression.group}"
+        )
     merging = len(compression.after) or layers
     if isinstance(compression.r, tuple) and len(compression.r) != merging:
         yield (

@@ -24,6 +24,10 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 # A training loss; see training/losses.py.
 LossName = Literal["cross_entropy", "contrastive"]
 
+# The number of neighbouring frames that a compressor makes one of.
+Group = Literal[2, 3, 4]
+GROUPS: tuple[Group, ...] = (2, 3, 4)
+
 # A branch of the network that computes InTI's weights; see models/inti.py.
 Scale = Literal["point", "local", "region", "global"]
 SCALES: tuple[Scale, ...] = ("point", "local", "region", "global")
@@ -37,19 +41,21 @@ class Compression:
     Read by models/compressors.py, models/inti.py and models/tome.py.
     """
 
-    # "none": no compression. "inti", "mean", "static" and "drop" halve the frames: by InTI, by the mean of
-    # each pair of frames, by one learned pair of weights, or by dropping the later frame. "tome" merges
-    # similar patches of a frame (arXiv:2210.09461).
+    # "none": no compression. "inti", "mean", "static" and "drop" make one frame of each group of neighbouring
+    # frames: by InTI, by their mean, by one learned weight for each place in the group, or by dropping all
+    # but the first. "tome" merges similar patches of a frame (arXiv:2210.09461).
     kind: Literal["none", "inti", "mean", "static", "drop", "tome"] = "none"
-    # Numbers of blocks, from 1, in increasing order. The frames are halved after each of them. "tome" merges
-    # patches in each of them, or in all blocks if this is empty.
+    # Numbers of blocks, from 1, in increasing order. The frames become fewer after each of them. "tome"
+    # merges patches in each of them, or in all blocks if this is empty.
     after: tuple[Positive, ...] = ()
+    # Frames of a group. T has to be a multiple of group ** len(after). "tome" has no groups.
+    group: Group = 2
     # The next four are read by "inti" only.
     scales: tuple[Scale, ...] = SCALES  # one or more branches that compute the weights
-    normalizer: Literal["softmax", "sigmoid"] = "softmax"  # makes the two weights of a pair sum to 1
+    normalizer: Literal["softmax", "sigmoid"] = "softmax"  # makes the weights of a group sum to 1
     width: Positive = 64  # channels to which each frame's tokens are narrowed to compute the weights
-    # The class token's weights. "own": from the point and global scales; "mean": one half each; "patches":
-    # the mean of the patches' weights.
+    # The weights of the class token, or of all tokens before the patches. "own": from the point and global
+    # scales; "mean": equal; "patches": the mean of the patches' weights.
     class_token: Literal["own", "mean", "patches"] = "own"
     # The next two are read by "tome" only.
 
@@ -61,9 +67,14 @@ class Compression:
     matching: Literal["auto", "frame", "clip"] = "auto"
 
     @property
-    def halves_after(self) -> tuple[int, ...]:
-        """The numbers of the blocks, from 1, after which the frames are halved."""
+    def compresses_after(self) -> tuple[int, ...]:
+        """The numbers of the blocks, from 1, after which the frames become fewer."""
         return () if self.kind == "tome" else self.after
+
+    @property
+    def name(self) -> str:
+        """The kind, with the group where there is one, for tables and messages."""
+        return f"{self.kind} (group {self.group})" if self.compresses_after else self.kind
 
 
 @pydantic.with_config(_STRICT)

@@ -2,22 +2,22 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from inti_jax.models.compressors import Compressor
 from inti_jax.models.video import UNCOMPRESSED, Schedule, VideoModel
 
-_MOST_HALVINGS = 3
+_MOST_LAYERS = 3
 
 
 @dataclasses.dataclass(frozen=True)
-class Halvings:
-    """A schedule that halves the frames after the blocks `after`.
+class Compressing:
+    """A schedule in which `group` frames become one after each of the blocks `after`.
 
     `share` is its cost relative to the uncompressed model's, at inference.
     """
 
-    halvings: int
+    group: int
     after: tuple[int, ...]
     share: float
     gmacs_per_view: float
@@ -27,7 +27,7 @@ class Halvings:
 class Merging:
     """A schedule in which each merging block is asked to merge away `r` patches of a frame.
 
-    `share` is as in `Halvings`.
+    `share` is as in `Compressing`.
     """
 
     r: int
@@ -35,26 +35,29 @@ class Merging:
     gmacs_per_view: float
 
 
-def halvings(
-    model: VideoModel, compressor: Compressor, frames: int, budget: float, most: int
-) -> list[Halvings]:
-    """List the schedules with one to three halvings by `compressor` and a share of at most `budget`.
+def compressing(
+    model: VideoModel, compressors: Iterable[Compressor], frames: int, budget: float, most: int
+) -> list[Compressing]:
+    """List the schedules of one to three layers and a share of at most `budget`.
 
-    For each number of halvings these are the `most` schedules that use the budget best. T has to be divisible
-    by 2 for each halving. No schedule halves after the last block, where it would save nothing.
+    All layers of a schedule are like one of `compressors`. For each of these and each number of layers, the
+    list has the `most` schedules that use the budget best. T has to be a multiple of the product of the
+    layers' ratios. No schedule compresses after the last block, where it would save nothing.
     """
     whole = model.macs(frames, folded=True, schedule=UNCOMPRESSED)
     result = []
-    for count in range(1, _MOST_HALVINGS + 1):
-        if frames % 2**count:
-            break
-        fitting = [
-            (macs, after)
-            for after, macs in _halved(model, compressor, frames, count)
-            if macs <= budget * whole
-        ]
-        fitting.sort(key=lambda found: (-found[0], found[1]))
-        result += [Halvings(count, after, macs / whole, macs / 1e9) for macs, after in fitting[:most]]
+    for compressor in compressors:
+        ratio = compressor.ratio
+        for count in range(1, _MOST_LAYERS + 1):
+            if frames % ratio**count:
+                break
+            fitting = [
+                (macs, after)
+                for after, macs in _compressed(model, compressor, frames, count)
+                if macs <= budget * whole
+            ]
+            fitting.sort(key=lambda found: (-found[0], found[1]))
+            result += [Compressing(ratio, after, macs / whole, macs / 1e9) for macs, after in fitting[:most]]
     return result
 
 
@@ -75,15 +78,16 @@ def mergings(
     return [Merging(r, -macs / whole, -macs / 1e9) for macs, r in fitting[:most]]
 
 
-def _halved(
+def _compressed(
     model: VideoModel, compressor: Compressor, frames: int, count: int
 ) -> Iterator[tuple[tuple[int, ...], int]]:
-    """Yield every choice of `count` blocks to halve the frames after, with the MACs of a view.
+    """Yield every choice of `count` blocks to put `compressor` after, with the MACs of a view.
 
     The cost of a block depends on its T alone, so it is summed once for each T.
     """
     last = len(model.adapters)
-    # up_to[k][b]: MACs of blocks 1 to b at T / 2**k. layers[k]: of the layer that halves T / 2**k.
+    left = [frames // compressor.ratio**k for k in range(count + 1)]
+    # up_to[k][b]: MACs of blocks 1 to b at the T after k layers. layers[k]: of the layer that takes this T.
     up_to = [
         [
             0,
@@ -91,9 +95,9 @@ def _halved(
                 cost.macs for cost in model.block_costs(t, folded=True, schedule=UNCOMPRESSED)
             ),
         ]
-        for t in (frames // 2**k for k in range(count + 1))
+        for t in left
     ]
-    layers = [compressor.macs(frames // 2**k) for k in range(count)]
+    layers = [compressor.macs(t) for t in left[:-1]]
     fixed = frames * model.tower.embed_macs() + model.head.macs() + sum(layers)
     for after in itertools.combinations(range(1, last), count):
         edges = (0, *after, last)

@@ -5,6 +5,7 @@ The model is built of shapes alone, so it needs no dataset, no weights and no ac
 """
 
 import dataclasses
+import functools
 import logging
 import math
 from pathlib import Path
@@ -17,7 +18,8 @@ from inti_jax.errors import UsageError
 
 if TYPE_CHECKING:
     from inti_jax.config.backbones import Backbone
-    from inti_jax.cost.budget import Halvings, Merging
+    from inti_jax.cost.budget import Compressing, Merging
+    from inti_jax.models.compressors import Compressor
     from inti_jax.runs.record import RunRecord
 
 log = logging.getLogger("inti_jax")
@@ -31,7 +33,7 @@ _EMBEDDED_CLASSES = {"motion_digits": 10, "still_digits": 40}
 _EMBED = {"clip_vit_b32": 512, "clip_vit_b16": 512, "clip_vit_l14": 768, "clip_vit_l14_336": 768}
 
 
-_LISTED = 10  # schedules for each number of halvings
+_LISTED = 10  # schedules for each group and number of compressors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +73,7 @@ class Plan:
     freezing: str  # what trains other than by the method's default, in words; "" if nothing
     temporal: str
     compression: str
+    group: int | None  # frames that become one at each compressor; None if there is none
     after: tuple[int, ...]
     frames: int
     resolution: int
@@ -97,7 +100,7 @@ class Budget:
 
     share: float
     compression: str
-    schedules: "list[Halvings] | list[Merging]"
+    schedules: "list[Compressing] | list[Merging]"
 
 
 def make_plan(
@@ -153,6 +156,7 @@ def make_plan(
         freezing=freezing.summary(settings.model),
         temporal=settings.model.temporal,
         compression=compression.kind,
+        group=compression.group if compression.compresses_after else None,
         after=compression.after,
         frames=frames,
         resolution=settings.data.resolution,
@@ -189,12 +193,19 @@ def _fitting(model: Any, compression: config.Compression, frames: int, share: fl
         return Budget(share, "tome", budget.mergings(model, blocks, frames, share, _LISTED))
     # Without compression, list the schedules of InTI.
     chosen = compression if compression.kind != "none" else dataclasses.replace(compression, kind="inti")
-    compressor = nnx.eval_shape(
-        lambda: build_compressor(
-            chosen, model.size.width, model.tower.grid, dtype=model.dtype, rngs=make_rngs(0)
+
+    def build(group: config.Group) -> "Compressor":
+        return build_compressor(
+            dataclasses.replace(chosen, group=group),
+            model.size.width,
+            model.tower.grid,
+            prefix_tokens=1,
+            dtype=model.dtype,
+            rngs=make_rngs(0),
         )
-    )
-    return Budget(share, chosen.kind, budget.halvings(model, compressor, frames, share, _LISTED))
+
+    compressors = [nnx.eval_shape(functools.partial(build, group)) for group in config.GROUPS]
+    return Budget(share, chosen.kind, budget.compressing(model, compressors, frames, share, _LISTED))
 
 
 def record_of(settings: Config, classes: int) -> "RunRecord":
@@ -286,10 +297,11 @@ def render(plan: Plan) -> str:
             mib=plan.activation_mib,
         )
     )
+    compression = plan.compression + ("" if plan.group is None else f" (group {plan.group})")
     method = plan.adaptation + (f" ({plan.freezing})" if plan.freezing else "")
     method += "" if plan.temporal == "none" else f" with temporal {plan.temporal}"
     lines = [
-        f"{plan.backbone}, {method}, compression {plan.compression}: {plan.frames} frames of "
+        f"{plan.backbone}, {method}, compression {compression}: {plan.frames} frames of "
         f"{plan.resolution} x {plan.resolution}, {plan.classes} classes",
         "",
         text_table(headers, cells),
@@ -309,14 +321,17 @@ def render(plan: Plan) -> str:
 def render_budget(budget: Budget) -> str:
     """Format the schedules that fit a budget as a table of text."""
     from inti_jax.cli.tables import text_table
-    from inti_jax.cost.budget import Halvings
+    from inti_jax.cost.budget import Compressing
 
     title = f"{budget.compression} with at most {100 * budget.share:g} % of the cost without compression"
     if not budget.schedules:
         return f"{title}: none"
     cells = []
     for found in budget.schedules:
-        where = f"after={found.after}" if isinstance(found, Halvings) else f"r={found.r}"
+        if isinstance(found, Compressing):
+            where = f"group={found.group} after={found.after}"
+        else:
+            where = f"r={found.r}"
         cells.append([where, f"{100 * found.share:.2f} %", f"{found.gmacs_per_view:.4g}"])
     return f"{title}\n\n" + text_table(["model.compression", "share", "GMACs/view"], cells)
 

@@ -28,6 +28,7 @@ class VideoClassifier:
         self.config = config
         self.labels = labels
         self._params = params
+        self._multiple = parameters.merge(graphdef, params).ratio
         self._logits = jax.jit(lambda params, video: parameters.merge(graphdef, params)(video))
         self._features = jax.jit(lambda params, video: parameters.merge(graphdef, params).features(video))
 
@@ -36,10 +37,10 @@ class VideoClassifier:
 
         Arrays may be NumPy's, JAX's or torch's, on any device. A list of frames (arrays, or Pillow's
         pictures) is one clip, and a list of clips is several. Frames are RGB of any size. A grey frame, with
-        one channel, is copied to all three, and the opacity of RGBA is dropped, both as in decoding. T is any
-        number of frames that the compressors can halve. Frames are resized and cropped to the centre as in
-        evaluation. An empty batch, B = 0, gives no logits. For files use `inti_jax.predict`, which takes
-        their frames as the evaluation does. Raises UserError for another shape or type.
+        one channel, is copied to all three, and the opacity of RGBA is dropped, both as in decoding. T is a
+        multiple of the model's `ratio`. Frames are resized and cropped to the centre as in evaluation. An
+        empty batch, B = 0, gives no logits. For files use `inti_jax.predict`, which takes their frames as the
+        evaluation does. Raises UserError for another shape or type.
         """
         return self._apply(self._logits, video)
 
@@ -52,18 +53,17 @@ class VideoClassifier:
 
     def _apply(self, function: Any, video: Any) -> Float[np.ndarray, "..."]:
         clips, several = in_memory.clips(video)
-        halvings = 2 ** len(self.config.model.compression.halves_after)
         for clip in clips:
             frames, height, width, _ = clip.shape
-            if frames == 0 or frames % halvings:
-                raise UserError(f"this model takes a multiple of {halvings} frames, not {frames}")
+            if frames == 0 or frames % self._multiple:
+                raise UserError(f"this model takes a multiple of {self._multiple} frames, not {frames}")
             if frames != len(clips[0]):
                 raise UserError(f"videos of one call have as many frames: {len(clips[0])} and {frames}")
             if height == 0 or width == 0:
                 raise UserError(f"frames of {height} x {width} pixels show nothing")
         size = self.config.data.resolution
         if not clips:
-            one = jax.ShapeDtypeStruct((1, halvings, size, size, 3), np.uint8)
+            one = jax.ShapeDtypeStruct((1, self._multiple, size, size, 3), np.uint8)
             result = jax.eval_shape(function, self._params, one)
             return np.zeros((0, *result.shape[1:]), result.dtype)
         cropped = np.stack([augment.test_views(clip, resolution=size, crops=1)[0] for clip in clips])

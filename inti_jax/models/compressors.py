@@ -1,9 +1,11 @@
-"""Build the layers that halve the frames between two blocks: InTI and the baselines it is compared with.
+"""Build the layers that make frames fewer between two blocks: InTI and the baselines it is compared with.
 
-All share one interface: `[B, T, N, D] -> [B, T/2, N, D]` for even T. Output frame i depends on input frames
-2i and 2i+1 only. `macs(frames)` is the cost for one video.
+All share one interface: `[B, T, N, D] -> [B, T / r, N, D]`, where r is the layer's `ratio` and T a multiple
+of it. Output frame i depends only on its group, the input frames r * i to r * i + r - 1. `macs(frames)` is
+the cost for one video.
 """
 
+import functools
 from typing import Protocol, runtime_checkable
 
 import jax
@@ -18,25 +20,28 @@ from inti_jax.models.inti import Grid, InTI
 
 @runtime_checkable
 class Compressor(Protocol):
-    """A layer that halves the frames between two blocks."""
+    """A layer that makes frames fewer between two blocks."""
 
-    def __call__(self, x: Float[Array, "B T N D"], /) -> Float[Array, "B T//2 N D"]:
-        """Compress each pair of neighbouring frames into one."""
+    ratio: int  # the number of input frames that become one
+
+    def __call__(self, x: Float[Array, "B T N D"], /) -> Float[Array, "B T//{self.ratio} N D"]:
+        """Compress each group of `ratio` neighbouring frames into one."""
 
     def macs(self, frames: int) -> int:
-        """Count the multiply-accumulates for one video of `frames` frames, before they are halved."""
+        """Count the multiply-accumulates for one video with `frames` frames before the layer."""
 
 
 class Mean(nnx.Module):
-    """Baseline that takes the mean of the two frames."""
+    """Baseline that takes the mean of a group."""
 
-    def __init__(self, tokens: int, width: int):
+    def __init__(self, group: int, tokens: int, width: int):
+        self.ratio = group
         self.tokens = tokens
         self.width = width
 
-    def __call__(self, x: Float[Array, "B T N D"]) -> Float[Array, "B T//2 N D"]:
-        """Average each pair of frames."""
-        return (x[:, 0::2] + x[:, 1::2]) / 2
+    def __call__(self, x: Float[Array, "B T N D"]) -> Float[Array, "B T//{self.ratio} N D"]:
+        """Average each group of frames."""
+        return functools.reduce(jnp.add, (x[:, i :: self.ratio] for i in range(self.ratio))) / self.ratio
 
     def macs(self, frames: int) -> int:
         """Count the multiply-accumulates for one video of `frames` frames."""
@@ -44,17 +49,21 @@ class Mean(nnx.Module):
 
 
 class Static(nnx.Module):
-    """Baseline with one learned pair of weights, the same for every token; starts as the mean."""
+    """Baseline with one learned weight for each place in a group, the same for all tokens.
 
-    def __init__(self, tokens: int, width: int):
-        self.logits = nnx.Param(jnp.zeros(2))
+    It starts as the mean. The weights are positive and sum to 1.
+    """
+
+    def __init__(self, group: int, tokens: int, width: int):
+        self.logits = nnx.Param(jnp.zeros(group))
+        self.ratio = group
         self.tokens = tokens
         self.width = width
 
-    def __call__(self, x: Float[Array, "B T N D"]) -> Float[Array, "B T//2 N D"]:
-        """Blend each pair of frames with the learned weights."""
-        earlier, later = jax.nn.softmax(self.logits[...]).astype(x.dtype)
-        return earlier * x[:, 0::2] + later * x[:, 1::2]
+    def __call__(self, x: Float[Array, "B T N D"]) -> Float[Array, "B T//{self.ratio} N D"]:
+        """Blend each group of frames with the learned weights."""
+        weights = jax.nn.softmax(self.logits[...]).astype(x.dtype)
+        return functools.reduce(jnp.add, (weight * x[:, i :: self.ratio] for i, weight in enumerate(weights)))
 
     def macs(self, frames: int) -> int:
         """Count the multiply-accumulates for one video of `frames` frames."""
@@ -62,11 +71,14 @@ class Static(nnx.Module):
 
 
 class Drop(nnx.Module):
-    """Baseline that keeps the earlier frame and drops the later one."""
+    """Baseline that keeps the first frame of a group and drops the others."""
 
-    def __call__(self, x: Float[Array, "B T N D"]) -> Float[Array, "B T//2 N D"]:
-        """Keep the earlier frame of each pair."""
-        return x[:, 0::2]
+    def __init__(self, group: int):
+        self.ratio = group
+
+    def __call__(self, x: Float[Array, "B T N D"]) -> Float[Array, "B T//{self.ratio} N D"]:
+        """Keep the first frame of each group."""
+        return x[:, :: self.ratio]
 
     def macs(self, frames: int) -> int:
         """Count the multiply-accumulates for one video of `frames` frames."""
@@ -74,21 +86,22 @@ class Drop(nnx.Module):
 
 
 def build_compressor(
-    config: Compression, width: int, grid: Grid, *, dtype: DTypeLike, rngs: nnx.Rngs
+    config: Compression, width: int, grid: Grid, *, prefix_tokens: int, dtype: DTypeLike, rngs: nnx.Rngs
 ) -> Compressor:
-    """Build the layer that `config.kind` names, for tokens of `width` channels on a patch grid of `grid`.
+    """Build the layer that `config.kind` names, for groups of `config.group` frames.
 
-    Raises ValueError for a kind that does not halve the frames.
+    A frame has `prefix_tokens` tokens, then one for each patch of `grid`, all of `width` channels. Raises
+    ValueError for a kind that does not make frames fewer.
     """
-    tokens = grid[0] * grid[1] + 1
+    tokens = prefix_tokens + grid[0] * grid[1]
     match config.kind:
         case "inti":
-            return InTI(width, config, grid, dtype=dtype, rngs=rngs)
+            return InTI(width, config, grid, prefix_tokens=prefix_tokens, dtype=dtype, rngs=rngs)
         case "mean":
-            return Mean(tokens, width)
+            return Mean(config.group, tokens, width)
         case "static":
-            return Static(tokens, width)
+            return Static(config.group, tokens, width)
         case "drop":
-            return Drop()
+            return Drop(config.group)
         case _:
             raise ValueError(f"no compressor is built for kind {config.kind!r}")

@@ -1,8 +1,8 @@
-"""Blend each pair of neighbouring frames into one, by weights computed from context: the InTI layer.
+"""Blend each group of neighbouring frames into one, by weights computed from context: the InTI layer.
 
 It follows arXiv:2408.06840, of which only the abstract is public. By that, two tokens at the same position of
 neighbouring frames are blended linearly, by weights from a multi-scale, context-aware network. The scales,
-widths and initialisation are our choices.
+widths and initialisation are our choices, and so are groups of more than two frames.
 """
 
 import functools
@@ -50,52 +50,67 @@ class DepthwiseConv(nnx.Module):
 
 
 class InTI(nnx.Module):
-    """The InTI layer, which blends frames 2i and 2i+1 into frame i, token by token.
+    """The InTI layer, which blends the frames g*i to g*i + g - 1 into frame i, token by token.
 
-    y[i, n] = w[i, n, 0] * x[2i, n] + w[i, n, 1] * x[2i + 1, n]. The weights are positive and sum to 1.
+    y[i, n] = sum over k of w[i, n, k] * x[g*i + k, n], for groups of g = `config.group` frames. The weights
+    are positive and sum to 1.
 
-    They are computed from the tokens of both frames, narrowed to `config.width` channels each. The context is
-    the sum of up to four branches: `point` sees a token's own position, `local` the 3x3 positions around it,
-    `region` 3x3 positions three apart (a 7x7 window), and `global` the mean over the patches of both frames.
+    They are computed from the tokens of all frames of the group, narrowed to `config.width` channels each and
+    concatenated. The context is the sum of up to four branches: `point` sees a token's own position, `local`
+    the 3x3 positions around it, `region` 3x3 positions three apart (a 7x7 window), and `global` the mean over
+    the patches of all frames.
 
-    The class token has no place on the grid. By `config.class_token` its weights come from the `point` and
-    `global` branches ("own"), are the mean of the patches' weights ("patches"), or are equal ("mean").
+    The `prefix_tokens` tokens before the patches, such as the class token, have no place on the grid. By
+    `config.class_token` their weights come from the `point` and `global` branches, each token's own ("own"),
+    are the mean of the patches' weights ("patches"), or are equal ("mean").
 
-    The last linear layer starts at zero, so the InTI layer starts as the mean of the pair.
+    The last linear layer starts at zero, so the InTI layer starts as the mean of the group.
     """
 
     def __init__(
-        self, width: int, config: Compression, grid: Grid, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
+        self,
+        width: int,
+        config: Compression,
+        grid: Grid,
+        *,
+        prefix_tokens: int,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
     ):
-        pair = 2 * config.width
+        channels = config.group * config.width
         self.norm = LayerNorm(width, dtype=dtype, rngs=rngs)
         self.down = nnx.Linear(width, config.width, use_bias=False, dtype=dtype, rngs=rngs)
         if "point" in config.scales:
-            self.point = nnx.Linear(pair, pair, dtype=dtype, rngs=rngs)
+            self.point = nnx.Linear(channels, channels, dtype=dtype, rngs=rngs)
         if "local" in config.scales:
-            self.local = DepthwiseConv(pair, dilation=1, dtype=dtype, rngs=rngs)
+            self.local = DepthwiseConv(channels, dilation=1, dtype=dtype, rngs=rngs)
         if "region" in config.scales:
-            self.region = DepthwiseConv(pair, dilation=3, dtype=dtype, rngs=rngs)
+            self.region = DepthwiseConv(channels, dilation=3, dtype=dtype, rngs=rngs)
         if "global" in config.scales:
-            self.frame = nnx.Linear(pair, pair, dtype=dtype, rngs=rngs)
-        self.out = nnx.Linear(pair, 2, kernel_init=nnx.initializers.zeros, dtype=dtype, rngs=rngs)
+            self.frame = nnx.Linear(channels, channels, dtype=dtype, rngs=rngs)
+        self.out = nnx.Linear(
+            channels, config.group, kernel_init=nnx.initializers.zeros, dtype=dtype, rngs=rngs
+        )
+        self.ratio: int = config.group
         self.scales: Sequence[str] = config.scales
         self.normalizer = config.normalizer
         self.class_token = config.class_token
         self.grid = grid
+        self.prefix_tokens = prefix_tokens
 
-    def __call__(self, x: Float[Array, "B T N D"]) -> Float[Array, "B T//2 N D"]:
-        """Blend each pair of frames."""
+    def __call__(self, x: Float[Array, "B T N D"]) -> Float[Array, "B T//{self.ratio} N D"]:
+        """Blend each group of frames."""
         weights = self.weights(x)[..., None].astype(x.dtype)
-        return weights[..., 0, :] * x[:, 0::2] + weights[..., 1, :] * x[:, 1::2]
+        weighted = (weights[..., i, :] * x[:, i :: self.ratio] for i in range(self.ratio))
+        return functools.reduce(jnp.add, weighted)
 
-    def weights(self, x: Float[Array, "B T N D"]) -> Float[Array, "B T//2 N 2"]:
-        """Compute the weights of the earlier and the later frame in each blended token, in float32."""
+    def weights(self, x: Float[Array, "B T N D"]) -> Float[Array, "B T//{self.ratio} N {self.ratio}"]:
+        """Compute the weights of a group's frames in each blended token, in float32."""
         batch = x.shape[0]
         narrow = self.down(self.norm(x))
-        pairs = rearrange(narrow, "b (t two) n d -> (b t) n (two d)", two=2)
-        logits = self.out(jax.nn.gelu(self._context(pairs), approximate=False)).astype(jnp.float32)
-        logits = rearrange(logits, "(b t) n two -> b t n two", b=batch)
+        groups = rearrange(narrow, "b (t g) n d -> (b t) n (g d)", g=self.ratio)
+        logits = self.out(jax.nn.gelu(self._context(groups), approximate=False)).astype(jnp.float32)
+        logits = rearrange(logits, "(b t) n g -> b t n g", b=batch)
         if self.normalizer == "softmax":
             weights = jax.nn.softmax(logits, axis=-1)
         else:
@@ -103,43 +118,44 @@ class InTI(nnx.Module):
             weights = gates / gates.sum(axis=-1, keepdims=True)
         match self.class_token:
             case "mean":
-                return weights.at[:, :, 0].set(0.5)
+                return weights.at[:, :, : self.prefix_tokens].set(1 / self.ratio)
             case "patches":
-                return weights.at[:, :, 0].set(weights[:, :, 1:].mean(axis=2))
+                patches = weights[:, :, self.prefix_tokens :].mean(axis=2, keepdims=True)
+                return weights.at[:, :, : self.prefix_tokens].set(patches)
             case _:
                 return weights
 
-    def _context(self, pairs: Float[Array, "P N C"]) -> Float[Array, "P N C"]:
+    def _context(self, groups: Float[Array, "G N C"]) -> Float[Array, "G N C"]:
         """Sum the branches; those on the grid are added to the patches only."""
-        patches = pairs[:, 1:]
-        context = jnp.zeros_like(pairs)
+        patches = groups[:, self.prefix_tokens :]
+        context = jnp.zeros_like(groups)
         if "point" in self.scales:
-            context += self.point(pairs)
+            context += self.point(groups)
         if "global" in self.scales:
             context += self.frame(patches.mean(axis=1, keepdims=True))
         height, width = self.grid
-        on_grid = rearrange(patches, "p (h w) c -> p h w c", h=height, w=width)
+        on_grid = rearrange(patches, "g (h w) c -> g h w c", h=height, w=width)
         neighbours = jnp.zeros_like(on_grid)
         if "local" in self.scales:
             neighbours += self.local(on_grid)
         if "region" in self.scales:
             neighbours += self.region(on_grid)
-        return context.at[:, 1:].add(rearrange(neighbours, "p h w c -> p (h w) c"))
+        return context.at[:, self.prefix_tokens :].add(rearrange(neighbours, "g h w c -> g (h w) c"))
 
     def macs(self, frames: int) -> int:
-        """Count the multiply-accumulates for one video of `frames` frames, before they are halved."""
+        """Count the multiply-accumulates for one video with `frames` frames before the layer."""
         width = self.norm.num_features
         narrow = self.down.out_features
-        pairs, patches, pair = frames // 2, self.grid[0] * self.grid[1], 2 * narrow
-        tokens = patches + 1
+        groups, patches, channels = frames // self.ratio, self.grid[0] * self.grid[1], self.ratio * narrow
+        tokens = self.prefix_tokens + patches
         total = frames * tokens * width * narrow  # `down`
-        total += pairs * tokens * pair * 2  # `out`
-        total += pairs * tokens * 2 * width  # the blend
+        total += groups * tokens * channels * self.ratio  # `out`
+        total += frames * tokens * width  # the blend
         if "point" in self.scales:
-            total += pairs * tokens * pair**2
+            total += groups * tokens * channels**2
         if "global" in self.scales:
-            total += pairs * pair**2
+            total += groups * channels**2
         for scale in ("local", "region"):
             if scale in self.scales:
-                total += pairs * patches * 9 * pair
+                total += groups * patches * 9 * channels
         return total

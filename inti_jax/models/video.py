@@ -2,6 +2,8 @@
 
 import dataclasses
 import itertools
+import math
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -53,7 +55,7 @@ class Stage:
 class Schedule:
     """The blocks, numbered from 1, at which a model compresses."""
 
-    halving: Mapping[int, Compressor]  # the compressor behind the block, which halves the frames
+    compressing: Mapping[int, Compressor]  # the compressor behind the block, which makes the frames fewer
     merging: Mapping[int, int]  # number of patches of a frame that the block is asked to merge away
 
 
@@ -72,7 +74,7 @@ class BlockCost:
 
 
 class VideoModel(nnx.Module):
-    """CLIP adapted to video: logits for clips of any number of frames T that the compressors can halve."""
+    """CLIP adapted to video: logits for clips of T frames, for any T that is a multiple of `ratio`."""
 
     def __init__(
         self,
@@ -99,8 +101,10 @@ class VideoModel(nnx.Module):
         self.tower = ImageTower(size, numerics=self.backbone.numerics, dtype=dtype, rngs=rngs)
         self.compressors = nnx.List(
             [
-                build_compressor(config.compression, size.width, self.tower.grid, dtype=dtype, rngs=rngs)
-                for _ in config.compression.halves_after
+                build_compressor(
+                    config.compression, size.width, self.tower.grid, prefix_tokens=1, dtype=dtype, rngs=rngs
+                )
+                for _ in config.compression.compresses_after
             ]
         )
         self.adapters = nnx.List(
@@ -119,7 +123,7 @@ class VideoModel(nnx.Module):
         else:
             self.head = TextHead(size.width, self.backbone.embed, classes, rngs=rngs)
         self.size = size
-        self.after = config.compression.halves_after
+        self.after = config.compression.compresses_after
         # ST-Adapter averages the frames' class tokens before it normalises, the other methods after.
         self.mean_first = config.adaptation == "st_adapter"
         self.head_dropout = config.head.dropout
@@ -280,13 +284,13 @@ class VideoModel(nnx.Module):
         costs = []
         tokens = self.tower.tokens
         for index, (block, adapters) in enumerate(zip(self.tower.blocks, self.adapters, strict=True), 1):
-            merging, compressor = schedule.merging.get(index, 0), schedule.halving.get(index)
+            merging, compressor = schedule.merging.get(index, 0), schedule.compressing.get(index)
             left = tokens - tome.merged(tokens, merging)
             macs = frames * adapters.macs(block, tokens, frames, merging=merging, folded=folded)
             if compressor is not None:
                 macs += compressor.macs(frames)
             costs.append(BlockCost(index, frames, tokens, left, macs))
-            frames = frames if compressor is None else frames // 2
+            frames = frames if compressor is None else frames // compressor.ratio
             tokens = left
         return costs
 
@@ -299,15 +303,21 @@ class VideoModel(nnx.Module):
     def stages(self, frames: int) -> list[Stage]:
         """List the stages that a clip of `frames` frames goes through."""
         edges = (0, *self.after, len(self.tower.blocks))
+        ratios = itertools.accumulate((one.ratio for one in self.compressors), operator.mul, initial=1)
+        parts = zip(itertools.pairwise(edges), ratios, (*self.compressors, None), strict=True)
         return [
-            Stage(range(start, end), frames // 2**halvings, compressor)
-            for halvings, ((start, end), compressor) in enumerate(
-                zip(itertools.pairwise(edges), (*self.compressors, None), strict=True)
-            )
+            Stage(range(start, end), frames // ratio, compressor) for (start, end), ratio, compressor in parts
         ]
 
+    @property
+    def ratio(self) -> int:
+        """The number of frames of a clip that become one of the last stage: T has to be a multiple of it."""
+        return math.prod(compressor.ratio for compressor in self.compressors)
 
-def compress(compressor: Compressor, x: Float[Array, "BT N D"], frames: int) -> Float[Array, "BT//2 N D"]:
-    """Halve the frames of a batch with `compressor`; each video has `frames` frames."""
+
+def compress(
+    compressor: Compressor, x: Float[Array, "BT N D"], frames: int
+) -> Float[Array, "BT//{compressor.ratio} N D"]:
+    """Make the frames of a batch fewer with `compressor`; each video has `frames` frames."""
     blended = compressor(rearrange(x, "(b t) n d -> b t n d", t=frames))
     return rearrange(blended, "b t n d -> (b t) n d")

@@ -37,7 +37,7 @@ def describe(
         "%d frames",
         config.model.backbone,
         config.model.adaptation + (f" ({changed})" if changed else ""),
-        compression.kind,
+        compression.name,
         compression.after or "no block",
         trainable / 1e6,
         frozen / 1e6,

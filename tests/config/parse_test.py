@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from inti_jax import config
 from inti_jax.config import ConfigError
 from inti_jax.errors import UsageError
-from tests.configs import INTI, tiny
+from inti_jax.runs.record import RunRecord
+from tests.configs import INTI, record, tiny
 
 CONTRASTIVE = {
     "train__loss": "contrastive",
@@ -103,6 +104,19 @@ def test_every_field_survives_json():
             'temporal conv relates them: set it to "clip" or "auto"',
         ),
         (INTI | {"model__compression__after": (1, 1), "data__num_frames": 8}, "increasing block numbers"),
+        (INTI | {"model__compression__group": 5}, "`model.compression.group` is 5: it should be 2, 3 or 4"),
+        (
+            INTI | {"model__compression__group": 3},
+            "`data.num_frames` is 8: it should be divisible by 3, since `model.compression.group` = 3 frames",
+        ),
+        (
+            INTI | {"model__compression__after": (1, 2), "model__compression__group": 4},
+            "it should be divisible by 16",
+        ),
+        (
+            {"model__compression__kind": "tome", "model__compression__group": 3},
+            '`model.compression.group` is 3 and `kind` is "tome"',
+        ),
         (
             {"model__adaptation": "lora", "model__pretrained": "f", "model__drop_path": 0.1},
             'only "full" and "aim" train branches',
@@ -273,3 +287,15 @@ def test_an_override_goes_into_a_section_that_the_file_leaves_out(tmp_path):
         "{'name': 'x', 'data_dir': 'd'}, 'model': {'pretrained': 'random'}})\n"
     )
     assert config.load_config(str(path), ["--config.train.steps=3"]).train.steps == 3
+
+
+def test_a_run_from_before_there_were_groups_continues(tmp_path):
+    ours = record(tiny(**INTI))
+    values = ours.to_json()
+    del values["model"]["compression"]["group"]
+    earlier = RunRecord.from_json(values, tmp_path)
+    assert earlier == ours
+    ours.check_continues(earlier, tmp_path)
+    larger = record(tiny(**INTI, model__compression__group=4))
+    with pytest.raises(ConfigError, match=r"there `model\.compression\.group` is 2, here it is 4"):
+        larger.check_continues(earlier, tmp_path)

@@ -57,7 +57,9 @@ def test_every_combination_is_a_config(name):
 @pytest.mark.parametrize("name", CLASSES)
 def test_defaults(name):
     settings = config.load_config(str(CONFIGS / f"{name}.py"))
-    assert settings == load(name, method="full", compression="inti", frames=8, temporal="none", halvings=1)
+    assert settings == load(
+        name, method="full", compression="inti", frames=8, temporal="none", group=2, halvings=1
+    )
     assert settings.data.name == {"k400": "kinetics400"}.get(name.split("_")[0], name.split("_")[0])
     assert settings.model.pretrained == f"{settings.model.backbone}.safetensors"
     assert (settings.data.resolution, settings.train.dtype) == (224, "bfloat16")
@@ -72,10 +74,12 @@ def test_the_cost_in_the_docstring_is_the_models(name):
 
 
 @pytest.mark.parametrize(("name", "tome"), [("k400_vit_b16", 62.1), ("k400_vit_l14", 61.6)])
-def test_two_halvings_and_merging_cost_about_as_much_as_one(name, tome):
+def test_two_halvings_larger_groups_and_merging_cost_about_as_much_as_one(name, tome):
     full = gmacs(load(name, compression="none"), 400)
     assert 62.5 < 100 * gmacs(load(name), 400) / full < 62.9
     assert 62.5 < 100 * gmacs(load(name, halvings=2), 400) / full < 62.9
+    assert 62.5 < 100 * gmacs(load(name, group=4), 400) / full < 62.9
+    assert 61.1 < 100 * gmacs(load(name, group=3, frames=9), 400) / (full * 9 / 8) < 61.5
     assert 100 * gmacs(load(name, compression="tome"), 400) / full == pytest.approx(tome, abs=0.05)
 
 
@@ -234,7 +238,11 @@ def test_from_32_frames_zero_i2v_erases_on_kinetics():
         ("frames=9", "should be divisible by 2"),
         ("frames=10,halvings=2", "should be divisible by 4"),
         ("halvings=3", "`halvings=3`: it should be 1 or 2"),
-        ("compression=tome,halvings=2", "`compression=tome` does not halve the frames"),
+        ("compression=tome,halvings=2", "`compression=tome` makes no frames fewer"),
+        ("group=3", "should be divisible by 3"),
+        ("group=5", "`group=5`: it should be 2, 3 or 4"),
+        ("group=4,halvings=2", "`halvings=2`: it should be 1 with `group=4`"),
+        ("compression=none,group=3", "`group=3`: `compression=none` makes no frames fewer"),
     ],
 )
 @pytest.mark.parametrize("name", ["k400_vit_b16", "ssv2_vit_l14"])

@@ -257,43 +257,71 @@ def test_activations_are_of_the_magnitude_that_xla_plans(method, shallow):
 
 
 @functools.cache
-def tiny_macs(after, frames):
-    kind = "inti" if after else "none"
-    return model_of(settings("lora", kind, after, frames, "tiny")).macs(frames, folded=True)
+def tiny_macs(after, frames, group=2, kind="inti"):
+    changes = {"model__compression__group": group, "model__compression__scales": ("global",)}
+    config = settings("lora", kind if after else "none", after, frames, "tiny", **changes)
+    return model_of(config).macs(frames, folded=True)
 
 
-def every_halving(frames, budget):
+def every_schedule(frames, budget, kind="inti"):
     """Each schedule of `tiny`, of 4 blocks, that fits, by building its model."""
-    for count in range(1, 4):
+    for group, count in itertools.product((2, 3, 4), (1, 2, 3)):
         for after in itertools.combinations(range(1, 4), count):
-            if frames % 2**count == 0:
-                share = tiny_macs(after, frames) / tiny_macs((), frames)
+            if frames % group**count == 0:
+                share = tiny_macs(after, frames, group, kind) / tiny_macs((), frames)
                 if share <= budget:
-                    yield count, after, share
+                    yield group, after, share
 
 
-@pytest.mark.parametrize(("frames", "budget"), [(8, 1.0), (8, 0.55), (4, 0.7), (6, 0.9), (5, 0.9), (8, 0.1)])
-@pytest.mark.parametrize("kind", ["none", "inti"])
+@pytest.mark.parametrize(
+    ("frames", "budget", "kind"),
+    [
+        (8, 1.0, "none"),
+        (8, 0.55, "inti"),
+        (12, 0.8, "inti"),
+        (9, 0.7, "none"),
+        (5, 0.9, "none"),
+        (8, 0.1, "inti"),
+        (12, 0.5, "mean"),
+    ],
+)
 def test_a_budget_lists_every_schedule_within_it(frames, budget, kind):
-    after = (2,) if kind == "inti" and frames % 2 == 0 else ()
-    config = settings("lora", kind if after else "none", after, frames, "tiny")
+    changes = {"model__compression__scales": ("global",)}
+    config = settings("lora", kind, () if kind == "none" else (2,), frames, "tiny", **changes)
     _, found = plan.make_plan(config, budget=budget)
-    assert found.share == budget and found.compression == "inti"
-    expected = every_halving(frames, budget)
-    assert {(one.halvings, one.after, one.share) for one in found.schedules} == set(expected)
-    for count in (1, 2, 3):
-        shares = [one.share for one in found.schedules if one.halvings == count]
+    searched = "inti" if kind == "none" else kind
+    assert found.share == budget and found.compression == searched
+    expected = set(every_schedule(frames, budget, searched))
+    assert {(one.group, one.after, one.share) for one in found.schedules} == expected
+    for _, alike in itertools.groupby(found.schedules, lambda one: (one.group, len(one.after))):
+        shares = [one.share for one in alike]
         assert shares == sorted(shares, reverse=True) and all(share <= budget for share in shares)
 
 
 def test_a_budget_gives_the_best_of_many():
     _, found = plan.make_plan(settings("full", "inti", after=(3,)), budget=0.63)
-    by_count = [list(group) for _, group in itertools.groupby(found.schedules, lambda one: one.halvings)]
-    assert [len(group) for group in by_count] == [3, 10, 10]
+    by_count = [
+        list(group)
+        for _, group in itertools.groupby(found.schedules, lambda one: (one.group, len(one.after)))
+    ]
+    assert [len(group) for group in by_count] == [3, 10, 10, 6]
     assert by_count[0][0].after == (3,)
     assert {one.after for one in by_count[1][:2]} == {(4, 10), (5, 8)}
+    assert [one.group for one in by_count[3]] == [4] * 6 and by_count[3][0].after == (6,)
     for one in found.schedules:  # all are valid configs
-        assert settings("full", "inti", one.after).model.compression.after == one.after
+        changes = {"model__compression__group": one.group}
+        assert settings("full", "inti", one.after, **changes).model.compression.after == one.after
+
+
+def test_a_plan_of_a_schedule_has_the_share_in_the_budgets_list():
+    config = settings("aim", "static", (1, 2), 9, "tiny", model__compression__group=3)
+    found, listed = plan.make_plan(config, budget=0.6)
+    assert (found.compression, found.group, found.after) == ("static", 3, (1, 2))
+    assert [block.frames for block in found.blocks] == [9, 3, 1, 1]
+    assert {one.after: one.share for one in listed.schedules}[(1, 2)] == found.share
+    lines = plan.render_budget(listed).splitlines()
+    assert any(line.startswith(f"group=3 after=(1, 2)  {100 * found.share:.2f} %") for line in lines)
+    assert "tiny, aim, compression static (group 3): 9 frames" in plan.render(found)
 
 
 def test_a_budget_for_tome_lists_how_many_patches_to_merge():

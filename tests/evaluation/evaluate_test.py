@@ -21,11 +21,14 @@ from inti_jax.data.dataset import open_dataset
 from inti_jax.distributed import sharding
 from inti_jax.errors import UserError
 from inti_jax.evaluation import evaluate
+from inti_jax.evaluation.classifier import VideoClassifier
 from inti_jax.models import parameters
+from inti_jax.models.rngs import make_rngs
 from inti_jax.runs import state, trained
 from inti_jax.runs.record import RunRecord
 from inti_jax.runs.writers.jsonl import read_metrics
 from tests.configs import INTI, record, tiny
+from tests.cost.compiled import initialize
 
 
 class WithoutVideo3:
@@ -173,6 +176,16 @@ def test_load_gives_a_function_of_frames(trained_run, motion_data):
     for wrong in (video[0, :3], video.astype(np.float32), video[0, 0]):
         with pytest.raises(UserError):
             model(wrong)
+
+
+def test_a_model_takes_a_multiple_of_its_own_ratio():
+    changes = {"model__compression__group": 3, "model__compression__after": (1, 2), "data__num_frames": 9}
+    settings = tiny(**INTI | changes)
+    graphdef, params = nnx.split(initialize(lambda: state.build_model(record(settings), make_rngs(0))))
+    model = VideoClassifier(graphdef, parameters.flatten(params), settings, tuple("0123456789"))
+    with pytest.raises(UserError, match="takes a multiple of 9 frames, not 8"):
+        model(np.zeros((8, 32, 32, 3), np.uint8))
+    assert model(np.zeros((0, 9, 32, 32, 3), np.uint8)).shape == (0, 10)
 
 
 def test_load_takes_videos_in_any_form(trained_run):

@@ -10,10 +10,9 @@ from inti_jax.models.video import VideoModel, normalize
 from tests.cost.compiled import call, initialize
 
 
-def build(kind="none", after=(), backbone="tiny", dtype=jnp.float32, **changes) -> VideoModel:
-    settings = Model(
-        backbone=backbone, pretrained="random", compression=Compression(kind=kind, after=after), **changes
-    )
+def build(kind="none", after=(), backbone="tiny", group=2, dtype=jnp.float32, **changes) -> VideoModel:
+    compression = Compression(kind=kind, after=after, group=group)
+    settings = Model(backbone=backbone, pretrained="random", compression=compression, **changes)
     return VideoModel(settings, 10, dtype=dtype, rngs=nnx.Rngs(0))
 
 
@@ -64,9 +63,9 @@ def test_the_frames_features_are_what_is_averaged(adaptation):
 
 @pytest.mark.parametrize("kind", ["inti", "mean", "static"])
 def test_compressing_equal_frames_changes_nothing(kind):
-    """A blend of two equal frames is that frame, whatever the weights."""
-    video = jnp.repeat(make_video(frames=1), 4, axis=1)
-    compressed = make_model(kind, (1, 3))
+    """A blend of equal frames is that frame, whatever the weights."""
+    video = jnp.repeat(make_video(frames=1), 9, axis=1)
+    compressed = make_model(kind, (1, 3), group=3)
     plain = make_model()
     nnx.update(plain.tower, nnx.state(compressed.tower))
     features = [call(model, video, method="features") for model in (compressed, plain)]
@@ -74,10 +73,36 @@ def test_compressing_equal_frames_changes_nothing(kind):
 
 
 @pytest.mark.parametrize("kind", ["inti", "mean", "static", "drop"])
-@pytest.mark.parametrize("frames", [4, 8, 20])
-def test_one_set_of_weights_takes_any_number_of_frames_it_can_halve(kind, frames):
-    model = make_model(kind, (1, 3))
-    assert jax.eval_shape(model, make_video(frames)).shape == (2, 10)
+@pytest.mark.parametrize(("group", "frames"), [(2, 4), (2, 20), (3, 9), (3, 36), (4, 16)])
+def test_one_set_of_weights_takes_any_multiple_of_the_ratio(kind, group, frames):
+    model = abstract(kind, (1, 3), group=group)
+    assert model.ratio == group**2 and frames % model.ratio == 0
+    video = jax.ShapeDtypeStruct((2, frames, 32, 32, 3), jnp.uint8)
+    found = jax.eval_shape(lambda model, video: model.frame_features(video), model, video)
+    assert found.shape == (2, frames // group**2, 96)
+
+
+def test_each_compressor_has_a_ratio_of_its_own():
+    def mixed() -> VideoModel:
+        model, other = (build("inti", (1, 3), group=group) for group in (2, 3))
+        model.compressors[1] = other.compressors[1]
+        return model
+
+    model = initialize(mixed)
+    assert model.ratio == 6
+    assert [(stage.blocks, stage.frames) for stage in model.stages(12)] == [
+        (range(1), 12),
+        (range(1, 3), 6),
+        (range(3, 4), 2),
+    ]
+    assert [cost.frames for cost in model.block_costs(12)] == [12, 6, 6, 2]
+    video = make_video(frames=12, batch=1)
+    found = call(model, video, method="frame_features")
+    assert found.shape == (1, 2, 96)
+    # Each of the two frames is made of six.
+    again = call(model, jnp.concatenate([video[:, :6], video[:, :6]], axis=1), method="frame_features")
+    np.testing.assert_allclose(again[:, 0], found[:, 0], atol=1e-5)
+    assert np.abs(again[:, 1] - found[:, 1]).max() > 1e-3
 
 
 @pytest.mark.parametrize("kind", ["none", "inti"])
