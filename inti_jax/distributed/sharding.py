@@ -176,19 +176,10 @@ def compiler_options(mesh: jax.sharding.Mesh) -> dict[str, str]:
 
 def place_batch(batch: Mapping[str, Any], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
     """Place the rows `host_rows` on this host's devices, as its part of the global batch."""
-    sharding, shards = batch_sharding(mesh), host_shards(mesh)
-
-    def place(rows: Any) -> jax.Array:
-        part = len(rows) // len(shards)
-
-        def rows_at(index: tuple[slice, ...] | None) -> Any:
-            assert index is not None
-            at = shards.index((index[0].start or 0) // part) * part
-            return rows[at : at + part]
-
-        return jax.make_array_from_callback((part * _batch_shards(mesh), *rows.shape[1:]), sharding, rows_at)
-
-    return {key: place(rows) for key, rows in batch.items()}
+    parts, own_parts = _batch_shards(mesh), len(host_shards(mesh))
+    # Given, because JAX cannot infer them where hosts share some of their rows.
+    shapes = {key: (len(rows) // own_parts * parts, *rows.shape[1:]) for key, rows in batch.items()}
+    return jax.make_array_from_process_local_data(batch_sharding(mesh), dict(batch), shapes)
 
 
 def parameter_shardings(
