@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
+
+# JAX's public cost analysis takes a compiled program as a whole, and there is no public one of a text.
 from jaxlib import _hlo, _jax  # type: ignore[attr-defined]
 
 # Opcodes of collectives. Those of asynchronous ones end in `-start`.

@@ -1,11 +1,12 @@
 """Reach JAX's coordination service, through which the processes of a run talk.
 
-They can talk at any time, whatever their devices compute.
+They can talk at any time, whatever their devices compute. JAX has no public way to its client: public
+functions that talk, as in `multihost_utils`, compute on the devices.
 """
 
 from typing import Any
 
-from jax._src.distributed import global_state  # JAX has no public name for it; Orbax imports it too
+from jax._src.distributed import global_state
 
 
 def client() -> Any:

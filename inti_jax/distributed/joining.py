@@ -15,7 +15,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-from jax._src import cloud_tpu_init, clusters  # JAX's own detection of the cluster
+
+# JAX's detection of the cluster. Its public form, `jax.distributed.initialize`, would connect at once, and
+# not through the relay.
+from jax._src import cloud_tpu_init, clusters
 
 from inti_jax import config
 from inti_jax.distributed import backend, coordination, liveness

@@ -1,8 +1,9 @@
 """Relay the connection to process 0's coordination service, and keep it open when process 0 is gone.
 
 JAX's client of that service aborts its process in C++ the moment the connection breaks, before anything can
-say which host was lost. Through a relay the connection only falls silent, and `lost` is set. liveness.py then
-ends the run, long before JAX gives up on the service (`joining.HEARTBEAT_TIMEOUT`).
+say which host was lost. It does so in every mode that JAX 0.10.2 offers, `jax_enable_recoverability` too.
+Through a relay the connection only falls silent, and `lost` is set. liveness.py then ends the run, long
+before JAX gives up on the service (`joining.HEARTBEAT_TIMEOUT`).
 """
 
 import contextlib

@@ -60,6 +60,7 @@ def test_an_evaluation_takes_the_trainings_workers_and_leaves_its_batches_as_the
     training = DevicePrefetch(loaded, _place, ahead=2)
     seen = [next(training) for _ in range(3)]
     children = multiprocessing.active_children()
+    assert all(child.name.startswith(processes._PROCESS_NAME) for child in children)
     assert len(children) == 2
     _same(pipeline.eval_batches(videos, TWO, EVAL, workers=pool), evaluated)
     assert multiprocessing.active_children() == children
