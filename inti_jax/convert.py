@@ -39,7 +39,7 @@ def main(prog: str = "python -m inti_jax.convert") -> None:
     parser = argparse.ArgumentParser(
         prog=prog,
         description="Converts CLIP weights of OpenAI, open_clip or Hugging Face (.pt, .bin, .safetensors or "
-        "a directory) to the project's file, gives them back, or verifies a file against its source.",
+        "a directory) to this project's file or back, or verifies a converted file against its source.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -48,40 +48,46 @@ def main(prog: str = "python -m inti_jax.convert") -> None:
         nargs="?",
         type=local_path,
         metavar="SRC",
-        help="what to convert, also a training checkpoint with the weights under `model`, `state_dict` or "
-        "any prefix; or a run's directory: the image tower that it trained",
+        help="weights to convert: a file or directory, also a training checkpoint with the weights under "
+        "`model`, `state_dict` or any prefix; or a run's directory, to convert the image tower that it "
+        "trained",
     )
     parser.add_argument(
-        "--out", type=local_path, metavar="F", help="the file to write; with --to huggingface, a directory"
+        "--out", type=local_path, metavar="F", help="file to write; with --to huggingface, a directory"
     )
     parser.add_argument(
         "--to",
         choices=("openai", "huggingface", "trained"),
-        help="give SRC back under these names: a file of ours, or from a run's directory the image tower, "
-        "with its projection where the classifier started from class names; `trained`: of a run what it "
-        "trained alone, to use with the CLIP that it started from",
+        help="openai, huggingface: export SRC under these names, where SRC is a converted file or a run's "
+        "directory. A run gives its image tower, and the projection if its classifier started from "
+        "class names. trained: write only the parameters that a run trained, to use with the CLIP that "
+        "it started from",
     )
     parser.add_argument(
         "--activation",
         choices=("quick_gelu", "gelu"),
-        help="of weights that do not say it: quick_gelu for OpenAI's, gelu for most others",
+        help="activation, if the weights do not state it: quick_gelu for OpenAI's, gelu for most others",
     )
     parser.add_argument(
         "--head_size",
         type=int,
         metavar="N",
-        help="width of an attention head, where weights do not say it (64)",
+        help="width of an attention head, if the weights do not state it (64)",
     )
     parser.add_argument(
         "--vocab",
         type=local_path,
         metavar="FILE",
-        help="the text tower's own vocabulary: bpe_simple_vocab_16e6.txt.gz, tokenizer.json, vocab.json, or "
-        "a directory with one (default: the one beside SRC, if any)",
+        help="vocabulary of the text tower: bpe_simple_vocab_16e6.txt.gz, tokenizer.json, vocab.json, or a "
+        "directory with one of them (default: the one beside SRC, if any)",
     )
     cli.add_step_argument(parser)
-    parser.add_argument("--verify", type=local_path, metavar="F", help="compare this file of ours ...")
-    parser.add_argument("--against", type=local_path, metavar="SRC", help="... with what it was made from")
+    parser.add_argument(
+        "--verify", type=local_path, metavar="F", help="converted file to compare with --against"
+    )
+    parser.add_argument(
+        "--against", type=local_path, metavar="SRC", help="checkpoint that --verify F was converted from"
+    )
     arguments = parser.parse_args()
     cli.setup_logging()
 
@@ -90,20 +96,20 @@ def main(prog: str = "python -m inti_jax.convert") -> None:
     if arguments.verify is not None:
         others = ("source", "out", "to", "activation", "head_size", "vocab", "step")
         if any(getattr(arguments, name) is not None for name in others):
-            raise UsageError("--verify takes --against SRC and nothing else: the file says the rest")
+            raise UsageError("--verify takes only --against SRC: the file states the rest")
         _verify(arguments.verify, arguments.against)
         return
     if arguments.source is None or arguments.out is None:
-        raise UsageError("name what to convert and where to: SRC --out F; see --help")
+        raise UsageError("give the weights to convert and the file to write: SRC --out F; see --help")
     if arguments.head_size is not None and arguments.head_size < 1:
         raise UsageError(f"--head_size is {arguments.head_size}: it should be at least 1")
     if not arguments.out.absolute().parent.is_dir():
         raise UsageError(f"--out {arguments.out}: there is no directory {arguments.out.absolute().parent}")
     if arguments.step is not None and not arguments.source.is_dir():
-        raise UsageError(f"--step goes with the directory of a run, which {arguments.source} is not")
+        raise UsageError(f"--step needs the directory of a run, and {arguments.source} is not one")
     if arguments.to is not None:
         if arguments.activation or arguments.head_size or arguments.vocab:
-            raise UsageError("--to takes SRC and --out alone: the file says the rest")
+            raise UsageError("--to takes only SRC and --out: the file states the rest")
         _give_back(arguments.source, arguments.out, arguments.to, arguments.step)
     else:
         _convert(arguments)
@@ -143,7 +149,7 @@ def _convert_run(arguments: argparse.Namespace, start: float) -> None:
     from inti_jax.runs import export
 
     if arguments.activation or arguments.head_size or arguments.vocab:
-        raise UsageError(f"{arguments.source} is a run: it takes --out alone, since the run says the rest")
+        raise UsageError(f"{arguments.source} is a run: it takes only --out, since the run states the rest")
     arrays, description, left = export.read_run(arguments.source, arguments.step)
     digest = clip_file.write(arguments.out, arrays, description)
     print(f"left out    {', '.join(left)}")
@@ -180,8 +186,8 @@ def _give_trained(source: Path, out: Path, step: "Step", start: float) -> None:
         raise UsageError(f"--out {out}: the file's name should end in .safetensors")
     found = trained.load(source, sharding.one_device_mesh(), step=step)
     digest = trained_file.write(out, found.record, found.params)
-    print(f"of          {found.record.config.model.adaptation}, {len(found.record.dataset.labels)} labels")
-    print(f"goes on     {found.record.backbone.sha256 or 'nothing: it started from random weights'}")
+    print(f"trained     {found.record.config.model.adaptation}, {len(found.record.dataset.labels)} labels")
+    print(f"backbone    {found.record.backbone.sha256 or 'random weights'}")
     print(f"hash        {digest}")
     print(f"wrote       {out} ({out.stat().st_size / 1e6:.1f} MB) in {time.monotonic() - start:.1f} s")
 
@@ -196,7 +202,7 @@ def _verify(path: Path, against: Path) -> None:
     # `not <=` also finds a difference that is NaN.
     wrong = [found.stage for found in differences if not found.relative <= _TOLERANCE]
     if wrong:
-        raise UserError(f"{path} differs from {against}, first at the stage: {wrong[0]}")
+        raise UserError(f"{path} differs from {against}, first at stage {wrong[0]}")
 
 
 def _print_written(out: Path, arrays: "Mapping[str, LazyArray]", digest: str, start: float) -> None:

@@ -14,16 +14,16 @@ def main(prog: str = "python -m inti_jax.main") -> None:
     """
     parser = argparse.ArgumentParser(
         prog=prog,
-        description="Trains a model and evaluates it. Goes on from DIR's newest checkpoint if it has one.",
+        description="Trains a model and evaluates it. Resumes from DIR's newest checkpoint if there is one.",
         epilog="example: %(prog)s --config quickstart:compression=inti "
         "--workdir runs/inti --config.train.steps=200",
     )
     cli.add_config_argument(parser)
     parser.add_argument(
-        "--workdir", required=True, type=local_path, metavar="DIR", help="the run's directory"
+        "--workdir", required=True, type=local_path, metavar="DIR", help="directory of the run"
     )
     parser.add_argument(
-        "--mode", choices=("train", "eval"), default="train", help="train and evaluate, or evaluate only"
+        "--mode", choices=("train", "eval"), default="train", help="train and evaluate, or only evaluate"
     )
     parser.add_argument(
         "--profile",
@@ -34,7 +34,7 @@ def main(prog: str = "python -m inti_jax.main") -> None:
     cli.add_process_arguments(parser)
     arguments, config = cli.parse_with_config(parser)
     if arguments.step is not None and arguments.mode == "train":
-        raise UsageError("--step goes with --mode eval: training goes on from the newest checkpoint")
+        raise UsageError("--step needs --mode eval: training resumes from the newest checkpoint")
     cli.setup_logging()
 
     # Imported late, so that --help and a mistake in the config do not wait for them.
@@ -47,7 +47,7 @@ def main(prog: str = "python -m inti_jax.main") -> None:
 
     profile = profiling.Steps.parse(arguments.profile) if arguments.profile is not None else None
     if profile is not None and arguments.mode != "train":
-        raise UsageError("--profile traces training steps: it does not go with --mode eval")
+        raise UsageError("--profile traces training steps: it cannot be used with --mode eval")
     flags = (arguments.coordinator_address, arguments.process_count, arguments.process_id)
     with joining.joined(*flags, config.hosts):
         backend.start()

@@ -212,7 +212,7 @@ def _survive(number: int, faults: list[Fault], run: "Runs", say: Callable[[str],
             )
             check_aftermath(fault, training, statuses, workdir)
             (disk / "ballast").unlink(missing_ok=True)
-        resumed = re.search(r"going on from the checkpoint of step (\d+)", training.log(0))
+        resumed = re.search(r"resuming from the checkpoint of step (\d+)", training.log(0))
         if (resumed or fault is None) and int(resumed[1] if resumed else 0) != expected:
             raise Broken(f"went on from {resumed and resumed[1]} instead of {expected}{training.said()}")
     if computed(workdir) != run.expected:

@@ -14,20 +14,20 @@ def add_config_argument(parser: argparse.ArgumentParser, use: str | None = None)
         required=use is None,
         metavar="FILE[:key=value,...]",
         help=(f"{use}; " if use else "")
-        + "a file with get_config(), or the name of a recipe, and arguments to it; --config.a.b=value "
-        "overrides one key, where a value is a number, true or false, a name, or several with commas. "
-        f"Recipes: {', '.join(config.recipes())}",
+        + "config file with get_config(), or the name of a recipe, and arguments to it; "
+        "--config.a.b=value overrides one key with a number, true or false, a name, or several of them with "
+        f"commas. Recipes: {', '.join(config.recipes())}",
     )
 
 
 def add_process_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `joining.joined`, for commands that run on several hosts."""
     group = parser.add_argument_group(
-        "several processes", "found by themselves on Cloud TPU, SLURM and Open MPI; elsewhere give all three"
+        "several processes", "detected on Cloud TPU, SLURM and Open MPI; elsewhere give all three"
     )
-    group.add_argument("--coordinator_address", metavar="HOST:PORT", help="where process 0 listens")
-    group.add_argument("--process_count", type=int, metavar="N", help="how many processes there are")
-    group.add_argument("--process_id", type=int, metavar="I", help="which of them this is, from 0")
+    group.add_argument("--coordinator_address", metavar="HOST:PORT", help="address where process 0 listens")
+    group.add_argument("--process_count", type=int, metavar="N", help="number of processes")
+    group.add_argument("--process_id", type=int, metavar="I", help="index of this process, from 0")
 
 
 def parse_with_config(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Config]:
@@ -52,8 +52,8 @@ def add_step_argument(parser: argparse.ArgumentParser) -> None:
         "--step",
         type=_step,
         metavar="N|best",
-        help="which checkpoint of a run: that of step N, or the best by top-1 of those that were evaluated "
-        "(default: the newest)",
+        help="checkpoint of the run: that of step N, or the evaluated one with the best top-1 (default: the "
+        "newest)",
     )
 
 

@@ -25,12 +25,12 @@ def problems(settings: config.Config) -> Iterator[str]:
 
 def _weights(model: config.Model) -> Iterator[str]:
     if not model.pretrained:
-        yield '`model.pretrained` is empty: name a file that `convert` wrote, or say "random"'
+        yield '`model.pretrained` is empty: set it to a file that `convert` wrote, or to "random"'
     if model.pretrained == "random":
         if model.adaptation != "full":
             yield (
                 f'`model.adaptation` is "{model.adaptation}" and `model.pretrained` is "random": '
-                "a backbone that does not train needs converted weights"
+                "a frozen backbone needs converted weights"
             )
         if model.head.init == "text":
             yield (
@@ -51,8 +51,8 @@ def _compression(model: config.Model, frames: int) -> Iterator[str]:
         yield f"`model.compression.after` is empty but `kind` is {compression.kind!r}: name the blocks"
     if list(after) != sorted(set(after)) or any(block > layers for block in after):
         yield (
-            f"`model.compression.after` is {after}: it should be increasing block numbers "
-            f"from 1 to {layers}, the depth of {model.backbone}"
+            f"`model.compression.after` is {after}: it should list increasing block numbers from 1 to "
+            f"{layers}, the depth of {model.backbone}"
         )
     if compression.kind == "tome":
         yield from _merging(model, layers)
@@ -84,8 +84,8 @@ def _merging(model: config.Model, layers: int) -> Iterator[str]:
     temporal = model.temporal if model.temporal != "none" else config.TEMPORAL_OF.get(model.adaptation)
     if compression.matching == "frame" and temporal:
         yield (
-            '`model.compression.matching` is "frame", after which equal places are not equal positions, but '
-            f'temporal {temporal} relates them: set it to "clip" or "auto"'
+            '`model.compression.matching` is "frame", which merges other patches in each frame, but temporal '
+            f'{temporal} relates equal positions of frames: set it to "clip" or "auto"'
         )
 
 
@@ -93,7 +93,10 @@ def _adaptation(model: config.Model, frames: int) -> Iterator[str]:
     heads = BACKBONES[model.backbone].heads
     own = config.TEMPORAL_OF.get(model.adaptation)
     if model.temporal != "none" and frames == 1:
-        yield f'`model.temporal` is "{model.temporal}" and `data.num_frames` is 1: it relates frames'
+        yield (
+            f'`model.temporal` is "{model.temporal}" and `data.num_frames` is 1: a temporal module needs '
+            "several frames"
+        )
     if model.temporal == own:
         yield (
             f'`model.temporal` is "{model.temporal}", which `model.adaptation` = "{model.adaptation}" has '
@@ -113,7 +116,7 @@ def _adaptation(model: config.Model, frames: int) -> Iterator[str]:
     if model.drop_path and model.adaptation not in ("full", "aim"):
         yield (
             f'`model.drop_path` is {model.drop_path} and `model.adaptation` is "{model.adaptation}": '
-            'it should be 0, since only "full" and "aim" train branches that can be dropped'
+            'it should be 0, since only "full" and "aim" train the branches that it drops'
         )
 
 
@@ -125,7 +128,7 @@ def _freezing(model: config.Model) -> Iterator[str]:
     if model.freeze_blocks and model.adaptation != "full":
         yield (
             f'`model.freeze_blocks` is {model.freeze_blocks} and `model.adaptation` is "{model.adaptation}", '
-            'which trains no block: it goes with "full"; `model.unfreeze_last` trains the last ones'
+            'which trains no block: it needs "full". To train the last blocks, set `model.unfreeze_last`'
         )
     if model.unfreeze_last and model.adaptation == "full":
         yield (
@@ -136,7 +139,7 @@ def _freezing(model: config.Model) -> Iterator[str]:
         key = "freeze" if model.freeze else "freeze_blocks"
         yield (
             f'`model.{key}` is {getattr(model, key)} and `model.pretrained` is "random": '
-            "what does not train needs converted weights"
+            "frozen parameters need converted weights"
         )
 
 
@@ -149,17 +152,17 @@ def _data(settings: config.Config) -> Iterator[str]:
         )
     if data.balance and settings.train.class_weights == "inverse":
         yield (
-            '`data.balance` is True and `train.class_weights` is "inverse": classes that come equally often '
-            "need no weights, set one of the two"
+            '`data.balance` is True and `train.class_weights` is "inverse": balanced classes need no '
+            "weights, so set one of the two"
         )
     if not data.name:
         yield "`data.name` is empty: name a prepared dataset"
     if not data.data_dir:
-        yield "`data.data_dir` is empty: it is where `prepare` wrote the dataset"
+        yield "`data.data_dir` is empty: set it to the directory where `prepare` wrote the dataset"
     if data.resolution % backbone.patch:
         yield (
-            f"`data.resolution` is {data.resolution}: it should be a multiple of {backbone.patch}, the patch "
-            f"of {settings.model.backbone}"
+            f"`data.resolution` is {data.resolution}: it should be a multiple of {backbone.patch}, the "
+            f"patch size of {settings.model.backbone}"
         )
     ranges = {
         "crop_scale": data.crop_scale,
@@ -185,7 +188,7 @@ def _training(train: config.Train) -> Iterator[str]:
     if train.early_stop.patience and not train.eval_every_steps:
         yield (
             f"`train.early_stop.patience` is {train.early_stop.patience} and `train.eval_every_steps` is 0: "
-            "say how often to evaluate, or set patience to 0"
+            "set how often to evaluate, or set patience to 0"
         )
     if train.global_batch % train.accumulate:
         yield (
@@ -235,7 +238,7 @@ def _loss(settings: config.Config) -> Iterator[str]:
 def _mesh(settings: config.Config) -> Iterator[str]:
     axes = dataclasses.asdict(settings.mesh)
     if any(size < 1 and size != -1 for size in axes.values()) or list(axes.values()).count(-1) > 1:
-        yield f"`mesh` is {axes}: sizes are positive, and at most one is -1 (what the others leave)"
+        yield f"`mesh` is {axes}: sizes should be positive, and at most one may be -1 (all remaining devices)"
     # The number of devices that -1 stands for is known once the mesh is made; that checks the rest.
     data, fsdp, tensor = (max(axes[axis], 1) for axis in ("data", "fsdp", "tensor"))
     heads = BACKBONES[settings.model.backbone].heads

@@ -92,7 +92,7 @@ def type_of(key: str) -> Any:
         section = fields[part]
         if dataclasses.is_dataclass(section) != (depth < len(parts) - 1):
             raise ConfigError(
-                f"config: `{key}` is not a single value; give a whole key, such as `train.steps`"
+                f"config: `{key}` is a section, not a key; give a whole key, such as `train.steps`"
             )
     return section
 
@@ -127,7 +127,7 @@ def from_dict(values: dict[str, Any]) -> Config:
         RecursionError,
     ) as error:  # a dict that contains itself, or whose keys are no strings
         raise ConfigError(
-            f"config: a value is no number, text, truth value, tuple or section: {error}"
+            f"config: a value should be a number, a text, true or false, a tuple or a section: {error}"
         ) from None
     config = _with_local_paths(config)
     for problem in checks.problems(config):

@@ -39,7 +39,7 @@ def check_workdir(workdir: Path) -> None:
     """
     if jax.process_count() == 1:
         return
-    liveness.note("whether all see the same workdir", slow=True)
+    liveness.note("checking that all processes share the workdir", slow=True)
     client, first = coordination.client(), jax.process_index() == 0
     key, probe = f"inti_jax/probe/{next(_rounds)}", workdir / "seen-by-all"
     if first:
@@ -63,7 +63,7 @@ def check(record: Facts, validation_sha256: str, *, mode: str, step: int) -> Non
     """
     if jax.process_count() == 1:
         return
-    liveness.note("whether all do the same", slow=True)
+    liveness.note("checking that all processes agree", slow=True)
     record_facts = {key: value for key, value in record.items() if key not in _OWN}
     facts = {
         "the version of the code": _code(),

@@ -32,13 +32,13 @@ def _one_line(text: str) -> str:
 
 def _explained(platforms: str, reason: str) -> str:
     if not platforms:
-        return f"JAX cannot use the devices of this machine: {reason or 'it does not say why'}"
+        return f"JAX cannot use the devices of this machine: {reason or 'no reason given'}"
     names = {"gpu": "cuda"}
     asked = [names.get(name, name) for name in platforms.split(",")]
     packages = [_PACKAGES[name] for name in asked if name in _PACKAGES]
     install = f"install {' and '.join(packages)} on a machine that has the devices, or " if packages else ""
     return (
-        f"JAX_PLATFORMS={platforms}: JAX finds no such devices"
-        f"{f' ({reason})' if reason else ': it has no support for them installed'}; "
-        f"{install}unset JAX_PLATFORMS, or set JAX_PLATFORMS=cpu to compute on the CPU"
+        f"JAX_PLATFORMS={platforms}: JAX finds no such "
+        f"devices{f' ({reason})' if reason else ': no support for them is installed'}; {install}unset "
+        "JAX_PLATFORMS, or set JAX_PLATFORMS=cpu to compute on the CPU"
     )

@@ -161,12 +161,10 @@ def _cluster(
             os.environ.get("JAX_COORDINATOR_ADDRESS"), None, None, None, None, INITIALIZATION_TIMEOUT
         )
     except (RuntimeError, ValueError, KeyError, OSError) as error:
-        raise UserError(
-            f"where the other processes are cannot be found: {_one_line(error)}; {_BY_FLAGS}"
-        ) from error
+        raise UserError(f"the other processes cannot be located: {_one_line(error)}; {_BY_FLAGS}") from error
     address, count, index, devices = found
     if address is None or count is None or index is None:
-        raise UserError(f"where the other processes are cannot be found; {_BY_FLAGS}")
+        raise UserError(f"the other processes cannot be located; {_BY_FLAGS}")
     return _Cluster(address, count, index, devices)
 
 
@@ -219,8 +217,8 @@ def _check_flags(
         )
     if process_count < 1 or not 0 <= process_id < process_count:
         raise UsageError(
-            f"--process_id {process_id} of --process_count {process_count}: "
-            "ids go from 0 to the count less one"
+            f"--process_id {process_id} of --process_count {process_count}: ids run from 0 to "
+            f"{process_count - 1}"
         )
     return _Cluster(coordinator_address, process_count, process_id)
 
@@ -234,7 +232,7 @@ def _environment_has_others() -> bool:
     if int(os.environ.get("OMPI_COMM_WORLD_SIZE", "1")) > 1:
         if "OMPI_MCA_orte_hnp_uri" not in os.environ:
             raise UsageError(
-                f"this Open MPI does not say where process 0 is: {_BY_FLAGS} "
+                f"this Open MPI does not tell the address of process 0: {_BY_FLAGS} "
                 '(--process_count "$OMPI_COMM_WORLD_SIZE" --process_id "$OMPI_COMM_WORLD_RANK")'
             )
         return True

@@ -83,9 +83,9 @@ class Judge:
         for index, beat_at in self._beat_at.items():
             if (closed and index == 0) or now - beat_at > self._limits.silent_seconds:
                 return (
-                    f"{self._name(index)} has not been heard from since {_clock(now - beat_at)}, "
-                    f"when it was at `{self._places[index].doing}`: it was killed or stopped, or its host or "
-                    "network is down"
+                    f"{self._name(index)} has been silent since {_clock(now - beat_at)}, when it was at "
+                    f"`{self._places[index].doing}`: it was killed or stopped, or its host or network is "
+                    "down"
                 )
         return None
 
@@ -97,10 +97,10 @@ class Judge:
             return None
         if len(behind) == len(self._places):
             return (
-                f"all processes stand at `{self._places[0].doing}` since {_clock(still)}, so none can be "
-                "named: it is a device, the network between hosts, or what they all read from"
+                f"all processes stand at `{self._places[0].doing}` since {_clock(still)}, so no single one "
+                "is to blame: check the devices, the network between hosts, and the storage that all read"
             )
-        return f"{self._describe(behind, now)}, and the others wait"
+        return f"{self._describe(behind, now)}, and the other processes wait for it"
 
     def waited_for(self, now: float) -> str | None:
         """Describe the processes that the others wait for, at a fraction of that time, for a warning."""
@@ -215,7 +215,7 @@ class Watch:
                 with self._lock:
                     verdict = self._verdict(now)
             except Exception:  # a bug; without a watch the run could hang for ever
-                log.exception("the watch over the processes failed, and goes on")
+                log.exception("checking the other processes failed; trying again")
                 continue
             if verdict is not None:
                 self._end(verdict)
@@ -236,7 +236,7 @@ class Watch:
             self._change(verdict=verdict)
             time.sleep(2 * _POLL_SECONDS)  # one to post it, one for the others to read it
         if not self._ending:
-            say(f"error: {verdict}; all processes end")
+            say(f"error: {verdict}; ending all processes")
             os._exit(1)
 
 

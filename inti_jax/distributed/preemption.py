@@ -109,8 +109,8 @@ class Preemption:
         """Make the exception that ends the run once the checkpoint of `step` is saved."""
         assert self._signal is not None
         return Stopped(
-            f"stopped by {signal.Signals(self._signal).name} at step {step}; its checkpoint is saved; "
-            "run the same command to go on",
+            f"stopped by {signal.Signals(self._signal).name} at step {step}, with its checkpoint saved; run "
+            "the same command to resume",
             self._signal,
         )
 
@@ -191,8 +191,8 @@ class Preemption:
         if min(passed) == 0:
             # A step takes all hosts, so none is complete since the start, and there is nothing to save.
             # The main thread may still compile for a while, so the process ends here.
-            _exit(f"stopped by {name} before the first step; run the same command to go on", number)
-        log.info("%s: stopping after this step; a second one stops at once", name)
+            _exit(f"stopped by {name} before the first step; run the same command to start again", number)
+        log.info("%s: stopping after this step; a second signal stops at once", name)
         with self._changed:
             self._signal, self._stop_at, self._agreeing = number, max(passed) + 1, False
             self._changed.notify_all()
@@ -201,7 +201,7 @@ class Preemption:
         reason = str(error).partition("\n")[0]
         with self._changed:
             self._disagreement = UserError(
-                f"{signal.Signals(number).name}, but not all hosts say how far they are ({reason}): ending "
+                f"{signal.Signals(number).name}, but not all hosts report their step ({reason}): ending "
                 "without another checkpoint"
             )
             self._agreeing = False

@@ -105,7 +105,7 @@ def _connect_in_time(target: tuple[str, int], timeout: float) -> socket.socket:
             if time.monotonic() + _RETRY_SECONDS > deadline:
                 reason = error.strerror or error
                 raise UserError(
-                    f"process 0 does not answer at {target[0]}:{target[1]} in {timeout:g} s ({reason}): does "
-                    "it run, and is that its address?"
+                    f"process 0 does not answer at {target[0]}:{target[1]} in {timeout:g} s ({reason}): "
+                    "check that it runs and that this is its address"
                 ) from error
             time.sleep(_RETRY_SECONDS)

@@ -60,8 +60,8 @@ def make_mesh(sizes: config.Mesh, devices: Sequence[jax.Device] | None = None) -
     given = math.prod(size for size in shape if size != -1)
     if len(devices) % given or (-1 not in shape and given != len(devices)):
         raise ConfigError(
-            f"config: `mesh` is data={sizes.data}, fsdp={sizes.fsdp}, tensor={sizes.tensor}, "
-            f"but there are {len(devices)} devices: the sizes should multiply to {len(devices)}"
+            f"config: `mesh` is data={sizes.data}, fsdp={sizes.fsdp}, tensor={sizes.tensor}, but there are "
+            f"{len(devices)} devices: the product of the sizes should be {len(devices)}"
         )
     shape = [len(devices) // given if size == -1 else size for size in shape]
     return jax.sharding.Mesh(_arranged(shape, devices), AXES, axis_types=(AxisType.Auto,) * 3)
@@ -201,12 +201,12 @@ def parameter_shardings(
         tensor = mesh.shape["tensor"]
         if rule[1] is not None and shape.shape[rule[1]] % tensor:
             raise ConfigError(
-                f"config: `mesh.tensor` comes to {tensor}: it should divide the {shape.shape[rule[1]]} "
-                f"heads or channels of {path}"
+                f"config: `mesh.tensor` is {tensor}: it should divide the {shape.shape[rule[1]]} heads or "
+                f"channels of {path}"
             )
         result[path] = NamedSharding(mesh, _spec(shape.shape, rule[1], mesh))
     if unused:
-        raise ValueError(f"sharding rules that match no parameter: {sorted(map(str, unused))}")
+        raise ValueError(f"these sharding rules match no parameter: {sorted(map(str, unused))}")
     return result
 
 

@@ -43,7 +43,7 @@ class TextEncoder:
         if not self._params:
             raise UserError(f"{self._path} has no text tower: convert a whole CLIP")
         if isinstance(texts, str):
-            raise UserError("encode_text takes a list of texts, not one text")
+            raise UserError("encode_text takes a list of texts, not a single string")
         if self._tokenizer is None:
             raise UserError(f"{self._path} holds no vocabulary: convert it again with --vocab FILE")
         tokens = self._tokenizer(texts)
@@ -91,12 +91,12 @@ class ClipModel:
         side = self.description.architecture.image.resolution
         images = in_memory.pixels(images)
         if images.ndim != 4 or images.shape[1:] != (side, side, 3):
-            raise UserError(f"images are [B, {side}, {side}, 3] for this model, not {list(images.shape)}")
+            raise UserError(f"this model takes images [B, {side}, {side}, 3], not {list(images.shape)}")
         if images.dtype == np.uint8:
             mean, std = np.array(self.description.mean), np.array(self.description.std)
             images = images * (1 / (255 * std)).astype(np.float32) - (mean / std).astype(np.float32)
         elif not jnp.issubdtype(images.dtype, jnp.floating):
-            raise UserError(f"images are uint8, or floats that are normalised already, not {images.dtype}")
+            raise UserError(f"images are uint8, or floats that are already normalised, not {images.dtype}")
         if len(images) == 0:
             none = jax.ShapeDtypeStruct(images.shape, np.float32)
             return np.zeros(jax.eval_shape(self._image, self._params, none).shape, np.float32)

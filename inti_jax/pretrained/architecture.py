@@ -74,15 +74,18 @@ def _from_shapes(
         strange = {key for key, value in config.get(section, {}).items() if value} - known
         if strange:
             raise UserError(
-                f"{source.path}: open_clip_config.json sets {section}.{min(strange)}, "
-                "which makes it another model than CLIP's"
+                f"{source.path}: open_clip_config.json sets {section}.{min(strange)}, so the model is not a "
+                "CLIP"
             )
     width = _size(matched, "tower.class_embedding", 0)
     said = vision.get("head_width")
     if said and head_size not in (None, said):
-        raise UsageError(f"--head_size is {head_size}, but open_clip_config.json says {said}")
+        raise UsageError(f"--head_size is {head_size}, but open_clip_config.json states {said}")
     if said and width % said:
-        raise UserError(f"{source.path}: open_clip_config.json says head_width {said}, of a width of {width}")
+        raise UserError(
+            f"{source.path}: open_clip_config.json states head_width {said}, which does not divide the "
+            f"width {width}"
+        )
     text_width = _size(matched, "text.ln_final.scale", 0) if _has_text(matched) else 0
     # --head_size has to divide the width of each tower whose heads the config does not state.
     common = math.gcd(0 if said else width, 0 if text_config.get("heads") else text_width)
@@ -133,8 +136,8 @@ def _openai_activation(source: ForeignCheckpoint, matched: Matched, given: Activ
         raise UsageError(f"--activation is {given}, but {source.path} is a model with {said}")
     if given is None and said is None:
         log.warning(
-            "%s does not say its activation, taken to be quick_gelu, as OpenAI's is; most other models of "
-            "open_clip, such as LAION's, need --activation gelu",
+            "%s does not state its activation: using quick_gelu, as OpenAI's models do. Most other models "
+            "of open_clip, such as LAION's, need --activation gelu",
             source.path,
         )
     return given or said or "quick_gelu"
@@ -148,8 +151,8 @@ def _from_hf(source: ForeignCheckpoint, matched: Matched, given: Activation | No
     config = source.hf_config
     if config is None:
         raise UserError(
-            f"{source.directory} has no config.json, which tells the heads and the activation of weights "
-            "in Hugging Face's naming: copy it there"
+            f"{source.directory} has no config.json, which states the heads and the activation of Hugging "
+            "Face's weights: copy it there"
         )
     settings = source.directory / "config.json"
     if config.get("model_type") not in ("clip", "clip_vision_model"):
@@ -185,7 +188,10 @@ def _from_hf(source: ForeignCheckpoint, matched: Matched, given: Activation | No
         raise UserError(f"{settings}: {error}") from None
     sizes = [(image.width, image.heads)] + ([(text_size.width, text_size.heads)] if text_size else [])
     if any(heads < 1 or width % heads for width, heads in sizes) or image.resolution % image.patch:
-        raise UserError(f"{settings}: a width is no multiple of its heads, or image_size of patch_size")
+        raise UserError(
+            f"{settings}: a width is not a multiple of its heads, or image_size is not a multiple of "
+            "patch_size"
+        )
     projected = text_size is not None or "projection.kernel" in matched.parts
     return Architecture(image, embed if projected else None, text_size, numerics)
 
@@ -197,7 +203,7 @@ def _hf_numerics(tower: dict[str, Any], given: Activation | None, source: Foreig
             f"{source.directory}/config.json: hidden_act {activation!r} is not quick_gelu or gelu"
         )
     if given not in (None, activation):
-        raise UsageError(f"--activation is {given}, but config.json says {activation}")
+        raise UsageError(f"--activation is {given}, but config.json states {activation}")
     return Numerics(activation, float(tower.get("layer_norm_eps", 1e-5)))
 
 
@@ -225,7 +231,7 @@ def _heads(tower: str, width: int, per_head: int, common: int, path: Path) -> in
     if width % per_head:
         valid = ", ".join(str(size) for size in range(1, 257) if common % size == 0)
         raise UsageError(
-            f"{path}: attention heads {per_head} wide do not fill the {tower} tower's width of {width}: "
+            f"{path}: attention heads of width {per_head} do not divide the {tower} tower's width {width}: "
             f"--head_size should be one of {valid}"
         )
     return width // per_head
@@ -239,9 +245,9 @@ def _size(matched: Matched, path: str, dimension: int) -> int:
     found = matched.parts.get(path)
     if not found or len(found[0][2].shape) <= dimension:
         name = matched.key(next(rule.theirs for rule in matched.naming.rules if rule.ours == path))
-        unknown = f"; keys that have no place: {', '.join(matched.unknown[:3])}" if matched.unknown else ""
+        unknown = f"; keys with no place: {', '.join(matched.unknown[:3])}" if matched.unknown else ""
         problem = "wrong" if found else "missing"
-        raise UserError(f"{matched.path}: {problem}: {name}, which tells the architecture{unknown}")
+        raise UserError(f"{matched.path}: {problem}: {name}, which determines the architecture{unknown}")
     return found[0][2].shape[dimension]
 
 

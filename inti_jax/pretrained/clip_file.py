@@ -84,28 +84,31 @@ class ClipFile(Mapping[str, LazyArray]):
     def __init__(self, path: str | Path):
         self.path = Path(path)
         if self.path.is_dir():
-            raise UserError(f"{path} is a directory: name a file that python -m inti_jax.convert wrote")
+            raise UserError(f"{path} is a directory: give a file that `python -m inti_jax.convert` wrote")
         if what := file_kinds.no_safetensors(self.path):
             raise UserError(
-                f"{path} is {what}; a converted file is meant, as `python -m inti_jax.convert SRC --out F` "
-                "makes one"
+                f"{path} is {what}; give a converted file, which `python -m inti_jax.convert SRC --out F` "
+                "writes"
             )
         try:
             self._handle: Any = safetensors.safe_open(self.path, "numpy")
             metadata = self._handle.metadata() or {}
         except (safetensors.SafetensorError, OSError) as error:
-            raise UserError(f"{path} is damaged, cut short or no safetensors file: {error}") from None
+            raise UserError(f"{path} is damaged, truncated or not a safetensors file: {error}") from None
         if metadata.get("format") == "inti_jax.trained":
             raise UserError(
-                f"{path} holds what a run trained, not a CLIP: give it as --checkpoint, to inti_jax.load or "
-                "as `model.start_from`"
+                f"{path} holds the parameters that a run trained, not a CLIP: pass it as --checkpoint, to "
+                "inti_jax.load or as `model.start_from`"
             )
         if metadata.get("format") != FORMAT:
             raise UserError(
-                f"{path} is not in the project's format: make it with python -m inti_jax.convert SRC --out F"
+                f"{path} is not in this project's format: convert it with `python -m inti_jax.convert SRC "
+                "--out F`"
             )
         if metadata.get("format_version") != VERSION:
-            raise UserError(f"{path} has format {metadata.get('format_version')}, and this reads {VERSION}")
+            raise UserError(
+                f"{path} has format {metadata.get('format_version')}, and this version reads {VERSION}"
+            )
         try:
             self.description = _from_metadata(metadata)
             self.hash = metadata["hash"]
@@ -123,7 +126,9 @@ class ClipFile(Mapping[str, LazyArray]):
             or self._arrays[name].dtype != np.float32
         )
         if differs:
-            raise UserError(f"{path} does not hold the architecture it states: see {', '.join(differs[:3])}")
+            raise UserError(
+                f"{path} does not match the architecture that it states: see {', '.join(differs[:3])}"
+            )
 
     def __getitem__(self, name: str) -> LazyArray:
         return self._arrays[name]
@@ -154,7 +159,7 @@ def write(
     """
     expected = parameter_shapes(description.architecture)
     if {name: array.shape for name, array in arrays.items()} != expected:
-        raise UserError(f"{path}: the arrays to write are not those of the architecture")
+        raise UserError(f"{path}: the arrays to write do not match the architecture")
     metadata = _to_metadata(description)
     if made_from is not None:
         metadata["made_from"] = made_from

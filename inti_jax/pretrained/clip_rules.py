@@ -223,7 +223,9 @@ def match(path: Path, arrays: Mapping[str, LazyArray]) -> Matched:
         plain = [matched for matched in best if set(matched.prefix.split(".")[:-1]) <= _PLAIN]
         if len(plain) != 1:
             places = " and ".join(sorted(f"`{matched.prefix}`" for matched in best))
-            raise UserError(f"{path} holds several image towers, under {places}: save the one you want alone")
+            raise UserError(
+                f"{path} holds several image towers, under {places}: save only the one to convert"
+            )
         best = plain
     return best[0]
 
@@ -288,11 +290,11 @@ def _what_else(path: Path, names: Iterable[str]) -> str:
     """Explain why the checkpoint holds no image transformer of CLIP's."""
     names = sorted(names)
     if any(name.startswith("tower.") for name in names):
-        return f"{path} is in the project's format already; --to gives it back"
+        return f"{path} is already in this project's format; --to exports it"
     kinds = {"layer1.0.": "a ResNet", "trunk.": "one of timm's models"}
     kind = next((kind for part, kind in kinds.items() if any(f".{part}" in f".{name}" for name in names)), "")
     return (
-        f"{path} is no CLIP image transformer{f' but {kind}' if kind else ''}: its keys are "
+        f"{path} is not a CLIP image transformer{f' but {kind}' if kind else ''}: its keys are "
         f"{_some(names) or 'none'}; convert takes CLIP's ViTs under the names of OpenAI, open_clip or "
         "Hugging Face"
     )
@@ -306,7 +308,7 @@ def fill(matched: Matched, shapes: Mapping[str, Shape]) -> dict[str, LazyArray]:
     """
     problems = []
     if matched.unknown:
-        problems.append(f"keys that have no place here: {_some(matched.unknown)}")
+        problems.append(f"keys with no place here: {_some(matched.unknown)}")
     missing, wrong, result = [], [], {}
     for path, shape in shapes.items():
         found = sorted(matched.parts.get(path, []), key=lambda item: item[0].part or 0)
@@ -316,7 +318,7 @@ def fill(matched: Matched, shapes: Mapping[str, Shape]) -> dict[str, LazyArray]:
         for rule, name, array in found:
             part_shape = _part_shape(shape, rule)
             if array.dtype == object:
-                wrong.append(f"{name} is no tensor")
+                wrong.append(f"{name} is not a tensor")
             elif array.shape != rule.layout.their_shape(part_shape):
                 expected = list(rule.layout.their_shape(part_shape))
                 wrong.append(f"{name} is {list(array.shape)}, not {expected}")
@@ -349,14 +351,14 @@ def to_theirs(params: Mapping[str, LazyArray], naming: Naming) -> dict[str, Lazy
             shape = rule.layout.their_shape(_part_shape(array.shape, rule))
             result[_renamed(path, rule)] = LazyArray(shape, array.dtype, _giver(array, rule))
     if strange:
-        raise UserError(f"{naming.name} has no name for {_some(strange)}, which CLIP has not")
+        raise UserError(f"{naming.name} has no name for {_some(strange)}, which is not part of CLIP")
     return result
 
 
 def _remedy(dtype: np.dtype) -> str:
     """Suggest how to save weights of `dtype` so that they can be read."""
     if dtype.name.startswith("float"):
-        return ": save it as such, with model.half() or model.float() before"
+        return ": call model.half() or model.float() before saving it"
     return ""
 
 
@@ -392,7 +394,7 @@ def _renamed(path: str, rule: Rule) -> str:
     """Translate our `path` to their name, by a rule that is known to apply."""
     found = _translate(path, (rule,), by="ours")
     if found is None:
-        raise ValueError(f"{rule} is not for {path}")
+        raise ValueError(f"{rule} does not apply to {path}")
     return found[1]
 
 

@@ -79,7 +79,7 @@ def open_converted(path: str | Path) -> ClipFile:
     path = local_path(path)
     if not path.exists():
         raise UserError(
-            f"{path}: there is no such file; `python -m inti_jax.convert SRC --out F.safetensors` makes one"
+            f"{path}: there is no such file; `python -m inti_jax.convert SRC --out F.safetensors` writes one"
         )
     if not (path.is_file() or path.is_dir()):
         raise UserError(f"{path} is neither a file nor a directory")
@@ -120,15 +120,15 @@ def _make(path: Path, made_from: str) -> ClipFile:
         matched = clip_rules.match(path, source.arrays)
     if not architecture.says_activation(source, matched):
         raise UserError(
-            f"{path} is not converted yet and does not say its activation: `{command} --activation "
-            "quick_gelu` converts it (OpenAI's weights), or with `gelu` (most others)"
+            f"{path} is not converted yet and does not state its activation: run `{command} --activation "
+            "quick_gelu` for OpenAI's weights, or with `gelu` for most others"
         )
     try:
         _write(source, cache, made_from=made_from)
     except UserError as error:
-        raise UserError(f"{path} is not converted yet: {error}; `{command}` converts it") from None
+        raise UserError(f"{path} is not converted yet: {error}; convert it with `{command}`") from None
     log.warning(
-        "%s was not converted yet: converted to %s in %.1f s, which is read from now on",
+        "converted %s to %s in %.1f s; later starts read the converted file",
         path,
         cache,
         time.monotonic() - started,
@@ -167,7 +167,7 @@ def _made_from(path: Path) -> str:
     if path.is_dir() and is_run(path):
         raise UserError(
             f"{path} is a run, not a converted file: `python -m inti_jax.convert {shlex.quote(str(path))} "
-            "--out F.safetensors` makes one of its image tower"
+            "--out F.safetensors` converts its image tower"
         )
     with _saying_what_is_meant():
         weights = sources.weight_files(path)
@@ -185,7 +185,7 @@ def _saying_what_is_meant() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise UserError(f"{error}; a file that `python -m inti_jax.convert` wrote is meant here") from None
+        raise UserError(f"{error}; give a file that `python -m inti_jax.convert` wrote") from None
 
 
 def _valid(cache: Path, made_from: str) -> ClipFile | None:

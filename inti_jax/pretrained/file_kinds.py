@@ -16,9 +16,9 @@ _BY_START = {
     b"\x28\xb5\x2f\xfd": "compressed with zstd: unpack it first",
     b"Rar!": "a RAR archive: unpack it first",
     b"7z\xbc\xaf\x27\x1c": "a 7z archive: unpack it first",
-    b"\x89HDF": "an HDF5 file, such as Keras writes: give a state dict of torch or a safetensors file",
-    b"\x93NUMPY": "a NumPy array: give a state dict of torch or a safetensors file",
-    b"GGUF": "a GGUF file, whose weights are quantized: give the original ones",
+    b"\x89HDF": "an HDF5 file, such as Keras writes: give a torch state dict or a safetensors file",
+    b"\x93NUMPY": "a NumPy array: give a torch state dict or a safetensors file",
+    b"GGUF": "a GGUF file, whose weights are quantized: give the original weights",
     b"\x89PNG": "a picture",
     b"\xff\xd8\xff": "a picture",
 }
@@ -44,22 +44,22 @@ def no_weights(path: Path) -> str | None:
         size = re.search(rb"^size (\d+)", start, re.MULTILINE)
         of = f" for a file of {int(size[1]):,} bytes" if size else ""
         return (
-            f"a Git LFS pointer{of}, not the weights themselves: run `git lfs pull` in the repository it is "
-            "from, or download the file itself"
+            f"a Git LFS pointer{of}, not the weights: run `git lfs pull` in its repository, or download the "
+            "file itself"
         )
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if text.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
         return (
-            "an HTML page, not weights: the server sent a page, such as a login, a warning or an error; "
-            "open the address in a browser, and save the file itself"
+            "an HTML page, such as a login or an error, not weights: open the address in a browser, and "
+            "save the file itself"
         )
     if text.startswith((b"<?xml", b"<error")):
-        return "an XML document, not weights: most likely a server's error message; download the file again"
+        return "an XML document, probably a server's error message, not weights: download the file again"
     for magic, what in _BY_START.items():
         if start.startswith(magic):
             return what
     if start[257:262] == b"ustar":
-        return "a tar archive: unpack it first, and give the weights in it"
+        return "a tar archive: unpack it, and give the weights in it"
     if text.startswith((b"{", b"[")) and b"\0" not in start:
         return "JSON, not weights: give the file with the weights, or the whole directory"
     return None
@@ -76,7 +76,7 @@ def no_safetensors(path: Path) -> str | None:
     if is_safetensors(start):
         return None
     if start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
-        return "a checkpoint of torch's"
+        return "a torch checkpoint"
     return no_weights(path)
 
 

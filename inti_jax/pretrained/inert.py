@@ -157,7 +157,7 @@ class Unpickler(pickle._Unpickler):
             return _StandIn
         known = kind == "storage" and isinstance(storage_type, _Dtype) and isinstance(key, str)
         if not known or any(rest[2:]):
-            raise RefusedError(f"an unknown storage {pid!r:.80}")
+            raise RefusedError(f"it refers to an unknown storage {pid!r:.80}")
         self.storages[key] = storage_type.dtype
         return storage_type.dtype, key
 
@@ -172,7 +172,7 @@ class Unpickler(pickle._Unpickler):
         if isinstance(made, _Object):
             made.attributes = state
         elif not isinstance(made, dict):
-            raise ValueError("it changes something that is no object")
+            raise ValueError("it changes something that is not an object")
 
     dispatch: ClassVar[dict[int, Any]] = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}
 

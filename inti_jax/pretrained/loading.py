@@ -63,9 +63,8 @@ def load(
         here = list(shapes[named].shape) if named in shapes else "absent"
         there = list(file[named].shape) if named in file else "absent"
         raise UserError(
-            f"{path} is of another backbone than the model's: it has width {image.width}, "
-            f"{image.layers} layers and patches of {image.patch}; {named} is {there} in it, "
-            f"{here} in the model"
+            f"{path} does not fit the model's backbone: it has width {image.width}, {image.layers} layers "
+            f"and patches of {image.patch}; {named} is {there} in the file, {here} in the model"
         )
     if shapes[_POSITIONS].shape[0] != grid[0] * grid[1] + 1:
         raise ValueError(f"the model has positions {shapes[_POSITIONS].shape}, but its grid is {grid}")

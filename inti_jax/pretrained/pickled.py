@@ -52,7 +52,7 @@ def read_archive(path: Path) -> Contents:
             continue
         info = entries.get(f"data/{tensor.key}")
         if info is None:
-            raise UserError(f"{path} is damaged: the data of {name} is not in it")
+            raise UserError(f"{path} is damaged: the data of {name} is missing")
         arrays[name] = _lazy(tensor, _stored_bytes(contents, info, path), f"{path}: {name}")
     return Contents(arrays, "constants.pkl" in entries)
 
@@ -64,7 +64,7 @@ def read_legacy(path: Path) -> Contents:
     """
     with _reading(path), path.open("rb") as file:
         if inert.Unpickler(file).load() != _LEGACY_MAGIC:
-            raise UserError(f"{path} is a pickle, but none that torch.save wrote: {_WAY_OUT}")
+            raise UserError(f"{path} is a pickle that torch.save did not write: {_WAY_OUT}")
         inert.Unpickler(file).load()  # the format's version
         inert.Unpickler(file).load()  # the writer's byte order and sizes of integers
         weights = inert.Unpickler(file)
@@ -79,7 +79,7 @@ def read_legacy(path: Path) -> Contents:
             size = struct.unpack("<q", header)[0] * weights.storages[key].itemsize if len(header) == 8 else -1
             start += 8 + size
             if size < 0 or start > len(contents):
-                raise UserError(f"{path} is cut short or damaged")
+                raise UserError(f"{path} is truncated or damaged")
             storages[key] = contents[start - size : start]
         arrays = {
             name: _no_tensor(f"{path}: {name}")
@@ -98,15 +98,15 @@ def _reading(path: Path) -> Iterator[None]:
     except UserError:
         raise
     except zipfile.BadZipFile as error:
-        raise UserError(f"{path} is damaged or cut short: {error}") from None
+        raise UserError(f"{path} is damaged or truncated: {error}") from None
     except inert.RefusedError as error:
         raise UserError(
-            f"{path}: its pickle asks for {error}, which no weights need: nothing was run"
+            f"{path}: its pickle asks for {error}, which weights never need: nothing was executed"
         ) from None
     except Exception as error:  # a malformed pickle may fail in any way
         reason = " ".join(str(error).split())
         raise UserError(
-            f"{path} is damaged or no checkpoint: {type(error).__name__}: {reason}; {_WAY_OUT}"
+            f"{path} is damaged or not a checkpoint: {type(error).__name__}: {reason}; {_WAY_OUT}"
         ) from None
 
 
@@ -116,21 +116,21 @@ def _stored_bytes(contents: np.ndarray, info: zipfile.ZipInfo, path: Path) -> np
     Raises UserError where the file is compressed, damaged or cut short.
     """
     if info.compress_type != zipfile.ZIP_STORED:
-        raise UserError(f"{path} is compressed, which torch does not do: unpack and save it anew")
+        raise UserError(f"{path} is compressed, which torch does not do: unpack it and save it again")
     header = contents[info.header_offset : info.header_offset + 30].tobytes()
     if len(header) < 30 or header[:4] != b"PK\x03\x04":
-        raise UserError(f"{path} is damaged: {info.filename} is not where its index says")
+        raise UserError(f"{path} is damaged: {info.filename} is not at the offset in its index")
     name_length, extra_length = struct.unpack("<HH", header[26:30])
     start = info.header_offset + 30 + name_length + extra_length
     stored = contents[start : start + info.file_size]
     if len(stored) < info.file_size:
-        raise UserError(f"{path} is cut short in {info.filename}")
+        raise UserError(f"{path} is truncated in {info.filename}")
     return stored
 
 
 def _no_tensor(name: str) -> LazyArray:
     def read() -> np.ndarray:
-        raise UserError(f"{name} is no tensor")
+        raise UserError(f"{name} is not a tensor")
 
     return LazyArray((), np.dtype(object), read)
 
@@ -143,7 +143,7 @@ def _lazy(tensor: inert.Tensor, storage: np.ndarray, name: str) -> LazyArray:
     needed = 0 if 0 in tensor.shape else tensor.offset + extent + 1
     valid = len(tensor.shape) == len(tensor.strides)
     if not valid or min(*tensor.shape, *tensor.strides, tensor.offset, 0) < 0 or needed > elements:
-        raise UserError(f"{name} reaches beyond its data: the file is damaged")
+        raise UserError(f"{name} exceeds its data: the file is damaged")
 
     def read() -> np.ndarray:
         # as_strided does not support all 8-bit dtypes.

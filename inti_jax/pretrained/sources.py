@@ -92,7 +92,7 @@ def read(path: Path) -> ForeignCheckpoint:
         found = _read_file(file)
         twice = arrays.keys() & found.arrays.keys()
         if twice:
-            raise UserError(f"{file} holds {min(twice)} again, which another shard has")
+            raise UserError(f"{file} holds {min(twice)}, which another shard holds too")
         arrays.update(found.arrays)
         torchscript |= found.torchscript
     return ForeignCheckpoint(path, arrays, torchscript)
@@ -116,15 +116,15 @@ def _files_of(directory: Path) -> list[Path]:
     present = [kind for kind in named if (directory / kind).is_file()]
     if not present:
         raise UserError(
-            f"{directory} has no config.json, which tells the heads and the activation: "
-            "give a whole Hugging Face or open_clip directory, or a single weight file"
+            f"{directory} has no config.json, which states the heads and the activation: give a complete "
+            "Hugging Face or open_clip directory, or a single weight file"
         )
     for kind in present:
         for name in named[kind]:
             if (directory / name).is_file():
                 return _shards(directory / name) if name.endswith(".index.json") else [directory / name]
     wanted = ", ".join(name for kind in present for name in named[kind])
-    raise UserError(f"{directory} has no weights: none of {wanted}")
+    raise UserError(f"{directory} has no weights: none of {wanted} is there")
 
 
 def _shards(index: Path) -> list[Path]:
@@ -159,13 +159,13 @@ def _read_safetensors(path: Path) -> dict[str, LazyArray]:
         handle = safetensors.safe_open(path, "numpy")
         slices = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118
         if not all(name.isprintable() for name in slices):
-            raise UserError(f"{path} is damaged: it has names that cannot be printed")
+            raise UserError(f"{path} is damaged: its array names cannot be printed")
         return {
             name: LazyArray(tuple(part.get_shape()), _dtype(part), _reader(handle, name))
             for name, part in slices.items()
         }
     except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"{path} is damaged, cut short or no safetensors file: {error}") from None
+        raise UserError(f"{path} is damaged, truncated or not a safetensors file: {error}") from None
 
 
 def _reader(handle: Any, name: str) -> Any:

@@ -30,7 +30,7 @@ def compare(path: Path, against: Path) -> list[Difference]:
     backend.start()
     file = ClipFile(path)
     if content_hash(file) != file.hash:
-        raise UserError(f"{path} does not hold the weights it was written with: its hash differs")
+        raise UserError(f"{path} was changed after it was written: the hash of its weights differs")
     source = sources.read(against)
     matched = clip_rules.match(against, source.arrays)
     architecture = file.description.architecture
@@ -48,7 +48,9 @@ def compare(path: Path, against: Path) -> list[Difference]:
 
         theirs = reference.stages(source, matched, architecture, images, tokens)
     except ImportError:
-        raise UserError('verifying needs torch and transformers: pip install "inti_jax[convert]"') from None
+        raise UserError(
+            'verification needs torch and transformers: pip install "inti_jax[convert]"'
+        ) from None
     except (RuntimeError, KeyError) as error:  # torch's errors for weights that do not fit
         reason = str(error).strip().splitlines()
         raise UserError(f"{against} does not fit {path}: {' '.join(reason[:2])}") from None

@@ -72,7 +72,7 @@ def find(workdir: Path, step: Step = None) -> int | None:
     code = -2 if failed else -1 if found is None else found
     code = int(multihost_utils.broadcast_one_to_all(np.int32(code)))
     if code == -2:
-        raise failed or UserError("process 0 finds no checkpoint that can be used, and says why")
+        raise failed or UserError("process 0 found no usable checkpoint: see its error")
     return None if code == -1 else code
 
 
@@ -210,7 +210,7 @@ class CheckpointManager:
     def _failure(self, step: int, error: Exception) -> UserError:
         """Make the UserError for a checkpoint of `step` that could not be written because of `error`."""
         path = self._directory / str(step)
-        return UserError(f"{path} cannot be written ({_reason(error)}); the checkpoints before it stay")
+        return UserError(f"{path} cannot be written ({_reason(error)}); earlier checkpoints are kept")
 
     def _delete_others(self) -> None:
         """Delete all checkpoints but the newest and the best, and damaged ones that are replaced by now."""
@@ -263,12 +263,12 @@ def _find(workdir: Path, step: Step) -> int | None:
     if isinstance(step, int):
         if step not in saved:
             known = ", ".join(map(str, saved)) or "none"
-            raise UserError(f"{workdir} has no checkpoint of step {step}; there are: {known}")
+            raise UserError(f"{workdir} has no checkpoint of step {step}; it has: {known}")
         candidates = [step]
     elif step == "best":
         candidates = _best(workdir)
         if not candidates:
-            raise UserError(f"{workdir} has no checkpoint that was evaluated, so none is the best")
+            raise UserError(f"{workdir} has no evaluated checkpoint, so `best` is undefined")
     else:
         candidates = saved[::-1]
     faults: dict[int, str] = {}
@@ -277,13 +277,16 @@ def _find(workdir: Path, step: Step) -> int | None:
         if fault is None:
             for passed, why in faults.items():
                 log.warning(
-                    "the checkpoint of step %d is damaged (%s): using that of step %d", passed, why, candidate
+                    "the checkpoint of step %d is damaged (%s): using the one of step %d",
+                    passed,
+                    why,
+                    candidate,
                 )
             return candidate
         faults[candidate] = fault
     said = "; ".join(f"step {candidate}: {fault}" for candidate, fault in faults.items())
-    remedy = "delete it to start again" if step is None else "choose another step"
-    raise UserError(f"{layout.checkpoint_dir(workdir)} has no checkpoint that is whole ({said}): {remedy}")
+    remedy = "delete it to train from the start" if step is None else "choose another step"
+    raise UserError(f"{layout.checkpoint_dir(workdir)} has no intact checkpoint ({said}): {remedy}")
 
 
 def _load(workdir: Path, step: int, parts: dict[str, Any]) -> dict[str, Any]:

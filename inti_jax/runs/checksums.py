@@ -53,7 +53,7 @@ def _faults(directory: Path, expected: dict[Path, tuple[int, int]]) -> Iterator[
             if isinstance(found, OSError):
                 yield f"{path.relative_to(directory)}: {found.strerror}"
             elif found != expected[path][1]:
-                yield f"{path.relative_to(directory)} is not what was written: its checksum differs"
+                yield f"{path.relative_to(directory)} was changed after it was written: its checksum differs"
 
 
 def _crc32(path: Path) -> int:

@@ -90,8 +90,8 @@ def _parse(workdir: Path, entry: dict[str, Any]) -> Evaluation:
     figures = [entry.get("top1"), entry.get("top5", math.nan), entry.get("mean_class", math.nan)]
     if not all(isinstance(figure, int | float) for figure in figures):
         raise UserError(
-            f"{layout.metrics_path(workdir)}: the `val` record of step {entry['step']} has no accuracies; "
-            "mend or delete it"
+            f"{layout.metrics_path(workdir)}: the `val` record of step {entry['step']} has no accuracies: "
+            "correct or delete it"
         )
     setting = Setting(entry.get("views"), entry.get("clips"), entry.get("dataset"))
     top1, top5, mean_class = map(float, figures)

@@ -34,7 +34,7 @@ def export(arrays: Mapping[str, LazyArray], description: Description, naming: st
     elif out.suffix == ".pt":
         _write_torch(theirs, out)
     else:
-        raise UsageError(f"--out {out}: OpenAI's naming is written to a .safetensors or a .pt file")
+        raise UsageError(f"--out {out}: name a .safetensors or .pt file, for OpenAI's naming")
     return len(theirs)
 
 

@@ -73,8 +73,12 @@ def initial_state(
     random = {path: shape for path, shape in shapes.items() if path not in loaded}
     if stuck := [path for path in random if path in target.frozen]:
         raise UserError(
-            f"{record.config.model.pretrained} does not fill {stuck[0]}, which does not train"
-            + (", by `model.freeze`: what is new has to" if record.config.model.freeze else "")
+            f"{record.config.model.pretrained} has no values for {stuck[0]}, which does not train"
+            + (
+                " because of `model.freeze`: new parameters have to train"
+                if record.config.model.freeze
+                else ""
+            )
         )
 
     def create() -> Params:
@@ -108,7 +112,7 @@ def _pretrained(record: RunRecord, shapes: Mapping[str, jax.ShapeDtypeStruct]) -
     params, coverage = loading.load(model.pretrained, shapes, shardings, grid=(side, side), classes=classes)
     log.info("%s: %s", model.pretrained, coverage)
     if classes is not None:
-        log.info("the classifier starts from the names of %d classes", len(classes))
+        log.info("initialising the classifier from the names of %d classes", len(classes))
     return params
 
 
@@ -124,11 +128,11 @@ def _trained(record: RunRecord, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> P
     # A trained file has only what trains, so one that this run writes would lack these.
     if frozen := sorted(leaves.keys() - shapes):
         raise ConfigError(
-            f"config: `model.start_from` is {path}, which trained {frozen[0]} as well: here that does not "
-            "train; set `model.freeze`, `model.freeze_blocks` and `model.unfreeze_last` so that it does"
+            f"config: `model.start_from` is {path}, which trained {frozen[0]} too, but here it is frozen: "
+            "set `model.freeze`, `model.freeze_blocks` and `model.unfreeze_last` so that it trains"
         )
     params = {name: loading.place(read, shapes[name], shapes[name].sharding) for name, read in leaves.items()}
-    log.info("%s: what trains starts from there", path)
+    log.info("starting the trained parameters from %s", path)
     return params
 
 
@@ -143,5 +147,5 @@ def _describe(image: BackboneSize) -> str:
         return min(fitting, key=lambda name: abs(BACKBONES[name].resolution - image.resolution))
     return (
         f"width {image.width}, {image.layers} layers, {image.heads} heads and patches of {image.patch}, "
-        f"which is none of {', '.join(BACKBONES)}"
+        f"which matches none of {', '.join(BACKBONES)}"
     )

@@ -107,7 +107,7 @@ class Monitor:
         found = [each for each in self._compilations.take() if each.seconds >= _NOTABLE_SECONDS]
         for each in found:
             self._writer.write(step, "compile", dataclasses.asdict(each))
-            how = "found compiled on disk" if each.cached else "compiled"
+            how = "loaded from the compilation cache" if each.cached else "compiled"
             log.info("step %d: %s was %s, in %.1f s", step, each.what, how, each.seconds)
         return bool(found)
 
@@ -141,7 +141,7 @@ class Monitor:
         if self.bad > share * max(self._seen, len(self._dataset)):
             raise TrainingError(
                 f"step {step}: {self.bad} of the {self._seen} clips so far did not decode, more than "
-                f"`data.max_bad_share` = {share} allows; `prepare` lists files that are damaged"
+                f"`data.max_bad_share` = {share} allows: `prepare` lists damaged files"
             )
         if math.isfinite(figures["loss"]) and math.isfinite(figures["grad_norm"]):
             return
@@ -151,7 +151,7 @@ class Monitor:
         named = ", ".join(ids[:16]) + (f" and {len(ids) - 16} more in metrics.jsonl" if len(ids) > 16 else "")
         raise TrainingError(
             f"step {step}: the loss is {figures['loss']} and its gradient's norm {figures['grad_norm']}; "
-            f"checkpoints before it stay good. The batch: {named}"
+            f"earlier checkpoints stay valid. The batch: {named}"
         )
 
     def _log(self, step: int, figures: dict[str, float | int]) -> None:

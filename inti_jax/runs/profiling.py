@@ -33,14 +33,18 @@ class Steps:
         steps = Steps(int(match[1]), int(match[2]))
         if not 1 <= steps.first <= steps.last:
             raise UsageError(
-                f"--profile {text}: FIRST should be at least 1, and LAST not before it; it is traced, too"
+                f"--profile {text}: FIRST should be at least 1, and LAST, which is traced too, at least FIRST"
             )
         return steps
 
     def check_within(self, start: int, end: int) -> None:
         """Raise UsageError unless a run from after step `start` up to step `end` takes all these steps."""
         if self.first <= start or self.last > end:
-            ahead = f"takes steps {start + 1} to {end}" if start < end else f"has taken all its {end} steps"
+            ahead = (
+                (f"trains steps {start + 1} to {end}")
+                if start < end
+                else (f"has already trained all its {end} steps")
+            )
             raise UsageError(f"--profile steps={self.first}:{self.last}: the run {ahead}")
 
 
@@ -70,8 +74,8 @@ class Trace:
         jax.block_until_ready(results)
         self.close()
         log.info(
-            "a trace of steps %d to %d is in %s: `pip install xprof` and `xprof --logdir %s` show it, or "
-            "TensorBoard with that plugin",
+            "wrote a trace of steps %d to %d to %s: view it with `pip install xprof` and `xprof --logdir "
+            "%s`, or with TensorBoard and its xprof plugin",
             self._steps.first,
             self._steps.last,
             self._directory / "plugins" / "profile",

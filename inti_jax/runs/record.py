@@ -108,6 +108,6 @@ class RunRecord:
             free = any(name == prefix or name.startswith(prefix + ".") for prefix in _FREE)
             if not free and ours.get(key) != theirs.get(key):
                 raise ConfigError(
-                    f"{workdir} holds checkpoints of another run: there `{name}` is {theirs.get(key)!r}, "
-                    f"here it is {ours.get(key)!r}; choose another --workdir, or the same config"
+                    f"{workdir} holds checkpoints of another run, where `{name}` is {theirs.get(key)!r}; "
+                    f"here it is {ours.get(key)!r}: choose another --workdir, or the same config"
                 )

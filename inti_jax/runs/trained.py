@@ -43,11 +43,11 @@ def load(
     """
     if not path.is_file():
         if pretrained is not None:
-            raise UserError(f"{path} is a run, which has its own weights: it takes no pretrained ones")
+            raise UserError(f"{path} is a run, which has its own weights: leave out --pretrained")
         if not is_run(path) and sources.has_weights(path):
             raise UserError(
-                f"{path} holds weights of another library, not a run: CLIP's weights go to "
-                "`model.pretrained` or inti_jax.load_clip"
+                f"{path} holds weights of another library, not a run: pass CLIP's weights as "
+                "`model.pretrained` or to inti_jax.load_clip"
             )
         record = RunRecord.read(path)
         found = checkpoint.find(path, step)
@@ -55,7 +55,7 @@ def load(
             raise UserError(f"{path} holds no finished checkpoint: is it the directory of a run?")
         return load_run(record, path, mesh, found)
     if step is not None:
-        raise UserError(f"{path} is a file, not a run's directory: it has no steps to choose from")
+        raise UserError(f"{path} is a file, not a run's directory: leave out --step")
     record = trained_file.read_record(path)
     model = dataclasses.replace(record.config.model, start_from=str(path))
     if pretrained is not None:

@@ -26,7 +26,7 @@ from inti_jax.runs.record import RunRecord
 
 FORMAT, VERSION = "inti_jax.trained", "1"
 _MAKES = "`python -m inti_jax.convert {} --to trained --out F.safetensors`"
-_MEANT = f"what a run trained is meant, as {_MAKES.format('RUN')} makes a file of it"
+_MEANT = f"give a file of the parameters that a run trained, which {_MAKES.format('RUN')} writes"
 
 # Settings of the model that may differ from those in the file.
 _FREE = (
@@ -58,11 +58,14 @@ def read_record(path: Path) -> RunRecord:
     metadata = _open(path).metadata() or {}
     if metadata.get("format") == CLIP_FORMAT:
         raise UserError(
-            f"{path} is a converted CLIP, of which no run has trained a classifier: train one with "
+            f"{path} is a converted CLIP, which has no trained classifier: train a run with "
             "`model.pretrained`, or load it with inti_jax.load_clip"
         )
     if metadata.get("format") != FORMAT or metadata.get("format_version") != VERSION:
-        raise UserError(f"{path} does not hold what a run trained: {_MAKES.format('RUN')} makes such a file")
+        raise UserError(
+            f"{path} does not hold the parameters that a run trained: {_MAKES.format('RUN')} writes such a "
+            "file"
+        )
     try:
         return RunRecord.from_json(json.loads(metadata["record"]), path)
     except (KeyError, ValueError):
@@ -81,7 +84,7 @@ def leaves(path: Path, record: RunRecord) -> dict[str, Callable[[Index], np.ndar
     found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     if found != expected:
         differs = sorted(name for name in found.keys() | expected if found.get(name) != expected.get(name))
-        raise UserError(f"{path} does not hold the model that it states: see {', '.join(differs[:3])}")
+        raise UserError(f"{path} does not match the model that it states: see {', '.join(differs[:3])}")
 
     def read(name: str, index: Index) -> np.ndarray:
         try:
@@ -99,8 +102,8 @@ def check_fits(path: Path, theirs: RunRecord, ours: RunRecord) -> None:
     """
     if theirs.backbone != ours.backbone:
         raise ConfigError(
-            f"{path} belongs to another backbone than {ours.config.model.pretrained}: it was trained on the "
-            f"weights {theirs.backbone.sha256}, and these are {ours.backbone.sha256}"
+            f"{path} was trained on the backbone {theirs.backbone.sha256}, but "
+            f"{ours.config.model.pretrained} holds the backbone {ours.backbone.sha256}"
         )
     for index, (label, here) in enumerate(zip(theirs.dataset.labels, ours.dataset.labels, strict=False)):
         if label != here:
@@ -120,20 +123,26 @@ def check_fits(path: Path, theirs: RunRecord, ours: RunRecord) -> None:
         there, here = (getattr(record.config.model, field.name) for record in (theirs, ours))
         if there != here:
             raise ConfigError(
-                f"{path} is of another model: there `model.{field.name}` is {there}, here it is {here}"
+                f"{path} has another model: its `model.{field.name}` is {there}, here it is {here}"
             )
 
 
 def _open(path: Path) -> safetensors.safe_open:
     """Open a safetensors file. Raises UserError where `path` is anything else, or is damaged."""
     if path.is_dir():
-        raise UserError(f"{path} is a directory: {_MAKES.format(path)} makes the file of a run that is meant")
+        raise UserError(f"{path} is a directory: {_MAKES.format(path)} writes the file to give")
     if what := file_kinds.no_safetensors(path):
         raise UserError(
             f"{path} is {what}; {_MEANT}"
-            + (". CLIP's weights go to `model.pretrained` or inti_jax.load_clip" if "torch" in what else "")
+            + (
+                ". Pass CLIP's weights as `model.pretrained` or to inti_jax.load_clip"
+                if "torch" in what
+                else ""
+            )
         )
     try:
         return safetensors.safe_open(path, "numpy")
     except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"{path} is damaged, cut short or no safetensors file: {error}; {_MEANT}") from None
+        raise UserError(
+            f"{path} is damaged, truncated or not a safetensors file: {error}; {_MEANT}"
+        ) from None

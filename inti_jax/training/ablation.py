@@ -120,7 +120,7 @@ def _train(name: str, spec: str, workdir: Path, overrides: dict[str, Path]) -> N
         if evaluations.was_evaluated(workdir, settings.train.steps, evaluations.Setting.of_run(earlier)):
             # A run of another config under this one's name must not get into the table.
             RunRecord(settings, earlier.dataset, earlier.backbone).check_continues(earlier, workdir)
-            log.info("%s is there already", workdir)
+            log.info("%s already exists", workdir)
             return
     loop.train(settings, workdir)
 
@@ -149,9 +149,7 @@ def collect(out: Path) -> list[Cell]:
                 step = report.final_step(path.parent, read_metrics(path.parent))
                 own = evaluations.by_step(evaluations.read(path.parent), evaluations.Setting.of_run(found))
                 if step not in own:
-                    log.warning(
-                        "%s was not evaluated at its last step, %d: it is left out", path.parent, step
-                    )
+                    log.warning("skipping %s: it was not evaluated at its last step, %d", path.parent, step)
                     continue
                 record = found
                 top1[record.config.train.seed] = own[step].top1
@@ -191,7 +189,7 @@ def write(cells: Sequence[Cell], out: Path, results: Path | None) -> None:
     UsageError where `results` has no such section, and OSError, with the file's name, where a file cannot be
     written.
     """
-    picture = drawing.png(lambda pyplot: _pareto(pyplot, cells), "the plot of top-1 against GMACs")
+    picture = drawing.png(lambda pyplot: _pareto(pyplot, cells), "plot of top-1 against GMACs")
     _write(out / "ablation.json", json.dumps([dataclasses.asdict(c) for c in cells], indent=2) + "\n")
     _write(out / "ablation.md", table(cells) + "\n")
     _write_picture(out / "pareto.png", picture)
@@ -200,7 +198,10 @@ def write(cells: Sequence[Cell], out: Path, results: Path | None) -> None:
         before, begin, rest = text.partition(_BEGIN)
         _, end, after = rest.partition(_END)
         if not begin or not end:
-            raise UsageError(f"--results {results}: it has no lines {_BEGIN} and {_END} to write between")
+            raise UsageError(
+                f"--results {results}: it should have the lines {_BEGIN} and {_END}, to write the table "
+                "between"
+            )
         _write_picture(results.parent / "ablation.png", picture)
         section = table(cells)
         if picture is not None:

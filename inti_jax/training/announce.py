@@ -33,7 +33,7 @@ def describe(
     compression, changed = config.model.compression, freezing.summary(config.model)
     frames = config.data.num_frames
     log.info(
-        "%s, %s, compression %s after %s: %.2f M parameters train, %.2f M do not; %.3f GMACs per view of "
+        "%s, %s, compression %s after %s: %.2f M parameters trained, %.2f M frozen; %.3f GMACs per view of "
         "%d frames",
         config.model.backbone,
         config.model.adaptation + (f" ({changed})" if changed else ""),
@@ -63,7 +63,9 @@ def imbalance(config: Config, dataset: VideoDataset, weights: Float[np.ndarray, 
     if config.data.balance:
         present = len(np.unique(dataset.classes))
         log.info(
-            "classes come equally often: %.1f times each of %d in an epoch", len(dataset) / present, present
+            "balanced classes: an epoch draws %.1f videos of each of %d classes",
+            len(dataset) / present,
+            present,
         )
     if weights is not None:
         low, high = int(weights.argmin()), int(weights.argmax())
@@ -79,22 +81,22 @@ def going_on(earlier: Config, config: Config, *, start: int, before: int, steps:
     The run had `before` steps in all and has `steps` now. `random` is True where the model draws random
     numbers in training.
     """
-    log.info("going on from the checkpoint of step %d", start)
+    log.info("resuming from the checkpoint of step %d", start)
     if before != steps:
         was, comes = (
             float(optim.make_schedule(settings.train, total)(step))
             for settings, total, step in ((earlier, before, start - 1), (config, steps, start))
         )
         log.info(
-            "the run has %d steps now instead of %d: the learning rate was %.3g at step %d, and from step %d "
-            "on it is that of a run of %d steps: %.3g there, falling to %.3g at the end",
+            "the run now has %d steps instead of %d: the learning rate was %.3g at step %d; from step %d "
+            "on it follows the schedule of a run of %d steps, from %.3g there to %.3g at the end",
             *(steps, before, was, start, start + 1, steps, comes),
             config.train.end_rate * config.train.learning_rate,
         )
     if random and earlier.train.accumulate != config.train.accumulate:
         log.warning(
-            "`train.accumulate` is %d now instead of %d: dropout and `model.drop_path` draw otherwise than "
-            "without this stop",
+            "`train.accumulate` is now %d instead of %d: dropout and `model.drop_path` draw other numbers "
+            "than in an uninterrupted run",
             config.train.accumulate,
             earlier.train.accumulate,
         )
@@ -110,7 +112,8 @@ def _warn_of_sampling(config: Config, dataset: VideoDataset) -> None:
     # The reverse is a choice: some of the published recipes for Kinetics sample uniformly.
     if dataset.manifest["sampling"] == "uniform" and config.data.sampling == "dense":
         log.warning(
-            "`data.sampling` is dense, but the labels of %s are of whole videos: set `data.sampling=uniform`",
+            "`data.sampling` is dense, but the labels of %s describe whole videos: set "
+            "`data.sampling=uniform`",
             config.data.name,
         )
 

@@ -31,7 +31,7 @@ def reached(workdir: Path, train: Train, own: Setting, step: int) -> bool:
     if jax.process_count() > 1:
         ends = bool(multihost_utils.broadcast_one_to_all(np.int32(ends)))
     if found is not None:
-        log.info("step %d: training ends here: %s; raise `train.early_stop.patience` to go on", step, found)
+        log.info("step %d: stopping early: %s; raise `train.early_stop.patience` to train on", step, found)
     return ends
 
 

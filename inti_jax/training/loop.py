@@ -65,8 +65,9 @@ def _train(config: Config, workdir: Path, preemption: Preemption, profile: profi
         record.check_continues(earlier, workdir)
         if steps < start:
             raise ConfigError(
-                f"config: `train.{'steps' if config.train.steps else 'epochs'}` asks for {steps} steps, and "
-                f"{workdir} has done {start}: give as many or more, or choose another --workdir"
+                f"config: `train.{'steps' if config.train.steps else 'epochs'}` asks for {steps} steps, but "
+                f"{workdir} has already trained {start}: ask for at least {start}, or choose another "
+                "--workdir"
             )
     if profile is not None:
         profile.check_within(start, steps)
@@ -84,7 +85,7 @@ def _train(config: Config, workdir: Path, preemption: Preemption, profile: profi
         # Training and evaluations share the worker processes.
         if workers := worker_pool(config.data, len(rows)):
             stack.callback(workers.close)
-        liveness.note("the first state", slow=True)
+        liveness.note("initial state", slow=True)
         if earlier:
             train_state, position = checkpoint.restore(workdir, start, target)
             announce.going_on(
@@ -153,7 +154,7 @@ def _train(config: Config, workdir: Path, preemption: Preemption, profile: profi
         for step in range(start + 1, last + 1):
             with trace.step(step):
                 # Worker processes start before the first batch, and the first two steps wait for compiling.
-                liveness.note(f"step {step}: its batch", slow=step == start + 1)
+                liveness.note(f"step {step}: loading its batch", slow=step == start + 1)
                 batch = monitor.next_batch(batches)
                 liveness.note(f"step {step}: computing", slow=step <= start + 2)
                 train_state, metrics = monitor.dispatch(step, step_fn, train_state, batch)
@@ -164,7 +165,7 @@ def _train(config: Config, workdir: Path, preemption: Preemption, profile: profi
             if stopping or evaluation_due(step) or step % config.checkpoint.every_steps == 0:
                 monitor.flush()  # raises before a state whose loss is not finite is saved
                 writer.settle()
-                liveness.note(f"step {step}: its checkpoint", slow=True)
+                liveness.note(f"step {step}: saving its checkpoint", slow=True)
                 checkpoints.save(step, train_state, {"next_step": step, "bad": monitor.bad})
             checkpoints.check()
             if stopping:
@@ -184,7 +185,7 @@ def _steps(config: Config, dataset: VideoDataset) -> int:
     steps = train.steps or round(train.epochs * len(dataset) * config.data.repeats / train.global_batch)
     if steps < 1:
         raise ConfigError(
-            f"config: `train.epochs` = {train.epochs} of {len(dataset)} videos is not one step of "
+            f"config: `train.epochs` = {train.epochs} of {len(dataset)} videos is less than one step of "
             f"`train.global_batch` = {train.global_batch}"
         )
     return steps

@@ -136,8 +136,8 @@ def class_weights(
         weights = np.asarray(chosen, np.float64)
     if len(weights) != len(counts):
         raise ConfigError(
-            f"config: `train.class_weights` has {len(weights)} weights, and the dataset {len(counts)} "
-            "classes: give one for each, in the order of its labels"
+            f"config: `train.class_weights` has {len(weights)} weights, but the dataset has {len(counts)} "
+            "classes: give one weight for each class, in the order of its labels"
         )
     total = (weights * counts).sum()
     if total <= 0:

@@ -149,7 +149,7 @@ def test_the_process_that_is_lost_is_named_and_the_other_ends(motion_data, tmp_p
     for pair, (victim, _) in zip(running, FAULTS, strict=True):
         status, line = pair.end(1 - victim, SILENT + 40)
         assert status == 1, pair.said()
-        where = f"error: process {victim} on {socket.gethostname()} has not been heard from since "
+        where = f"error: process {victim} on {socket.gethostname()} has been silent since "
         assert line.startswith(where) and "at `step " in line, pair.said()
         assert "Traceback" not in pair.logs[1 - victim].read_text()
         assert "Check failure" not in pair.logs[1 - victim].read_text()

@@ -69,8 +69,8 @@ def test_a_signal_stops_a_run_with_all_its_steps_saved(
         assert signal.getsignal(number) == previous
         assert stopped.value.code == 128 + number
         assert stopped.value.message == (
-            f"stopped by {signal.Signals(number).name} at step {at}; its checkpoint is saved; "
-            "run the same command to go on"
+            f"stopped by {signal.Signals(number).name} at step {at}, with its checkpoint saved; "
+            "run the same command to resume"
         )
         assert checkpoint.find(workdir) == at == read_metrics(workdir)[-1]["step"]
     loop.train(settings, workdir)
@@ -103,7 +103,7 @@ with Preemption() as preemption:
     ]
     said = [process.communicate(timeout=40)[1] for process in processes]
     assert [process.returncode for process in processes] == [143, 143]
-    assert said[0] == "stopped by SIGTERM before the first step; run the same command to go on\n"
+    assert said[0] == "stopped by SIGTERM before the first step; run the same command to start again\n"
     assert said[1] == "stopped at once by a second SIGTERM\n"
 
 

@@ -79,7 +79,7 @@ def test_a_batch_that_does_not_split_says_so():
 
 def test_tensor_that_does_not_divide_the_heads_says_so_also_where_it_is_what_the_others_leave():
     mesh = sharding.make_mesh(Mesh(data=1, tensor=-1))
-    with pytest.raises(ConfigError, match=r"`mesh.tensor` comes to 8: it should divide the 4 heads"):
+    with pytest.raises(ConfigError, match=r"`mesh.tensor` is 8: it should divide the 4 heads"):
         sharding.parameter_shardings(shapes_of(), mesh)
 
 

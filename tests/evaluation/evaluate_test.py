@@ -218,7 +218,7 @@ def test_eval_mode_adds_a_record_and_refuses_another_model(trained_run, motion_d
     assert [r["views"] for r in records] == [2, 3] and records[1]["step"] == 4
     events = b"".join(path.read_bytes() for path in (workdir / "tensorboard").glob("*"))
     assert b"val/top1" in events and b"val_3_x_1_views/top1" in events  # two curves
-    with pytest.raises(UserError, match=r"checkpoints of another run: there `model\.compression"):
+    with pytest.raises(UserError, match=r"checkpoints of another run, where `model\.compression"):
         evaluate.evaluate_run(tiny(motion_data), workdir)
     with pytest.raises(UserError, match="elsewhere holds no finished checkpoint"):
         evaluate.evaluate_run(settings, tmp_path / "elsewhere")

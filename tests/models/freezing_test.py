@@ -81,7 +81,7 @@ def test_a_pattern_has_to_name_what_would_train(method, pattern, message):
 
 def test_what_is_new_cannot_be_frozen(motion_data, weights, tmp_path):
     settings = tiny(motion_data, **INTI, model__pretrained=str(weights), model__freeze=("compressors",))
-    with pytest.raises(UserError, match=r"does not fill compressors\.0.*`model\.freeze`: what is new has to"):
+    with pytest.raises(UserError, match=r"has no values for compressors\.0.*`model\.freeze`: new par"):
         loop.train(settings, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -156,7 +156,7 @@ def test_a_run_starts_from_a_file_if_what_that_trained_trains_here(run_dir, moti
     expected = trained.load(run_dir, mesh).params
     for path, value in expected.items():
         np.testing.assert_array_equal(params[path], value, err_msg=path)
-    with pytest.raises(ConfigError, match=r"trained tower\.blocks\.3\..* as well: here that does not train"):
+    with pytest.raises(ConfigError, match=r"trained tower\.blocks\.3\..* too, but here it is frozen"):
         loop.train(tiny(motion_data, **changes), tmp_path / "run")
 
 

@@ -42,7 +42,7 @@ def test_an_archive_is_converted_once_and_it_is_said(source, tmp_path, caplog):
     first = inti_jax.load_clip(source)
     cache = source.with_name("ViT-S-16.pt.inti_jax.safetensors")
     assert sorted(path.name for path in source.parent.iterdir()) == [source.name, cache.name]
-    assert f"{source} was not converted yet: converted to {cache} in" in caplog.text
+    assert f"converted {source} to {cache} in" in caplog.text
     written = cache.stat()
     caplog.clear()
     again = inti_jax.load_clip(str(source))
@@ -110,14 +110,14 @@ def test_a_place_that_cannot_be_written_names_the_command(source):
         (b"<html>", "is an HTML page"),
         (b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
         (b"", "is empty"),
-        (b"\x02\0\0\0\0\0\0\0{}", "is no CLIP image transformer"),
-        (b"\xff\xff\0\0\0\0\0\0{", "is damaged, cut short or no safetensors file"),
+        (b"\x02\0\0\0\0\0\0\0{}", "is not a CLIP image transformer"),
+        (b"\xff\xff\0\0\0\0\0\0{", "is damaged, truncated or not a safetensors file"),
     ],
 )
 def test_what_cannot_be_converted_is_called_what_it_is(tmp_path, contents, said):
     path = tmp_path / "clip.safetensors"
     path.write_bytes(contents)
-    with pytest.raises(UserError, match=rf"{said}.*a file that `python -m inti_jax\.convert` wrote is meant"):
+    with pytest.raises(UserError, match=rf"{said}.*give a file that `python -m inti_jax\.convert` wrote"):
         open_converted(path)
     with pytest.raises(UserError, match=rf"config: `model.pretrained`: .*{said}"):
         initial.find_backbone(config.Model(pretrained=str(path)))
@@ -133,7 +133,7 @@ def test_convert_and_verify_do_not_take_one_for_the_other(source, tmp_path, caps
     assert convert(source, "--to", "openai", "--out", tmp_path / "f.safetensors") == 1
     assert convert("--verify", source, "--against", source) == 1
     for line in capsys.readouterr().err.strip().splitlines():
-        assert "is a checkpoint of torch's; a converted file is meant, as `python -m inti_jax.convert" in line
+        assert "is a torch checkpoint; give a converted file, which `python -m inti_jax.convert" in line
 
 
 PROCESS = """

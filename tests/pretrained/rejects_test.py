@@ -164,7 +164,7 @@ def test_tensor_that_reaches_beyond_its_data(tmp_path, rejected):
         for name in archive.namelist():
             contents = archive.read(name)
             target.writestr(name, contents[:-4] if name.endswith("/data/0") else contents)
-    assert "reaches beyond its data" in rejected(changed, "--activation", "quick_gelu")
+    assert "exceeds its data" in rejected(changed, "--activation", "quick_gelu")
 
 
 def test_huggingface_directory_without_its_config(copy, rejected):
@@ -198,7 +198,7 @@ def test_bare_weights_are_taken_for_openais_and_it_is_said(tmp_path, capsys):
 
 
 def test_option_against_what_the_source_says(source, rejected):
-    assert "config.json says quick_gelu" in rejected(source, "--activation", "gelu", status=2)
+    assert "config.json states quick_gelu" in rejected(source, "--activation", "gelu", status=2)
 
 
 def test_something_else(tmp_path, rejected):
@@ -226,7 +226,7 @@ def test_vocabulary_of_another_size(source, tmp_path, rejected):
     [
         ({"visual.scale": 3.0}, "no place here: visual.scale"),
         ({"visual.extra": [torch.ones(2)]}, "no place here: visual.extra"),
-        ({"logit_scale": 4.6}, "logit_scale is no tensor"),
+        ({"logit_scale": 4.6}, "logit_scale is not a tensor"),
     ],
 )
 def test_entries_that_are_no_tensors(tmp_path, rejected, extra, line):
@@ -238,7 +238,7 @@ def test_entries_that_are_no_tensors(tmp_path, rejected, extra, line):
 def test_head_size_that_does_not_divide_both_widths(tmp_path, rejected):
     torch.save(checkpoints.openai_state_dict(checkpoints.huggingface_model()), tmp_path / "m.pt")
     line = rejected(tmp_path / "m.pt", "--activation", "gelu", "--head_size", "24", status=2)
-    assert "24 wide do not fill the image tower's width of 128" in line
+    assert "of width 24 do not divide the image tower's width 128" in line
     assert line.endswith("--head_size should be one of 1, 2, 4, 8, 16, 32, 64")
 
 
@@ -268,17 +268,20 @@ def test_settings_that_the_weights_need(copy, rejected):
 @pytest.mark.parametrize(
     ("contents", "said"),
     [
-        (b"\n<!DOCTYPE html><html><body>Sign in</body></html>", "is an HTML page, not weights"),
+        (
+            b"\n<!DOCTYPE html><html><body>Sign in</body></html>",
+            "is an HTML page, such as a login",
+        ),
         (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "is an XML document"),
         (
             b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 598641023\n",
-            "is a Git LFS pointer for a file of 598,641,023 bytes, not the weights themselves: run",
+            "is a Git LFS pointer for a file of 598,641,023 bytes, not the weights: run",
         ),
         (b"\x1f\x8b\x08\0\0", "is compressed with gzip: unpack it first"),
         (b'{"weight_map": {}}', "is JSON, not weights"),
         (b"", "is empty"),
         (b"not a checkpoint", r"save a model's state_dict\(\) with torch\.save, or give a safetensors file"),
-        (pickle.dumps({"a": 1}), r"none that torch\.save wrote: save a model's state_dict"),
+        (pickle.dumps({"a": 1}), r"that torch\.save did not write: save a model's state_dict"),
     ],
 )
 @pytest.mark.parametrize("name", ["m.pt", "model.safetensors"])
@@ -287,7 +290,7 @@ def test_a_file_that_holds_no_weights_is_called_what_it_is(copy, tmp_path, rejec
     if name == "model.safetensors":  # as a repository cloned without LFS has it
         path = copy() / name
         if contents == b"not a checkpoint":
-            said = "no safetensors file"
+            said = "not a safetensors file"
     path.write_bytes(contents)
     line = rejected(path.parent if name == "model.safetensors" else path)
     assert str(path) in line and re.search(said, line)
@@ -305,7 +308,7 @@ def test_floats_of_8_bits_are_named(tmp_path, rejected, kind):
     path = tmp_path / f"m.{kind}"
     torch.save(weights, path) if kind == "pt" else safetensors.torch.save_file(weights, path)
     line = rejected(path, "--activation", "gelu")
-    assert "visual.proj is float8_e4m3fn, not a float of 16 or 32 bits: save it as such, with" in line
+    assert "visual.proj is float8_e4m3fn, not a float of 16 or 32 bits: call model.half()" in line
 
 
 def test_keys_are_named_as_the_file_has_them(tmp_path, rejected):
@@ -328,7 +331,7 @@ def test_a_tower_of_another_kind(tmp_path, rejected):
     weights = {name: value for name, value in weights.items() if not name.startswith("visual.")}
     weights |= {f"visual.{part}conv1.weight": torch.ones(2, 2, 1, 1) for part in ("", "layer1.0.")}
     torch.save(weights, tmp_path / "m.pt")
-    assert "no CLIP image transformer but a ResNet: its keys are" in rejected(tmp_path / "m.pt")
+    assert "not a CLIP image transformer but a ResNet: its keys are" in rejected(tmp_path / "m.pt")
 
 
 def test_two_towers_are_not_chosen_from(tmp_path, rejected):

@@ -82,7 +82,7 @@ def test_the_newest_are_kept_and_the_best(tmp_path):
     assert names(tmp_path) == ["3", "5", "6"]
     assert checkpoint.find(tmp_path) == 6 and checkpoint.find(tmp_path, "best") == 3
     assert checkpoint.find(tmp_path, 5) == 5 and value_at(tmp_path, 5) == 5
-    with pytest.raises(UserError, match=r"no checkpoint of step 4; there are: 3, 5, 6"):
+    with pytest.raises(UserError, match=r"no checkpoint of step 4; it has: 3, 5, 6"):
         checkpoint.find(tmp_path, 4)
 
 
@@ -90,7 +90,7 @@ def test_none_is_the_best_where_none_was_evaluated(tmp_path):
     evaluated(tmp_path)
     save(tmp_path, [1, 2, 3], keep=2, keep_best=0)
     assert names(tmp_path) == ["2", "3"]
-    with pytest.raises(UserError, match="none is the best"):
+    with pytest.raises(UserError, match="no evaluated checkpoint"):
         checkpoint.find(tmp_path, "best")
     assert checkpoint.find(tmp_path / "nowhere") is None
 
@@ -130,7 +130,7 @@ def test_a_damaged_checkpoint_is_passed_over(how, tmp_path, caplog):
         files = []
         with caplog.at_level(logging.WARNING, "inti_jax"):
             assert checkpoint.find(tmp_path) == 2
-        assert "step 4 is damaged (checksums.json is missing): using that of step 2" in caplog.text
+        assert "step 4 is damaged (checksums.json is missing): using the one of step 2" in caplog.text
     for path in files:
         whole = path.read_bytes()
         if not whole and how != "missing":
@@ -153,7 +153,7 @@ def test_none_that_is_whole_is_an_error_of_one_line(tmp_path):
     save(tmp_path, [2, 4])
     for step in (2, 4):
         (layout.checkpoint_dir(tmp_path) / str(step) / "params" / "manifest.ocdbt").unlink()
-    with pytest.raises(UserError, match=r"no checkpoint that is whole \(step 4: params/manifest") as caught:
+    with pytest.raises(UserError, match=r"no intact checkpoint \(step 4: params/manifest") as caught:
         checkpoint.find(tmp_path)
     assert "\n" not in str(caught.value) and "step 2: " in str(caught.value)
     with pytest.raises(UserError, match=r"step 2: .*choose another step"):
@@ -174,7 +174,7 @@ def test_a_run_goes_on_before_its_damaged_checkpoint_and_saves_that_step_again(
     with caplog.at_level(logging.INFO, "inti_jax"):
         loop.train(settings, workdir)
     assert "the checkpoint of step 4 is damaged" in caplog.text
-    assert "going on from the checkpoint of step 2" in caplog.text
+    assert "resuming from the checkpoint of step 2" in caplog.text
     assert names(workdir) == ["2", "4"] and checkpoint.find(workdir) == 4
     assert computed(workdir) == computed(trained_run)
     # The best is used where users ask for it.
@@ -278,7 +278,7 @@ def test_what_orbax_could_not_restore_is_no_checkpoint(part, tmp_path, monkeypat
 
     monkeypatch.setattr(CheckpointManager, "_finish", lose)
     with pytest.raises(
-        UserError, match=r"checkpoints/4 cannot be written \(.*; the checkpoints before it"
+        UserError, match=r"checkpoints/4 cannot be written \(.*; earlier checkpoints are kept"
     ) as caught:
         save(tmp_path, [4])
     assert "\n" not in str(caught.value)
@@ -290,7 +290,7 @@ def test_orbax_itself_is_seen_to_lose_arrays_below_brackets(tmp_path, monkeypatc
     """It puts the directory into a glob; when it does so no more, `paths.plain` may go."""
     monkeypatch.setattr(paths, "plain", lambda directory, *_: contextlib.nullcontext(directory))
     with pytest.raises(
-        UserError, match=r"run\[1\]/checkpoints/2 cannot be written \(.*the checkpoints before it"
+        UserError, match=r"run\[1\]/checkpoints/2 cannot be written \(.*earlier checkpoints are kept"
     ):
         save(tmp_path / "run[1]", [2])
     assert checkpoint.find(tmp_path / "run[1]") is None

@@ -248,7 +248,7 @@ def test_a_backbone_without_a_name_is_put_in_words(motion_data, tmp_path):
     checkpoints.write_huggingface(tmp_path / "hf", checkpoints.huggingface_model())
     out = tmp_path / "f.safetensors"
     assert convert(tmp_path / "hf", "--out", out) == 0
-    with pytest.raises(ConfigError, match="holds width 128, 2 layers, 2 heads and patches of 16, which is"):
+    with pytest.raises(ConfigError, match="holds width 128, 2 layers, 2 heads and patches of 16"):
         record_of(tiny(motion_data, model__pretrained=str(out)), motion_data)
 
 

@@ -139,13 +139,13 @@ def test_steps_that_the_run_does_not_take_are_refused(motion_data, trained_run, 
     with pytest.raises(UsageError, match="takes steps 1 to 4"):
         loop.train(tiny(motion_data), tmp_path / "new", Steps(3, 5))
     assert not (tmp_path / "new").exists()
-    with pytest.raises(UsageError, match="has taken all its 4 steps"):
+    with pytest.raises(UsageError, match="has trained all its 4 steps"):
         loop.train(tiny(motion_data, **INTI, eval__clips=2), trained_run, Steps(2, 3))
 
 
 def test_evaluation_is_not_traced(tmp_path):
     result = call("main", "--config", CONFIG, "--workdir", tmp_path, "--mode=eval", "--profile=steps=1:2")
-    assert result.returncode == 2 and "does not go with --mode eval" in result.stderr
+    assert result.returncode == 2 and "cannot be used with --mode eval" in result.stderr
 
 
 @pytest.mark.parametrize("name", [b"run", b"run[1]\xff"])

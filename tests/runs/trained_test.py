@@ -94,10 +94,10 @@ def test_a_run_starts_from_it(workdir, weights, small, motion_data, tmp_path):
 
 def test_another_backbone_is_refused(small, motion_data, tmp_path):
     other = write_tiny(tmp_path / "other.safetensors", seed=1)
-    with pytest.raises(UserError, match="belongs to another backbone") as caught:
+    with pytest.raises(UserError, match="was trained on the backbone") as caught:
         inti_jax.load(small, pretrained=other)
     assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match="belongs to another backbone"):
+    with pytest.raises(UserError, match="was trained on the backbone"):
         loop.train(settings_for(motion_data, other, model__start_from=str(small)), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -111,7 +111,7 @@ def test_other_labels_or_another_model_are_refused(weights, small, motion_data, 
     fewer = dataclasses.replace(theirs, dataset=dataclasses.replace(theirs.dataset, labels=labels[:3][::-1]))
     with pytest.raises(UserError, match=r"class 0 is|trained on 10 labels"):
         trained_file.check_fits(small, theirs, fewer)
-    with pytest.raises(UserError, match=r"another model: there `model.adaptation` is lora, here it is aim"):
+    with pytest.raises(UserError, match=r"another model: its `model.adaptation` is lora, here it is aim"):
         other = settings_for(motion_data, weights)
         model = dataclasses.replace(other.model, adaptation="aim")
         ours = dataclasses.replace(theirs, config=dataclasses.replace(other, model=model))
@@ -121,17 +121,17 @@ def test_other_labels_or_another_model_are_refused(weights, small, motion_data, 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda content: content[: len(content) // 2], "damaged, cut short"),
+        (lambda content: content[: len(content) // 2], "damaged, truncated"),
         (lambda content: b"", "is empty"),
         (
             lambda content: b"PK\3\4",
-            r"is a checkpoint of torch's; what a run trained is meant",
+            r"is a torch checkpoint; give a file of the parameters that a run trained",
         ),
         (lambda content: b"<!DOCTYPE html>", "is an HTML page"),
-        (lambda content: content.replace(b"lora_query", b"lora_quero"), "does not hold the model"),
+        (lambda content: content.replace(b"lora_query", b"lora_quero"), "does not match the model"),
         (
             lambda content: content.replace(b'"inti_jax.trained"', b'"inti_jax.traimed"'),
-            "does not hold what a run",
+            "does not hold the parameters that a run",
         ),
     ],
 )
@@ -148,7 +148,7 @@ def test_other_files_where_what_a_run_trained_is_meant(workdir, weights, small, 
     torch = tmp_path / "ViT-B-16.pt"
     torch.write_bytes(b"PK\3\4")
     said = {
-        torch: r"checkpoint of torch's; .*--to trained.*CLIP's weights go to `model\.pretrained`",
+        torch: r"torch checkpoint; .*--to trained.*Pass CLIP's weights as `model\.pretrained`",
         weights: r"is a converted CLIP.*`model\.pretrained`, or load it with inti_jax\.load_clip",
     }
     for path, message in said.items():
@@ -163,11 +163,11 @@ def test_other_files_where_what_a_run_trained_is_meant(workdir, weights, small, 
     (tmp_path / "hf").mkdir()
     for name in ("config.json", "model.safetensors"):
         (tmp_path / "hf" / name).write_text("{}")
-    with pytest.raises(UserError, match="hf holds weights of another library, not a run: CLIP's"):
+    with pytest.raises(UserError, match="hf holds weights of another library, not a run: pass CLIP's"):
         inti_jax.load(tmp_path / "hf")
-    with pytest.raises(UserError, match=r"holds what a run trained, not a CLIP: .*model\.start_from"):
+    with pytest.raises(UserError, match=r"that a run trained, not a CLIP: .*model\.start_from"):
         inti_jax.load_clip(small)
-    with pytest.raises(UserError, match=r"holds what a run trained, not a CLIP: .*model\.start_from"):
+    with pytest.raises(UserError, match=r"that a run trained, not a CLIP: .*model\.start_from"):
         loop.train(settings_for(motion_data, small), tmp_path / "run")
     with pytest.raises(UserError, match=rf"is a run, not .*`python -m inti_jax\.convert {workdir} --out"):
         loop.train(settings_for(motion_data, workdir), tmp_path / "run")

@@ -66,7 +66,7 @@ def test_a_full_disk_is_an_error_with_the_files_name_and_keeps_the_old_table(tmp
 
 def test_a_file_without_the_section_is_refused(tmp_path):
     (tmp_path / "docs.md").write_text("nothing")
-    with pytest.raises(UsageError, match="it has no lines"):
+    with pytest.raises(UsageError, match="it should have the lines"):
         ablation.write(CELLS, tmp_path, tmp_path / "docs.md")
     assert (tmp_path / "docs.md").read_text() == "nothing"
 

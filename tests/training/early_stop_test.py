@@ -51,7 +51,7 @@ def test_a_run_ends_early_once_and_goes_on_with_more_patience(motion_data, tmp_p
 
     with caplog.at_level("INFO"):
         loop.train(settings(1), tmp_path)
-    assert any("step 2: training ends here: `top1` was" in text for text in caplog.messages)
+    assert any("step 2: stopping early: `top1` was" in text for text in caplog.messages)
     assert (tmp_path / "report.html").exists()
     ended = computed(tmp_path)
     assert [(r["step"], r["split"]) for r in ended] == [(1, "train"), (1, "val"), (2, "train"), (2, "val")]
@@ -73,5 +73,5 @@ def test_a_run_ends_early_once_and_goes_on_with_more_patience(motion_data, tmp_p
 
 
 def test_it_needs_evaluations():
-    with pytest.raises(ConfigError, match=r"`train\.eval_every_steps` is 0: say how often to evaluate"):
+    with pytest.raises(ConfigError, match=r"`train\.eval_every_steps` is 0: set how often to evaluate"):
         tiny(train__early_stop__patience=3)

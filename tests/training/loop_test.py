@@ -216,7 +216,7 @@ def test_a_finished_run_trains_longer_by_the_schedule_of_the_longer_run(motion_d
         loop.train(longer, run_dir)
     (said,) = [text for text in caplog.messages if "instead of 2" in text]
     before, now = (optim.make_schedule(longer.train, steps) for steps in (2, 6))
-    assert f"the learning rate was {before(1):.3g} at step 2, and from step 3 on" in said
+    assert f"the learning rate was {before(1):.3g} at step 2; from step 3 on" in said
     assert f"of a run of 6 steps: {now(2):.3g} there" in said
     records = computed(run_dir)
     assert records[: len(first)] == first
@@ -236,7 +236,7 @@ def test_a_finished_run_trains_longer_by_the_schedule_of_the_longer_run(motion_d
     assert computed(killed) == records
 
     with pytest.raises(
-        ConfigError, match=r"`train\.steps` asks for 5 steps, and .*run has done 6: give as many"
+        ConfigError, match=r"`train\.steps` asks for 5 steps, but .*run has already trained 6: ask for"
     ):
         loop.train(tiny(motion_data, train__steps=5), run_dir)
     assert computed(run_dir) == records and RunRecord.read(run_dir).config == longer
@@ -363,7 +363,7 @@ def test_a_killed_run_goes_on_to_the_last_bit(motion_data, tmp_path):
     process = start(killed, motion_data)
     assert process.wait(300) == 0
     # 20, unless the kill came while that one was still being written.
-    assert re.search(r"going on from the checkpoint of step (10|20)\n", process.stderr.read())
+    assert re.search(r"resuming from the checkpoint of step (10|20)\n", process.stderr.read())
     expected = losses_of(whole)
     assert list(expected) == list(range(1, 41))
     assert losses_of(killed) == expected

@@ -33,7 +33,7 @@ def test_given_weights_keep_their_ratios_and_the_losses_scale():
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ((1.0, 2.0), r"has 2 weights, and the dataset 4 classes: give one for each"),
+        ((1.0, 2.0), r"has 2 weights, but the dataset has 4 classes: give one weight"),
         ((0.0, 0.0, 1.0, 0.0), r"it is 0 for all classes with training videos"),
     ],
 )

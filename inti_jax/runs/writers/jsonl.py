@@ -26,7 +26,7 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
             record = json.loads(line)
             records.append({**record, "step": int(record["step"]), "split": str(record["split"])})
         except (KeyError, TypeError, ValueError):
-            raise UserError(f"{path}: line {number} is no record of a run; mend or delete it") from None
+            raise UserError(f"{path}: line {number} is not a record of a run: correct or delete it") from None
     return records
 
 

@@ -565,7 +565,7 @@ def test_a_run_that_samples_unlike_its_dataset_is_warned(name, sampling, warned,
     with caplog.at_level(logging.WARNING):
         announce._warn_of_sampling(config.Config(data=config.Data(name=name, sampling=sampling)), opened)
     assert [record.getMessage() for record in caplog.records] == warned * [
-        "`data.sampling` is dense, but the labels of ssv2 are of whole videos: set `data.sampling=uniform`"
+        "`data.sampling` is dense, but the labels of ssv2 describe whole videos: set `data.sampling=uniform`"
     ]
 
 

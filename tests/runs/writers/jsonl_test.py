@@ -54,5 +54,5 @@ def test_a_full_disk_raises_an_error_with_the_name(tmp_path):
 
 def test_records_that_are_no_records_are_named(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, "split": "train"}) + "\n\0\0\0\n")
-    with pytest.raises(UserError, match=r"metrics\.jsonl: line 2 is no record"):
+    with pytest.raises(UserError, match=r"metrics\.jsonl: line 2 is not a record"):
         read_metrics(tmp_path)
