@@ -19,7 +19,8 @@ from inti_jax.runs.writers.protocol import scalars
 
 log = logging.getLogger("inti_jax")
 
-# Seconds in which a key should be typed where wandb asks for one, and in which the last records are uploaded.
+# Seconds that a run may wait at its start, for a key that wandb asks for and for an answer, and at its end
+# until the last records are uploaded.
 _TIMEOUT = 60
 
 
@@ -61,7 +62,12 @@ class WeightsAndBiases:
             # A run that goes on may have other values of some keys.
             allow_val_change=True,
             # The terminal stays ours.
-            settings=wandb.Settings(console="off", login_timeout=_TIMEOUT, finish_timeout=_TIMEOUT),
+            settings=wandb.Settings(
+                console="off",
+                login_timeout=_TIMEOUT,
+                init_timeout=_TIMEOUT,
+                finish_timeout=_TIMEOUT,
+            ),
         )
         run.define_metric("*", step_metric="step")
         self._run = run
