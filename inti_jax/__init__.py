@@ -1,4 +1,4 @@
-"""Adapt CLIP image transformers to video, with InTI layers that halve the frames between blocks."""
+"""Adapt CLIP image transformers to video, with InTI layers that blend neighbouring frames between blocks."""
 
 from typing import TYPE_CHECKING, Any
 
