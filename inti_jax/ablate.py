@@ -18,27 +18,30 @@ def main(prog: str = "python -m inti_jax.ablate") -> None:
     parser = argparse.ArgumentParser(
         prog=prog,
         description="Trains adaptation methods x compressors x seeds on motion_digits and tabulates them. "
-        "Started again with the same --out it goes on.",
+        "Resumes if --out has results of an earlier start.",
         epilog="example: %(prog)s --data_dir data --out runs/ablation --methods full,lora "
         "--compressions none,inti --seeds 0",
     )
     parser.add_argument(
-        "--data_dir", required=True, type=local_path, help="where datasets are, or are prepared"
+        "--data_dir",
+        required=True,
+        type=local_path,
+        help="directory of all prepared datasets; missing ones are prepared",
     )
     parser.add_argument(
-        "--out", required=True, type=local_path, metavar="DIR", help="for the runs and the table"
+        "--out", required=True, type=local_path, metavar="DIR", help="directory for the runs and the table"
     )
     parser.add_argument("--methods", default=",".join(METHODS), help=f"default: {','.join(METHODS)}")
     parser.add_argument(
         "--compressions", default=",".join(COMPRESSIONS), help=f"default: {','.join(COMPRESSIONS)}"
     )
     parser.add_argument("--seeds", default="0,1,2", help="default: 0,1,2")
-    parser.add_argument("--steps", type=int, default=400, help="of each run (default 400)")
+    parser.add_argument("--steps", type=int, default=400, help="steps of each run (default 400)")
     parser.add_argument(
         "--results",
         type=local_path,
         metavar="FILE",
-        help="a Markdown file whose ablation section is replaced; the plot is put beside it",
+        help="Markdown file whose ablation section to replace; the plot is written beside it",
     )
     arguments = parser.parse_args()
     methods = _chosen("methods", arguments.methods, METHODS)
@@ -67,7 +70,7 @@ def _seeds(text: str) -> list[int]:
     try:
         return [int(seed) for seed in dict.fromkeys(text.split(","))]
     except ValueError:
-        raise UsageError(f"--seeds {text}: write whole numbers, with commas between") from None
+        raise UsageError(f"--seeds {text}: give whole numbers separated by commas") from None
 
 
 if __name__ == "__main__":

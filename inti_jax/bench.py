@@ -13,20 +13,21 @@ def main(prog: str = "python -m inti_jax.bench") -> None:
     """Run the command, which usage texts call `prog`."""
     parser = argparse.ArgumentParser(
         prog=prog,
-        description="Measures how many training clips of a prepared dataset this host loads a second, what "
-        "the time goes into, and with which data.workers and data.threads it is fastest.",
+        description="Measures the training clips of a prepared dataset that this host loads per second, the "
+        "time of each stage, and the fastest data.workers and data.threads.",
         epilog="example: %(prog)s --data_dir data --name motion_digits --config quickstart",
     )
     parser.add_argument(
-        "--data_dir", required=True, type=local_path, metavar="DIR", help="where the dataset is prepared"
+        "--data_dir", required=True, type=local_path, metavar="DIR", help="directory of all prepared datasets"
     )
     parser.add_argument("--name", required=True, metavar="NAME", help="the dataset")
     cli.add_config_argument(
         parser,
-        "whose clips and batch to load (default: 8 frames at stride 16, cropped to 224, batches of 32)",
+        "config that sets the clips and the batch size (default: 8 frames at stride 16, cropped to 224, "
+        "batches of 32)",
     )
     parser.add_argument(
-        "--clips", type=int, default=128, metavar="N", help="of each measurement (default 128)"
+        "--clips", type=int, default=128, metavar="N", help="clips in each measurement (default 128)"
     )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     arguments, overrides = cli.parse_with_overrides(parser)
@@ -34,7 +35,7 @@ def main(prog: str = "python -m inti_jax.bench") -> None:
         raise UsageError(f"--clips is {arguments.clips}: it should be at least 1")
     if arguments.config is None:
         if overrides:
-            raise UsageError(f"{overrides[0]}: it overrides a key of --config, which is not given")
+            raise UsageError(f"{overrides[0]} overrides a key of --config, so give --config too")
         data, batch = config.Data(stride=16), config.Train().global_batch
     else:
         settings = config.load_config(arguments.config, overrides)

@@ -26,12 +26,12 @@ log = logging.getLogger("inti_jax")
 
 _HELP = """\
 arrays of the file, for M videos, of D numbers a feature:
-  videos    [M]         the paths as they were given
-  features  [M, D]      float32: what the classifier's last layer sees, averaged over the evaluation's views
+  videos    [M]         the given paths
+  features  [M, D]      float32: input of the classifier's last layer, averaged over the evaluation's views
   missing   [L]         the paths of the videos without features
-  reasons   [L]         ... and why each has none
-with --frames, videos have several features, one below the other:
-  features  [N, D]      float32: what is averaged over time, clip by clip, averaged over the crops
+  reasons   [L]         the reason for each of them
+with --frames, each video has several rows of features:
+  features  [N, D]      float32: features before the average over time, clip by clip, averaged over the crops
   offsets   [M + 1]     the features of video i are features[offsets[i]:offsets[i + 1]]
   frames    [N, 2]      the first and the last frame of the video, from 0, that a feature was computed from:
                         a model that compresses groups of g frames n times has a feature for each g^n
@@ -45,18 +45,21 @@ def main(prog: str = "python -m inti_jax.features") -> None:
     """Run the command, which usage texts call `prog`."""
     parser = argparse.ArgumentParser(
         prog=prog,
-        description="Writes the features that a trained run computes of video files to a NumPy archive, by "
-        "the same sampling, decoding and views as its evaluation.",
+        description="Writes the features of video files under a trained run to a NumPy archive, using the "
+        "same sampling, decoding and views as its evaluation.",
         epilog=_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     inputs.add_arguments(parser)
-    parser.add_argument("--out", type=local_path, required=True, metavar="F.npz", help="the file to write")
+    parser.add_argument("--out", type=local_path, required=True, metavar="F.npz", help="file to write")
     parser.add_argument(
-        "--frames", action="store_true", help="the features of frames, before they are averaged over time"
+        "--frames", action="store_true", help="write the features of frames, before the average over time"
     )
     parser.add_argument(
-        "--clips", type=int, metavar="N", help="clips taken of a video (default: the run's `eval.clips`)"
+        "--clips",
+        type=int,
+        metavar="N",
+        help="clips sampled from each video (default: the run's `eval.clips`)",
     )
     arguments = parser.parse_args()
     if arguments.clips is not None and arguments.clips < 1:
@@ -76,7 +79,7 @@ def main(prog: str = "python -m inti_jax.features") -> None:
     total = len(videos.paths) + len(videos.left_out)
     log.info("%s: features of %d videos", arguments.out, total - missing)
     if missing:
-        raise UserError(f"{missing} of {total} videos have no features, see `missing` in {arguments.out}")
+        raise UserError(f"{missing} of {total} videos have no features: see `missing` in {arguments.out}")
 
 
 def write(

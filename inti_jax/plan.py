@@ -26,22 +26,22 @@ def main(prog: str = "python -m inti_jax.plan") -> None:
         "--budget",
         type=float,
         metavar="SHARE",
-        help="list what leaves at most this share of the uncompressed model's cost: after which blocks "
-        "to compress groups of how many frames, or for tome how many patches to merge",
+        help="list the schedules that cost at most this share of the model without compression: the blocks "
+        "to compress after and the frames in a group, or for tome the patches to merge",
     )
     parser.add_argument(
-        "--classes", type=int, metavar="K", help="the number of classes, for a dataset that is not prepared"
+        "--classes", type=int, metavar="K", help="number of classes, if the dataset is not prepared"
     )
     parser.add_argument(
         "--topology",
         metavar="NAME",
-        help="also compile the training step for TPUs of this name, such as v5e:4x4 or, of two slices, "
-        "v5e:16x16*2, with TPU's own compiler; takes minutes",
+        help="also compile the training step ahead of time for this TPU topology, such as v5e:4x4, or "
+        "v5e:16x16*2 for two slices; needs no TPU and takes minutes",
     )
     parser.add_argument(
         "--platform", choices=["cuda"], help="also compile the training step for this host's devices"
     )
-    parser.add_argument("--json", action="store_true", help="print JSON: an object")
+    parser.add_argument("--json", action="store_true", help="print a JSON object")
     arguments, settings = cli.parse_with_config(parser)
     if arguments.budget is not None and not 0 < arguments.budget <= 1:
         raise UsageError(f"--budget is {arguments.budget}: it should be a share, above 0 and up to 1")

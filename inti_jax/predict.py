@@ -31,19 +31,21 @@ def main(prog: str = "python -m inti_jax.predict") -> None:
     """Run the command, which usage texts call `prog`."""
     parser = argparse.ArgumentParser(
         prog=prog,
-        description="Labels video files with a trained run, by the same sampling, decoding and views as its "
-        "evaluation. Results are written as they come.",
+        description="Labels video files with a trained run, using the same sampling, decoding and views as "
+        "its evaluation. Writes each result as soon as it is known.",
         epilog="example: %(prog)s --checkpoint runs/mine my_videos --out labels.csv",
     )
     inputs.add_arguments(parser)
-    parser.add_argument("--topk", type=int, default=5, metavar="K", help="labels a video (default 5)")
-    parser.add_argument("--json", action="store_true", help="print JSON: a list with an entry for each video")
+    parser.add_argument(
+        "--topk", type=int, default=5, metavar="K", help="number of labels for each video (default 5)"
+    )
+    parser.add_argument("--json", action="store_true", help="print a JSON list with an entry for each video")
     parser.add_argument(
         "--out",
         type=local_path,
         metavar="F.csv",
-        help="write a CSV file instead of printing: a row for each video with its status (ok, or missing and "
-        "the reason), its label and probability, and those of the other K - 1 labels",
+        help="write a CSV file instead of printing: one row a video, with its status (ok or missing), the "
+        "reason if missing, and the K labels with their probabilities",
     )
     arguments = parser.parse_args()
     if arguments.topk < 1:

@@ -11,12 +11,14 @@ def main(prog: str = "python -m inti_jax.report") -> None:
     """Run the command, which usage texts call `prog`."""
     parser = argparse.ArgumentParser(
         prog=prog,
-        description="Compares runs. A run's row has the evaluation of its newest checkpoint with the views "
-        "and the dataset of its own config. Other evaluations (`main --mode eval`) have rows of their own, "
-        "which say what differs.",
+        description="Compares runs in a table and a page. A run's row is the evaluation of its newest "
+        "checkpoint with its own views and dataset. Other evaluations (`main --mode eval`) get extra rows "
+        "that name the difference.",
     )
-    parser.add_argument("runs", nargs="+", type=local_path, metavar="RUN", help="directories of runs")
-    parser.add_argument("--out", required=True, type=local_path, metavar="DIR", help="for the report's files")
+    parser.add_argument("runs", nargs="+", type=local_path, metavar="RUN", help="run directories")
+    parser.add_argument(
+        "--out", required=True, type=local_path, metavar="DIR", help="directory for the report's files"
+    )
     parser.add_argument("--title", default="Comparison of runs")
     arguments = parser.parse_args()
     cli.setup_logging()

@@ -129,7 +129,7 @@ def test_a_fault_leaves_what_was_labelled_before_it(trained_run, folder, tmp_pat
 
     monkeypatch.setattr(inference.FileModel, "_outcome", not_finite)
     out = tmp_path / "labels.csv"
-    with pytest.raises(UserError, match=r"c\.mp4: the model gives values that are not finite"):
+    with pytest.raises(UserError, match=r"c\.mp4: the model's outputs are not finite"):
         command(monkeypatch, "--checkpoint", trained_run, folder, "--json", "--out", out)
     assert [line.split(",")[1] for line in out.read_text().splitlines()] == ["status", "ok", "missing"]
     said = capsys.readouterr()

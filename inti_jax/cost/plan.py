@@ -229,14 +229,14 @@ def _classes(data: config.Data, given: int | None) -> int:
     if directory is not None:
         found = len(manifest.read(directory).labels)
         if given not in (None, found):
-            log.warning("%s has %d classes: --classes %d is not used", directory, found, given)
+            log.warning("%s has %d classes: ignoring --classes %d", directory, found, given)
         return found
     official = {name: entry.classes for name, entry in registry.OFFICIAL.items()}
     known = given or (official | _EMBEDDED_CLASSES).get(data.name)
     if known is None:
         raise UsageError(
-            f"dataset `{data.name}` is not in {data.data_dir}, and how many classes it has is not known: "
-            "give --classes K"
+            f"dataset `{data.name}` is not in {data.data_dir}, so its number of classes is unknown: give "
+            "--classes K"
         )
     return known
 
@@ -310,10 +310,11 @@ def render(plan: Plan) -> str:
         "without compression",
         f"a video      {plan.gmacs_per_video:.5g} GMACs in {plan.views} view{'s' * (plan.views > 1)}",
         f"parameters   {plan.params_trainable:,} of {plan.params_total:,} train: "
-        f"{plan.trained_file_mib:.1f} MiB in a file of them alone",
+        f"{plan.trained_file_mib:.1f} MiB as a file of only these",
         "",
-        "GMACs are of one view at inference, where what folds into the backbone is folded; `as trained`,",
-        f"of the forward pass in training. Activations are what its backward pass keeps, in {plan.dtype}.",
+        "GMACs are for one view at inference, with linear modules folded into the backbone; `as trained`",
+        "is the forward pass in training. Activations are the values kept for the backward pass, in "
+        f"{plan.dtype}.",
     ]
     return "\n".join(lines)
 

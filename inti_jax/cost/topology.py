@@ -143,8 +143,8 @@ def local_target(platform: str) -> Target:
         devices = jax.devices(platform)
     except RuntimeError:
         raise UsageError(
-            f"--platform {platform}: JAX finds no such device here; on a host with one, "
-            f"pip install 'inti_jax[{platform}]', or compile for TPUs with --topology"
+            f"--platform {platform}: JAX finds no such device; on a host that has one, pip install "
+            f"'inti_jax[{platform}]', or compile for TPUs with --topology"
         ) from None
     return Target(f"{platform}:{len(devices)}", devices)
 
@@ -281,8 +281,8 @@ def _remedies(
         tokens = sum(cost.frames * cost.tokens for cost in model.block_costs(config.data.num_frames))
         inputs = views * tokens * model.size.width * jnp.dtype(model.dtype).itemsize
         found.append(
-            f"model.remat=True saves up to {max(kept - inputs, 0) / 2**30:.1f} GiB of activations, for a "
-            "third more time"
+            f"model.remat=True saves up to {max(kept - inputs, 0) / 2**30:.1f} GiB of activations, at the "
+            "cost of a third more time"
         )
     found.append("a smaller train.global_batch, or more devices")
     return found

@@ -22,24 +22,24 @@ def main(prog: str = "python -m inti_jax.doctor") -> None:
     parser = argparse.ArgumentParser(
         prog=prog,
         description="Tries each layer of a run: packages, decoder, the processes, devices, the host's cores "
-        "and open files, mesh, weights, dataset, one compilation, one step, saving and restoring. Says what "
-        "it took and what to do about what fails; a layer that fails stops only those that need it. Exit "
-        "status 0 if all is well, else 1.",
+        "and open files, mesh, weights, dataset, one compilation, one step, saving and restoring. Prints "
+        "the time of each layer, and a remedy for each failure. A failed layer skips only the layers "
+        "that need it. Exit status 0 if every layer works, else 1.",
         epilog="example: %(prog)s --config k400_vit_b16:method=aim --workdir runs/k400",
     )
-    cli.add_config_argument(parser, "the run to try (default: a tiny one on rendered videos)")
+    cli.add_config_argument(parser, "config of the run to try (default: a tiny one on rendered videos)")
     parser.add_argument(
         "--workdir",
         type=local_path,
         metavar="DIR",
-        help="where the run shall be: a checkpoint is written below it and deleted (default: a temporary "
-        "directory)",
+        help="intended directory of the run: the doctor writes a checkpoint below it and deletes it "
+        "(default: a temporary directory)",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON: an object")
+    parser.add_argument("--json", action="store_true", help="print a JSON object")
     cli.add_process_arguments(parser)
     arguments, overrides = cli.parse_with_overrides(parser)
     if arguments.config is None and overrides:
-        raise UsageError(f"{overrides[0]}: it overrides a key of --config, which is not given")
+        raise UsageError(f"{overrides[0]} overrides a key of --config, so give --config too")
     settings = None if arguments.config is None else config.load_config(arguments.config, overrides)
     cli.setup_logging()
 
@@ -79,7 +79,7 @@ def _render(layers: list[Layer]) -> str:
             lines.append(" " * (name + status + 14) + each.remedy)
     broken = sum(each.status != "ok" for each in layers)
     return "\n".join(
-        [*lines, "", f"{broken} of {len(layers)} layers are not well" if broken else "all is well"]
+        [*lines, "", f"{broken} of {len(layers)} layers fail" if broken else "every layer works"]
     )
 
 

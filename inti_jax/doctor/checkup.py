@@ -28,19 +28,19 @@ _BURST_SECONDS = 2.0
 _MOVEMENTS = {"train": 20, "val": 10}
 
 _LESS_MEMORY = (
-    "if memory is short: lower train.global_batch, or set train.accumulate or model.remat; "
-    "python -m inti_jax.plan says what a view takes"
+    "if memory is short: lower train.global_batch, or set train.accumulate or model.remat; python -m "
+    "inti_jax.plan shows the memory of a view"
 )
 _REMEDIES = {
-    "packages": "install the versions that are asked for: in a checkout, pip install -r requirements.txt",
+    "packages": "install the required versions: in a checkout, pip install -r requirements.txt",
     "decoder": "install PyAV's wheel, which brings FFmpeg: pip install --force-reinstall av",
-    "devices": "look at the driver, at JAX_PLATFORMS, and whether jax[tpu] or jax[cuda13] is installed",
-    "processes": "look at the installation of jax, and at the network between the hosts if there are several",
+    "devices": "check the driver, JAX_PLATFORMS, and that jax[tpu] or jax[cuda13] is installed",
+    "processes": "check the installation of jax and, with several hosts, the network between them",
     "host": "raise the hard limit of open files (ulimit -Hn), or set data.workers lower",
     "mesh": "set mesh.data, mesh.fsdp and mesh.tensor, and batches that are multiples of data x fsdp",
-    "weights": "python -m inti_jax.convert SRC --out F.safetensors, and name F in model.pretrained",
-    "dataset": "python -m inti_jax.prepare --check DIR says what is damaged; or prepare it again",
-    "workdir": "choose another --workdir, on a disk with room that this user may write to",
+    "weights": "python -m inti_jax.convert SRC --out F.safetensors, and set model.pretrained to F",
+    "dataset": "run python -m inti_jax.prepare --check DIR to list the damage, or prepare the dataset again",
+    "workdir": "choose another --workdir, on a disk that has room and that this user may write to",
     "compile": _LESS_MEMORY,
     "step": _LESS_MEMORY,
     "checkpoint": "choose another --workdir, one that all hosts share and that has room",
@@ -184,8 +184,8 @@ class _Patient:
         got = decode.decode_frames(encode.encode(frames, 12), wanted, len(frames))
         error = np.abs(got.astype(int) - frames[wanted]).mean()
         if error > 8:
-            raise UserError(f"frames that were encoded come back changed, by {error:.0f} of 255 on average")
-        return f"H.264, {len(wanted)} of {len(frames)} frames back"
+            raise UserError(f"decoded frames differ from the encoded ones by {error:.0f} of 255 on average")
+        return f"H.264, {len(wanted)} of {len(frames)} frames decoded"
 
     def processes(self) -> str:
         """Join the processes of the run."""
@@ -251,11 +251,11 @@ class _Patient:
         model = self._settings.model
         self.backbone = initial.find_backbone(model)
         if model.pretrained == "random":
-            return "random, as the config says"
+            return "random, as set in the config"
         file = open_converted(model.pretrained)
         if content_hash(file) != file.hash:
             raise UserError(
-                f"{model.pretrained} was changed: its weights do not have the hash that it states"
+                f"{model.pretrained} was changed after it was written: its weights do not match its hash"
             )
         return f"{model.pretrained}: {model.backbone}, sha256 {file.hash[:16]}"
 
@@ -366,7 +366,7 @@ class _Patient:
 
         if jax.process_count() > 1 and self._workdir is None:
             raise UserError(
-                "several hosts write a checkpoint together: give --workdir, which all of them share"
+                "several hosts write a checkpoint together: give a --workdir that all of them share"
             )
         leaves = jax.tree.leaves(self.state)
         size = sum(leaf.nbytes for leaf in leaves)
@@ -374,8 +374,8 @@ class _Patient:
         needed = size * (keep.keep + keep.keep_best + 1)
         if self.free < needed:
             raise UserError(
-                f"{self._root} has {self.free / 2**30:.1f} GiB free; the checkpoints that are kept and the "
-                f"next one take {needed / 2**30:.1f} GiB"
+                f"{self._root} has {self.free / 2**30:.1f} GiB free; the kept checkpoints and the next one "
+                f"take {needed / 2**30:.1f} GiB"
             )
         scratch = self._root / ".doctor"
         with _made(self._root), contextlib.ExitStack() as stack:
@@ -398,7 +398,7 @@ class _Patient:
             for a, b in zip(ours.addressable_shards, theirs.addressable_shards, strict=True)
         )
         if not same or position["next_step"] != 1:
-            raise UserError("what is restored is not what was saved")
+            raise UserError("the restored state differs from the saved state")
         return f"{size / 2**20:.1f} MiB saved in {saved - started:.1f} s, restored in {ended - saved:.1f} s"
 
 

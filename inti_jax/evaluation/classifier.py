@@ -58,7 +58,10 @@ class VideoClassifier:
             if frames == 0 or frames % self._multiple:
                 raise UserError(f"this model takes a multiple of {self._multiple} frames, not {frames}")
             if frames != len(clips[0]):
-                raise UserError(f"videos of one call have as many frames: {len(clips[0])} and {frames}")
+                raise UserError(
+                    f"the videos of one call should have the same number of frames, not {len(clips[0])} and "
+                    f"{frames}"
+                )
             if height == 0 or width == 0:
                 raise UserError(f"frames of {height} x {width} pixels show nothing")
         size = self.config.data.resolution

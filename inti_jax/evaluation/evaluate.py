@@ -143,7 +143,7 @@ def _in_order(rows: dict[str, np.ndarray]) -> Predictions:
     index = rows["index"][mask][order]
     if not np.isfinite(views).all():
         bad = index[~np.isfinite(views).all(axis=(1, 2))]
-        raise UserError(f"the model gives probabilities that are not finite, first for video {bad[0]}")
+        raise UserError(f"the model's probabilities are not finite, first for video {bad[0]}")
     return Predictions(index, rows["label"][mask][order], views, np.sort(rows["index"][rows["missing"]]))
 
 
@@ -200,7 +200,7 @@ def _evaluate_run(settings: Config, workdir: Path, step: checkpoint.Step) -> Non
     agreement.check_workdir(workdir)
     at = checkpoint.find(workdir, step)
     if at is None and not (settings.model.head.init == "text" or settings.model.start_from):
-        raise UsageError(f"{workdir} holds no finished checkpoint: is it the directory of a run?")
+        raise UsageError(f"{workdir} holds no finished checkpoint: give the directory of a run")
     dataset = open_dataset(settings.data.name, settings.data.data_dir, "val")
     views.check(dataset, settings.data, settings.eval)
     sha256 = dataset.manifest["sha256"]
@@ -218,8 +218,9 @@ def _evaluate_run(settings: Config, workdir: Path, step: checkpoint.Step) -> Non
         own = Setting.of_run(earlier)
         if dataset.labels != record.dataset.labels:
             raise UserError(
-                f"the labels of {settings.data.name} in {settings.data.data_dir} are not those that "
-                f"{workdir} was trained with: prepare the dataset again with --labels in the run's order"
+                f"the labels of {settings.data.name} in {settings.data.data_dir} differ from the labels "
+                f"that {workdir} was trained with: prepare the dataset again with --labels in the run's "
+                "order"
             )
         agreement.check(record.flat(), sha256, mode="eval", step=at)
         liveness.note("reading the checkpoint", slow=True)

@@ -27,7 +27,7 @@ from inti_jax.runs.writers.progress import Progress
 log = logging.getLogger("inti_jax")
 
 _SAY_SECONDS = 60  # between progress lines, where no terminal shows a bar
-_UNUSABLE = "its frames cannot be used"
+_UNUSABLE = "its frames are unusable"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +72,7 @@ class FileModel:
         """Yield an outcome for each path, in order, in memory that does not grow with their number.
 
         Outcomes come in batches of the run's `eval.batch`. `progress` is the name of a progress bar; without
-        it there is none. Raises UserError where the model gives values that are not finite.
+        it there is none. Raises UserError where the model's outputs are not finite.
         """
         settings = dataclasses.replace(self.settings, batch=min(self.settings.batch, len(paths)))
         source = FileDataset(
@@ -112,11 +112,12 @@ class FileModel:
         if isinstance(found, DecodeError) or values is None:
             return Outcome(path, None, None, str(found) if isinstance(found, DecodeError) else _UNUSABLE)
         if not np.isfinite(values).all():
-            raise UserError(f"{path}: the model gives values that are not finite")
+            raise UserError(f"{path}: the model's outputs are not finite")
         needed = sampling.span(self.data.num_frames, self.data.sampling, self.data.stride)
         if found.frames < needed:
             log.warning(
-                "%s has %d of the %d frames that a clip spans: some are repeated or closer together",
+                "%s has only %d of the %d frames that a clip spans: some frames repeat or lie closer "
+                "together",
                 path,
                 found.frames,
                 needed,

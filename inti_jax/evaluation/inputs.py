@@ -33,20 +33,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--list",
         type=local_path,
         metavar="FILE",
-        help="a text file with one more VIDEO on each line, relative to the current directory; - is stdin",
+        help="text file with further VIDEOs, one a line, relative to the current directory; - is stdin",
     )
     parser.add_argument(
         "--checkpoint",
         required=True,
         type=local_path,
         metavar="RUN",
-        help="the run's directory, or a file that `convert --to trained` wrote",
+        help="run directory, or a file that `convert --to trained` wrote",
     )
     parser.add_argument(
         "--pretrained",
         type=local_path,
         metavar="F",
-        help="the converted CLIP that such a file goes on (default: where the run found it)",
+        help="converted CLIP that such a file was trained on (default: the path that the run used)",
     )
     cli.add_step_argument(parser)
 
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def check_output(path: Path, suffix: str) -> None:
     """Raise UsageError where no file with this suffix can be written at `path`."""
     if path.suffix.lower() != suffix:
-        raise UsageError(f"--out {path}: it will be a {suffix[1:]} file, so let its name end in {suffix}")
+        raise UsageError(f"--out {path}: the file's name should end in {suffix}")
     if path.is_dir():
         raise UsageError(f"--out {path}: it is a directory")
     if not path.parent.is_dir():
@@ -70,13 +70,13 @@ def collect(arguments: argparse.Namespace) -> Videos:
     """
     named = [*arguments.videos, *(_read_list(arguments.list) if arguments.list is not None else [])]
     if not named:
-        raise UsageError("no videos: name files or folders, or a list of them with --list FILE")
+        raise UsageError("no videos: give files or folders, or a list of them as --list FILE")
     videos = Videos([], [])
     for path in named:
         if path.is_dir():
             _add_folder(path, videos)
         elif path.suffix.lower() in _LISTS and path.is_file():
-            raise UsageError(f"{path} is no video: give a list of videos as --list {path}")
+            raise UsageError(f"{path} is not a video: give a list of videos as --list {path}")
         else:
             videos.paths.append(path)
     return videos
@@ -120,7 +120,7 @@ def _read_list(path: Path) -> list[Path]:
     except OSError as error:
         raise UsageError(f"--list {path}: it cannot be read: {error.strerror}") from None
     if b"\0" in content:
-        raise UsageError(f"--list {path}: it is no text file with the path of a video on each line")
+        raise UsageError(f"--list {path}: it is not a text file with a video's path on each line")
     # Names need not be UTF-8. Editors may put a byte order mark first, and a carriage return at a line's end.
     lines = [line.removesuffix(b"\r") for line in content.removeprefix(b"\xef\xbb\xbf").split(b"\n")]
     paths = []

@@ -159,7 +159,7 @@ def _read(workdir: Path, name: str) -> Run:
     """Read a run from its directory. Raises UserError where it was never evaluated."""
     record, metrics, found = RunRecord.read(workdir), read_metrics(workdir), evaluations.read(workdir)
     if not found:
-        raise UserError(f"{workdir} was not evaluated: run main on it first")
+        raise UserError(f"{workdir} was not evaluated: run `python -m inti_jax.main --mode eval` on it")
     own = Setting.of_run(record)
     others = dict.fromkeys(each.setting for each in found if not own.includes(each.setting))
     by_setting = {setting: evaluations.by_step(found, setting) for setting in (own, *others)}
@@ -171,7 +171,7 @@ def _notes(runs: Sequence[Run]) -> list[str]:
     """List the notes that the table needs: accuracies that are missing, or do not compare."""
     notes = [
         f"{run.name} was not evaluated at its last step, {run.final}, with the views and the dataset of its "
-        "config: `main --mode eval` does that."
+        "config: run `main --mode eval`."
         for run in runs
         if run.final not in run.evaluated[run.own]
     ]
@@ -179,8 +179,8 @@ def _notes(runs: Sequence[Run]) -> list[str]:
     for run in runs[1:]:
         if differences := run.own.differences(first.own):
             notes.append(
-                f"{run.name} is evaluated otherwise than {first.name} ({', '.join(differences)}): their "
-                "accuracies do not compare."
+                f"{run.name} was evaluated differently from {first.name} ({', '.join(differences)}), so "
+                "their accuracies are not comparable."
             )
     return notes
 

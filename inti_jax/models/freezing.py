@@ -37,7 +37,7 @@ def trained(model: Model, paths: Iterable[str]) -> frozenset[str]:
             raise ConfigError(f"config: `model.freeze` has {pattern!r}, {_why_none(pattern, paths)}")
     found = frozenset(path for path in candidates if not _is_frozen(model, path))
     if candidates and not found:
-        raise ConfigError(f"config: `model.freeze` is {model.freeze}, which leaves nothing that trains")
+        raise ConfigError(f"config: `model.freeze` is {model.freeze}, which freezes every parameter")
     return found
 
 
@@ -91,9 +91,9 @@ def _matches(path: str, pattern: str) -> bool:
 def _why_none(pattern: str, paths: Sequence[str]) -> str:
     """Explain why `pattern` names no parameter that would train."""
     if any(_matches(path, pattern) for path in paths):
-        return "and nothing of it trains: leave it out"
+        return "none of which trains: remove it"
     modules = {".".join(path.split(".")[:depth]) for path in paths for depth in range(1, 7)}
     near = difflib.get_close_matches(pattern, modules, n=1)
-    return "which names no parameter of the model: " + (
+    return "which matches no parameter of the model: " + (
         f"did you mean `{near[0]}`?" if near else "write a path such as `tower.blocks.0` or `tower.*.bias`"
     )

@@ -52,7 +52,7 @@ def load(
         record = RunRecord.read(path)
         found = checkpoint.find(path, step)
         if found is None:
-            raise UserError(f"{path} holds no finished checkpoint: is it the directory of a run?")
+            raise UserError(f"{path} holds no finished checkpoint: give the directory of a run")
         return load_run(record, path, mesh, found)
     if step is not None:
         raise UserError(f"{path} is a file, not a run's directory: leave out --step")

@@ -46,7 +46,7 @@ def test_the_fewest_processes_of_those_as_fast_are_recommended():
 
 @pytest.mark.parametrize(
     ("arguments", "reason"),
-    [(["--config.data.stride=2"], "--config, which is not given"), (["--clips", "0"], "at least 1")],
+    [(["--config.data.stride=2"], "give --config too"), (["--clips", "0"], "at least 1")],
 )
 def test_wrong_usage(motion_data, monkeypatch, arguments, reason):
     monkeypatch.setattr("sys.argv", [*ARGUMENTS, "--data_dir", str(motion_data), *arguments])

@@ -74,9 +74,9 @@ def test_mistakes_are_said_before_a_model_is_read(folder, tmp_path):
     binary.write_bytes(b"\0\0\0 ftypmp42")
     urls.write_text("a.mp4\nhttps://host/b.mp4\n")
     for words, said in (
-        ([], "no videos: name files or folders, or a list"),
+        ([], "no videos: give files or folders, or a list"),
         (["--list", empty], "it is empty"),
-        (["--list", binary], "it is no text file"),
+        (["--list", binary], "it is not a text file"),
         (["--list", urls], "urls line 2: https://host/b.mp4 is a URL"),
         (["--list", tmp_path / "absent"], "No such file"),
         ([folder / "notes.txt"], "give a list of videos as --list"),

@@ -93,7 +93,7 @@ def test_runs_that_were_evaluated_otherwise_do_not_compare_and_it_is_said(tmp_pa
     runs.append(evaluated(tmp_path / "c", (4, 0.7, {"views": 2, "clips": 2}), settings=settings))
     report.write(runs, tmp_path, "three", timed=True)  # without checkpoints there is nothing to time
     assert rows(tmp_path) == {"a": 0.5, "b": 0.6, "c": 0.7}
-    note = "c is evaluated otherwise than a (2 x 1 views): their accuracies do not compare."
+    note = "c was evaluated differently from a (2 x 1 views), so their accuracies are not comparable."
     assert caplog.messages == [note] and note in (tmp_path / "report.html").read_text()
 
 

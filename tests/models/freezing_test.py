@@ -67,11 +67,11 @@ def test_patterns_are_of_parameters_and_modules():
 @pytest.mark.parametrize(
     ("method", "pattern", "message"),
     [
-        ("full", "tower.block.0", "names no parameter of the model: did you mean `tower.blocks.0`?"),
-        ("full", "tower.blocks.1?", "names no parameter"),
-        ("full", "", "names no parameter"),
-        ("lora", "tower.blocks.0", "nothing of it trains: leave it out"),
-        ("full", "*", "leaves nothing that trains"),
+        ("full", "tower.block.0", "matches no parameter of the model: did you mean `tower.blocks.0`?"),
+        ("full", "tower.blocks.1?", "matches no parameter"),
+        ("full", "", "matches no parameter"),
+        ("lora", "tower.blocks.0", "none of which trains: remove it"),
+        ("full", "*", "freezes every parameter"),
     ],
 )
 def test_a_pattern_has_to_name_what_would_train(method, pattern, message):
