@@ -104,9 +104,9 @@ def predict_files(
     # Imported late: --help and a wrong argument should not wait for JAX.
     import numpy as np
 
-    from inti_jax.evaluation import evaluate, inference
+    from inti_jax.evaluation import inference
 
-    model = inference.FileModel(checkpoint, evaluate.probabilities, pretrained=pretrained, step=step)
+    model = inference.FileModel(checkpoint, pretrained=pretrained, step=step)
     labels = model.record.dataset.labels
     with contextlib.closing(model(paths, progress=progress)) as outcomes:
         for found in outcomes:

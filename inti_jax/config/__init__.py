@@ -21,7 +21,9 @@ from inti_jax.config.parse import (
 )
 from inti_jax.config.schema import (
     GROUPS,
+    MULTI_LABEL_LOSSES,
     SCALES,
+    SINGLE_LABEL_LOSSES,
     TEMPORAL_OF,
     Aim,
     Checkpoint,
@@ -50,7 +52,9 @@ from inti_jax.config.schema import (
 
 __all__ = [
     "GROUPS",
+    "MULTI_LABEL_LOSSES",
     "SCALES",
+    "SINGLE_LABEL_LOSSES",
     "TEMPORAL_OF",
     "Aim",
     "Checkpoint",

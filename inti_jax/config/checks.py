@@ -204,6 +204,18 @@ def _training(train: config.Train) -> Iterator[str]:
 
 def _loss(settings: config.Config) -> Iterator[str]:
     train, model = settings.train, settings.model
+    stop = train.early_stop
+    if stop.patience and (stop.metric == "map") != train.multi_label:
+        metrics = '"map"' if train.multi_label else '"top1", "top5" or "mean_class"'
+        yield (
+            f'`train.early_stop.metric` is "{stop.metric}" and `train.loss` is "{train.loss}": its '
+            f"evaluations do not have this metric, set it to {metrics}"
+        )
+    if train.multi_label and settings.data.balance:
+        yield (
+            f'`data.balance` is True and `train.loss` is "{train.loss}": videos with several labels '
+            'cannot be drawn by class, set it to False; `train.class_weights="inverse"` weighs rare classes'
+        )
     if train.loss != "contrastive":
         return
     if model.head.init != "text":

@@ -22,7 +22,10 @@ Rate = Annotated[float, Field(ge=0, lt=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 
 # A training loss; see training/losses.py.
-LossName = Literal["cross_entropy", "contrastive"]
+LossName = Literal["cross_entropy", "binary_cross_entropy", "contrastive"]
+# Those for datasets with one label a video, and those for datasets with one or more.
+SINGLE_LABEL_LOSSES: tuple[LossName, ...] = ("cross_entropy", "contrastive")
+MULTI_LABEL_LOSSES: tuple[LossName, ...] = ("binary_cross_entropy",)
 
 # The number of neighbouring frames that a compressor makes one of.
 Group = Literal[2, 3, 4]
@@ -316,11 +319,13 @@ class EarlyStop:
 
     The evaluations at multiples of `train.eval_every_steps` count, with the views and the dataset of the run.
     A run that was stopped goes on when `patience` is raised or set to 0. `checkpoint.keep_best` keeps the
-    best by top1, whatever the metric. Read by training/early_stop.py.
+    best by top1 (or map), whatever the metric. Read by training/early_stop.py.
     """
 
     patience: NonNegative = 0  # evaluations in a row without a rise that end training; 0: off
-    metric: Literal["top1", "top5", "mean_class"] = "top1"  # accuracy; "mean_class" is its mean over classes
+    # "top1" and "top5" are accuracies, and "mean_class" is the mean of the classes' top1. "map" is the mean
+    # average precision, for datasets with several labels a video.
+    metric: Literal["top1", "top5", "mean_class", "map"] = "top1"
     min_delta: Fraction = 0.0  # the metric has risen if it is above the best so far by more than this
 
 
@@ -382,14 +387,19 @@ class Train:
     # Not on biases, LayerNorm and embeddings. "adamw" and "lion" decay the weights beside the update
     # (decoupled); "sgd" adds the decay to the gradient (L2), which goes through the momentum.
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
-    # "cross_entropy": of the softmax over all classes. "contrastive": between the videos of a batch and the
-    # texts of their classes (ActionCLIP, arXiv:2109.08472). It needs a text head whose class embeddings are
-    # frozen. Read by training/losses.py.
+    # "cross_entropy": of the softmax over all classes. "binary_cross_entropy": of each class's sigmoid, for
+    # datasets with several labels a video. "contrastive": between the videos of a batch and the texts of
+    # their classes (ActionCLIP, arXiv:2109.08472). It needs a text head whose class embeddings are frozen.
+    # Read by training/losses.py.
     loss: LossName = "cross_entropy"
-    label_smoothing: Rate = 0.0  # share of the target that is spread over all classes
+    # Share of the target that is spread over all classes, or over both answers for each class with
+    # "binary_cross_entropy".
+    label_smoothing: Rate = 0.0
     # Factors on the loss of a clip, by its class. "inverse": inverse to the number of clips of the class in
     # an epoch. A tuple: one factor for each class, in the order of the dataset's labels. They are scaled so
-    # that their mean over clips is 1. Read by training/losses.py.
+    # that their mean over clips is 1. With "binary_cross_entropy" they are factors on the loss of a class's
+    # positives, which are not scaled, and "inverse" is the ratio of its negatives to its positives. Read by
+    # training/losses.py.
     class_weights: Literal["none", "inverse"] | tuple[Annotated[float, Field(ge=0)], ...] = "none"
     mix: Mix = Mix()
     clip_norm: PositiveFloat = 1.0  # gradients with a larger global norm are scaled down to it
@@ -406,6 +416,11 @@ class Train:
     # that name. Read by runs/writers/metrics_writer.py.
     writers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
     early_stop: EarlyStop = EarlyStop()
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether the loss is for datasets with several labels a video."""
+        return self.loss in MULTI_LABEL_LOSSES
 
 
 @pydantic.with_config(_STRICT)
@@ -447,7 +462,7 @@ class Checkpoint:
     # is stopped.
     every_steps: Positive = 500
     keep: Positive = 2  # number of newest checkpoints that are kept
-    keep_best: NonNegative = 1  # number of checkpoints with the best evaluated `top1` that are kept as well
+    keep_best: NonNegative = 1  # number of checkpoints with the best `top1` (or `map`) that are kept as well
 
 
 @pydantic.with_config(_STRICT)

@@ -4,7 +4,7 @@ import functools
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, Int32
+from jaxtyping import Bool, Float, Int, Int32
 
 from inti_jax import config
 from inti_jax.data.augmentation import mirror
@@ -67,13 +67,17 @@ class Balanced:
 
 
 def expected_counts(
-    classes: Int[np.ndarray, " N"], labels: tuple[str, ...], cfg: config.Data
+    classes: Int[np.ndarray, " N"] | Bool[np.ndarray, "N K"], labels: tuple[str, ...], cfg: config.Data
 ) -> Float[np.ndarray, " K"]:
     """Count the clips of an epoch by training label, for K labels.
 
-    With `cfg.balance` or `cfg.flip` the counts are means.
+    `classes` are those of `VideoDataset.classes`. A clip counts for each of its labels. With `cfg.balance`
+    or `cfg.flip` the counts are means.
     """
-    counts = np.bincount(classes, minlength=len(labels)).astype(np.float64)
+    if classes.ndim == 2:
+        counts = classes.sum(axis=0).astype(np.float64)
+    else:
+        counts = np.bincount(classes, minlength=len(labels)).astype(np.float64)
     if cfg.balance:
         counts = np.where(counts > 0, len(classes) / np.count_nonzero(counts), 0.0)
     if cfg.flip:  # half of the clips have their mirror image's label

@@ -39,13 +39,14 @@ def differences(directory: Path, *, decode_all: bool = False, workers: int | Non
     try:
         info = tfds.builder_from_directory(directory).info
         # TFDS stores one label a line, without the space around it.
-        if info.features["label"].names != [label.strip() for label in contents.labels if label.strip()]:
+        feature = info.features["labels"].feature if contents.multi_label else info.features["label"]
+        if feature.names != [label.strip() for label in contents.labels if label.strip()]:
             yield "dataset_info.json has other labels than the manifest"
         stored = {name: _shards_of(info, name) for name in contents.splits}
     except Exception as error:  # whatever TFDS raises for missing or foreign metadata
         yield f"TFDS's metadata cannot be read, so no record was checked: {_line(error)}"
         return
-    check = functools.partial(_record_differences, info.features, contents.labels, decode_all)
+    check = functools.partial(_record_differences, info.features, contents, decode_all)
     for split_name, split in contents.splits.items():
         shards = split.shards or stored[split_name]
         counts = [shard.count for shard in shards]
@@ -107,14 +108,15 @@ def _records(
 
 
 def _record_differences(
-    features: Any, labels: tuple[str, ...], decode_all: bool, record: _Record
+    features: Any, contents: manifest.Manifest, decode_all: bool, record: _Record
 ) -> list[str]:
     where, raw, listed = record
     try:
         example = features.deserialize_example_np(raw)
+        labels = example["labels"] if contents.multi_label else [example["label"]]
         found = manifest.Video(
             id=example["id"].decode(),
-            label=labels[int(example["label"])],
+            label=manifest.SEPARATOR.join(contents.labels[int(label)] for label in labels),
             frames=int(example["frames"]),
             fps=float(example["fps"]),
             height=int(example["height"]),

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int32, Int64, UInt8
+from jaxtyping import Bool, Int32, Int64, UInt8
 
+from inti_jax import config
+from inti_jax.config import ConfigError
 from inti_jax.data import manifest
 from inti_jax.data.builders import frames, registry
 from inti_jax.data.builders.files import read_file
@@ -25,12 +27,13 @@ _VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
 class Example(NamedTuple):
     """One encoded video and its facts.
 
-    `label` is an index into the dataset's labels, or -1. If frames are decoded already, `decoded` has
+    `label` is an index into the dataset's labels, or -1. In a dataset with several labels a video it is a
+    tuple of indices. If frames are decoded already, `decoded` has
     all that will be asked for, by index. If it is None, `decoder` decodes them.
     """
 
     id: str
-    label: int
+    label: int | tuple[int, ...]
     video: bytes
     frames: int
     fps: float
@@ -62,6 +65,13 @@ class LabelledSource(Source, Protocol):
     labels: tuple[str, ...]
 
 
+@runtime_checkable
+class MultiLabelSource(LabelledSource, Protocol):
+    """A source that may have several labels a video: where `multi_label`, `label` is a tuple of indices."""
+
+    multi_label: bool
+
+
 class VideoDataset:
     """One split of a prepared dataset, by index.
 
@@ -81,6 +91,7 @@ class VideoDataset:
         self.labels = labels
         self.manifest = summary
         self.decoder = decoder
+        self.multi_label: bool = summary["multi_label"]
         self._lock = threading.Lock()
         self._stack = contextlib.ExitStack()  # keeps the path that `_opened` reads from
         self._opened = None
@@ -97,9 +108,10 @@ class VideoDataset:
             raise decode.DecodeError(
                 f"record {index} of `{self.split}` in {self.directory} cannot be read: {reason}"
             ) from None
+        label = tuple(map(int, record["labels"])) if self.multi_label else int(record["label"])
         return Example(
             id=record["id"].decode(),
-            label=int(record["label"]),
+            label=label,
             video=record["video"],
             frames=int(record["frames"]),
             fps=float(record["fps"]),
@@ -114,11 +126,18 @@ class VideoDataset:
         return tuple(video.id for video in manifest.read(self.directory).splits[self.split].videos)
 
     @cached_property
-    def classes(self) -> Int32[np.ndarray, " N"]:
-        """Every video's class, an index into `labels`, in dataset order."""
+    def classes(self) -> Int32[np.ndarray, " N"] | Bool[np.ndarray, "N K"]:
+        """Every video's class, an index into `labels`, in dataset order.
+
+        In a dataset with several labels a video, these are rows that are True for the video's labels.
+        """
         index = {label: number for number, label in enumerate(self.labels)}
-        videos = manifest.read(self.directory).splits[self.split].videos
-        return np.array([index[video.label] for video in videos], np.int32)
+        contents = manifest.read(self.directory)
+        videos = contents.splits[self.split].videos
+        if not self.multi_label:
+            return np.array([index[video.label] for video in videos], np.int32)
+        rows = [[index[label] for label in contents.labels_of(video)] for video in videos]
+        return np.array([multi_hot(row, len(self.labels)) for row in rows])
 
     def short(self, frames: int) -> int:
         """Count the videos with fewer than `frames` frames, see `sampling.span`."""
@@ -140,6 +159,13 @@ class VideoDataset:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return VideoDataset, (self.directory, self.split, self.labels, self.manifest, self.decoder)
+
+
+def multi_hot(labels: Sequence[int], classes: int) -> Bool[np.ndarray, " K"]:
+    """Make a row with True at each of `labels`, for K = `classes`."""
+    row = np.zeros(classes, bool)
+    row[list(labels)] = True
+    return row
 
 
 class FileDataset:
@@ -196,6 +222,17 @@ def open_dataset(
     dataset = VideoDataset(directory, split, contents.labels, contents.summary(), decoder)
     _check_files(dataset)
     return dataset
+
+
+def check_loss(dataset: VideoDataset, loss: config.LossName) -> None:
+    """Raise ConfigError where `train.loss` is not for the number of labels that each video has."""
+    suits = config.MULTI_LABEL_LOSSES if dataset.multi_label else config.SINGLE_LABEL_LOSSES
+    if loss not in suits:
+        raise ConfigError(
+            f'config: `train.loss` is "{loss}", and each video of {dataset.directory} has '
+            f"{'one label or more' if dataset.multi_label else 'one label'}: set it to "
+            + " or ".join(f'"{name}"' for name in suits)
+        )
 
 
 def find_dataset(name: str, data_dir: str | Path) -> Path | None:

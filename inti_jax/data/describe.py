@@ -99,7 +99,9 @@ def notes(contents: Manifest) -> list[str]:
 def counts_of(contents: Manifest) -> dict[str, dict[str, int]]:
     """Count the videos of each label, by split."""
     return {
-        name: dict(collections.Counter(video.label for video in split.videos))
+        name: dict(
+            collections.Counter(label for video in split.videos for label in contents.labels_of(video))
+        )
         for name, split in contents.splits.items()
     }
 

@@ -16,12 +16,16 @@ from inti_jax.errors import UserError
 
 FILE_NAME = "manifest.json"
 
+# Between the labels of a video that has several, in tables and in manifests.
+SEPARATOR = ";"
+
 
 @dataclasses.dataclass(frozen=True)
 class Video:
     """One video of the dataset.
 
-    `label` is the class name, and `bytes` the size of the encoded video. `doubtful` is the number of frames
+    `label` is the class name, or the names with `SEPARATOR` between them in a dataset with several labels a
+    video. `bytes` is the size of the encoded video. `doubtful` is the number of frames
     that are damaged or missing, see `decode.VideoInfo`. It is 0 where a dataset is older than the count.
     """
 
@@ -81,7 +85,8 @@ class Split:
 class Manifest:
     """The contents of a dataset's manifest.
 
-    `sha256` covers name, version, labels and the splits' hashes. `source` is the fingerprint of the source
+    `sha256` covers name, version, labels and the splits' hashes, and `multi_label` where it is True: then
+    each video has one label or more, see `labels_of`. `source` is the fingerprint of the source
     that the dataset was prepared from. `sampling` is the `data.sampling` that belongs to it, or "". Neither
     these two nor the rejected files are part of `sha256`, for they do not change the examples. `files` has
     the hashes of TFDS's metadata.
@@ -95,6 +100,7 @@ class Manifest:
     sha256: str
     sampling: str = ""
     files: dict[str, str] = dataclasses.field(default_factory=dict)
+    multi_label: bool = False
 
     @classmethod
     def of(
@@ -106,12 +112,18 @@ class Manifest:
         source: str,
         sampling: str = "",
         files: dict[str, str] | None = None,
+        multi_label: bool = False,
     ) -> "Manifest":
         """Make a manifest, and compute its hash."""
         labels = tuple(labels)
         hashes = sorted((split_name, split.sha256) for split_name, split in splits.items())
-        sha256 = digest([[name, version], labels, *hashes])
-        return cls(name, version, labels, splits, source, sha256, sampling, files or {})
+        kind = ["multi_label"] if multi_label else []
+        sha256 = digest([[name, version, *kind], labels, *hashes])
+        return cls(name, version, labels, splits, source, sha256, sampling, files or {}, multi_label)
+
+    def labels_of(self, video: Video) -> tuple[str, ...]:
+        """Return the labels of a video of the dataset, which are one unless `multi_label`."""
+        return labels_in(video.label, self.multi_label)
 
     def write(self, directory: Path) -> None:
         """Write the manifest into `directory`; readers see all of it or nothing.
@@ -121,6 +133,8 @@ class Manifest:
         path = directory / FILE_NAME
         partial = path.with_suffix(".partial")
         contents = dataclasses.asdict(self)
+        if not self.multi_label:
+            del contents["multi_label"]  # so that the file is as it was before the key
         contents["checksum"] = digest([contents])
         with partial.open("w") as file:
             json.dump(contents, file, indent=1)
@@ -135,7 +149,7 @@ class Manifest:
             for name, split in self.splits.items()
         }
         facts = {"name": self.name, "version": self.version, "sha256": self.sha256, "sampling": self.sampling}
-        return facts | {"splits": splits}
+        return facts | {"splits": splits, "multi_label": self.multi_label}
 
 
 def read(directory: Path) -> Manifest:
@@ -158,7 +172,10 @@ def read(directory: Path) -> Manifest:
             for name, split in raw["splits"].items()
         }
         source, sampling, files = raw.get("source", ""), raw.get("sampling", ""), raw.get("files", {})
-        manifest = Manifest.of(raw["name"], raw["version"], raw["labels"], splits, source, sampling, files)
+        multi_label = raw.get("multi_label", False)
+        manifest = Manifest.of(
+            raw["name"], raw["version"], raw["labels"], splits, source, sampling, files, multi_label
+        )
         as_written = (raw["sha256"], {name: split["sha256"] for name, split in raw["splits"].items()})
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
@@ -172,6 +189,11 @@ def read(directory: Path) -> Manifest:
             f"{path} was changed after the dataset was prepared: its hashes do not match its contents"
         )
     return manifest
+
+
+def labels_in(text: str, multi_label: bool) -> tuple[str, ...]:
+    """Return the labels that `Video.label` means in a dataset that is or is not `multi_label`."""
+    return tuple(text.split(SEPARATOR)) if multi_label else (text,)
 
 
 def file_sha256(path: Path) -> str:

@@ -17,7 +17,7 @@ from inti_jax import config
 from inti_jax.data import balance, sampling
 from inti_jax.data.augmentation import augment, mirror
 from inti_jax.data.codec import decode
-from inti_jax.data.dataset import Example, LabelledSource, Source
+from inti_jax.data.dataset import Example, LabelledSource, MultiLabelSource, Source, multi_hot
 from inti_jax.data.loading import batches
 from inti_jax.data.loading.workers import Workers
 
@@ -29,11 +29,11 @@ class TrainBatch(TypedDict):
 
     A mirrored clip has the label of its mirror image, see `mirror.mirrored_labels`. A row whose video did not
     decode has zeros as its video and False as its `mask`. If not even its record could be read, its label
-    is -1.
+    is -1. In a dataset with several labels a video, `label` is True for those of each video.
     """
 
     video: UInt8[np.ndarray, "b T R R 3"]
-    label: Int32[np.ndarray, " b"]
+    label: Int32[np.ndarray, " b"] | Bool[np.ndarray, "b K"]
     mask: Bool[np.ndarray, " b"]
     index: Int32[np.ndarray, " b"]
 
@@ -46,7 +46,7 @@ class EvalBatch(TypedDict):
     """
 
     video: UInt8[np.ndarray, "b V T R R 3"]
-    label: Int32[np.ndarray, " b"]
+    label: Int32[np.ndarray, " b"] | Bool[np.ndarray, "b K"]
     mask: Bool[np.ndarray, " b"]
     missing: Bool[np.ndarray, " b"]
     index: Int32[np.ndarray, " b"]
@@ -243,23 +243,23 @@ def _load_train(
     `mirrored` has, for each label, the label of a mirrored clip.
     """
     epoch, index, repeat = element
-    row = {
+    row: dict[str, Any] = {
         "video": np.zeros(_shape(cfg), np.uint8),
-        "label": np.int32(-1),
+        "label": _label(dataset, ()),
         "mask": np.bool_(False),
         "index": np.int32(index),
     }
     rng = np.random.default_rng((seed, epoch, index, repeat) if repeat else (seed, epoch, index))
     try:
         example = dataset[index]
-        row["label"] = np.int32(example.label)
+        row["label"] = _label(dataset, example.label)
         indices = sampling.clip_indices(
             example.frames, num_frames=cfg.num_frames, sampling=cfg.sampling, stride=cfg.stride, rng=rng
         )
         clip = augment.train_clip(example.frames_at(indices), rng, cfg)
         row["video"] = clip.frames
         if clip.mirrored:
-            row["label"] = np.int32(mirrored[example.label])
+            row["label"] = _label(dataset, example.label, mirrored)
         row["mask"] = np.bool_(True)
     except decode.DecodeError as error:
         _say_masked(index, str(error))  # the video is not replaced, so that no other shifts
@@ -275,7 +275,7 @@ def _load_eval(dataset: Source, cfg: config.Data, eval_cfg: config.Eval, index: 
     shape = (eval_cfg.clips * eval_cfg.crops, *_shape(cfg))
     row = {
         "video": np.zeros(shape, np.uint8),
-        "label": np.int32(-1),
+        "label": _label(dataset, ()),
         "mask": np.bool_(False),
         "missing": np.bool_(index >= 0),
         "index": np.int32(index),
@@ -283,12 +283,27 @@ def _load_eval(dataset: Source, cfg: config.Data, eval_cfg: config.Eval, index: 
     if index >= 0:
         try:
             example = dataset[index]
-            row["label"] = np.int32(example.label)
+            row["label"] = _label(dataset, example.label)
             row["video"] = load_views(example, cfg, eval_cfg)
             row["mask"], row["missing"] = np.bool_(True), np.bool_(False)
         except decode.DecodeError:
             pass  # never replaced: it stays counted as missing
     return row
+
+
+def _label(
+    dataset: Source, label: int | tuple[int, ...], mirrored: tuple[int, ...] = ()
+) -> np.int32 | Bool[np.ndarray, " K"]:
+    """Make a row's label of that of an example, or of () for a video whose record cannot be read.
+
+    `mirrored`, if given, maps each label to the one to take instead.
+    """
+    labels = label if isinstance(label, tuple) else (label,)
+    if mirrored:
+        labels = tuple(mirrored[index] for index in labels)
+    if isinstance(dataset, MultiLabelSource) and dataset.multi_label:
+        return multi_hot(labels, len(dataset.labels))
+    return np.int32(labels[0] if labels else -1)
 
 
 def _shape(cfg: config.Data) -> tuple[int, int, int, int]:

@@ -262,7 +262,7 @@ class _Patient:
     def dataset(self) -> str:
         """Open the dataset, check that its training clips decode, and measure the loading rate."""
         from inti_jax.data import pipeline, views
-        from inti_jax.data.dataset import open_dataset
+        from inti_jax.data.dataset import check_loss, open_dataset
 
         settings = self._settings
         if self._given is None:
@@ -271,6 +271,7 @@ class _Patient:
             MotionDigits(data_dir=settings.data.data_dir, movements=_MOVEMENTS).build()
         self.train = open_dataset(settings.data.name, settings.data.data_dir, "train")
         validation = open_dataset(settings.data.name, settings.data.data_dir, "val")
+        check_loss(self.train, settings.train.loss)
         views.check(validation, settings.data, settings.eval)
         data = settings.data
         if self._device_count is None and data.workers < 0:

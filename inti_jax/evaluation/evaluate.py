@@ -1,4 +1,7 @@
-"""Evaluate a model: every video once, several views each, the softmax averaged over a video's views."""
+"""Evaluate a model: every video once, several views each, the probabilities averaged over a video's views.
+
+Probabilities are the softmax of the logits, or the sigmoid of each where videos have several labels.
+"""
 
 import contextlib
 import dataclasses
@@ -12,12 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from inti_jax import config
 from inti_jax.config import Config
 from inti_jax.data import pipeline, views
-from inti_jax.data.dataset import Source, open_dataset
+from inti_jax.data.dataset import Source, check_loss, open_dataset
 from inti_jax.data.loading.workers import Workers
 from inti_jax.distributed import agreement, liveness, sharding
 from inti_jax.errors import UsageError, UserError
@@ -43,7 +46,7 @@ class Predictions:
     """The probabilities of every video that decoded, in the order of the dataset."""
 
     index: Int[np.ndarray, " M"]  # of the video in the dataset
-    labels: Int[np.ndarray, " M"]
+    labels: Int[np.ndarray, " M"] | Bool[np.ndarray, "M K"]  # classes; or True for all labels of each video
     views: Float[np.ndarray, "M V K"]
     missing: Int[np.ndarray, " L"]  # the videos that did not decode
 
@@ -56,6 +59,16 @@ class Predictions:
 def probabilities(model: VideoModel, video: UInt8[Array, "B T H W 3"]) -> Float[Array, "B K"]:
     """Compute the softmax of the model's logits, which evaluation averages over a video's views."""
     return jax.nn.softmax(model(video))
+
+
+def sigmoids(model: VideoModel, video: UInt8[Array, "B T H W 3"]) -> Float[Array, "B K"]:
+    """Compute the sigmoid of each of the model's logits, for labels that do not exclude each other."""
+    return jax.nn.sigmoid(model(video))
+
+
+def output_of(train: config.Train) -> Output:
+    """Choose the function that computes the probabilities of a model that `train` trained."""
+    return sigmoids if train.multi_label else probabilities
 
 
 def make_forward(
@@ -157,29 +170,59 @@ def evaluate(
     after_batch: Callable[[], None] = lambda: None,
     workers: Workers | None = None,
 ) -> dict[str, float | int]:
-    """Compute accuracies over all of `dataset`; see `predict` for the rest.
+    """Compute the figures of `accuracies` or `precisions` over all of `dataset`; see `predict` for the rest.
 
-    Videos that cannot be decoded count as `missing` and enter no accuracy. `*_one_view` is the accuracy of
-    the middle clip's middle crop alone. Raises UserError where no video can be decoded.
+    Videos that cannot be decoded count as `missing` and enter no figure. `*_one_view` is the figure of the
+    middle clip's middle crop alone. Raises UserError where no video can be decoded.
     """
     started = time.perf_counter()
     found = predict(forward, params, dataset, data, settings, mesh, after_batch, workers)
     if not len(found.index):
         raise UserError(f"none of the {len(dataset)} videos of the evaluation could be decoded")
-    rank = metrics.ranks(found.probabilities, found.labels)
-    middle = (settings.clips // 2) * settings.crops + settings.crops // 2
-    one_view = metrics.ranks(found.views[:, middle], found.labels)
+    middle = found.views[:, (settings.clips // 2) * settings.crops + settings.crops // 2]
+    figures = accuracies if found.labels.ndim == 1 else precisions
     return {
-        "top1": metrics.topk_accuracy(rank, 1),
-        "top5": metrics.topk_accuracy(rank, 5),
-        "mean_class": metrics.mean_class_accuracy(rank, found.labels),
-        "top1_one_view": metrics.topk_accuracy(one_view, 1),
-        "top5_one_view": metrics.topk_accuracy(one_view, 5),
+        **figures(found.probabilities, middle, found.labels),
         "views": settings.clips * settings.crops,
         "clips": settings.clips,
         "evaluated": len(found.index),
         "missing": len(found.missing),
         "seconds": time.perf_counter() - started,
+    }
+
+
+def accuracies(
+    probabilities: Float[np.ndarray, "M K"],
+    one_view: Float[np.ndarray, "M K"],
+    labels: Int[np.ndarray, " M"],
+) -> dict[str, float | int]:
+    """Compute the figures of videos with one label each, from all views and from one of them."""
+    rank, rank_one_view = metrics.ranks(probabilities, labels), metrics.ranks(one_view, labels)
+    return {
+        "top1": metrics.topk_accuracy(rank, 1),
+        "top5": metrics.topk_accuracy(rank, 5),
+        "mean_class": metrics.mean_class_accuracy(rank, labels),
+        "top1_one_view": metrics.topk_accuracy(rank_one_view, 1),
+        "top5_one_view": metrics.topk_accuracy(rank_one_view, 5),
+    }
+
+
+def precisions(
+    probabilities: Float[np.ndarray, "M K"],
+    one_view: Float[np.ndarray, "M K"],
+    labels: Bool[np.ndarray, "M K"],
+) -> dict[str, float | int]:
+    """Compute the figures of videos with several labels, from all views and from one of them.
+
+    `map` is the mean of the average precisions of the classes that a video has. The others are counted in
+    `classes_without_videos`.
+    """
+    present = labels.any(axis=0)
+    return {
+        "map": float(metrics.average_precisions(probabilities[:, present], labels[:, present]).mean()),
+        "map_one_view": float(metrics.average_precisions(one_view[:, present], labels[:, present]).mean()),
+        "classes": int(present.sum()),
+        "classes_without_videos": int((~present).sum()),
     }
 
 
@@ -202,6 +245,7 @@ def _evaluate_run(settings: Config, workdir: Path, step: checkpoint.Step) -> Non
     if at is None and not (settings.model.head.init == "text" or settings.model.start_from):
         raise UsageError(f"{workdir} holds no finished checkpoint: give the directory of a run")
     dataset = open_dataset(settings.data.name, settings.data.data_dir, "val")
+    check_loss(dataset, settings.train.loss)
     views.check(dataset, settings.data, settings.eval)
     sha256 = dataset.manifest["sha256"]
     setting = own = Setting.of(settings.eval, sha256)
@@ -226,7 +270,8 @@ def _evaluate_run(settings: Config, workdir: Path, step: checkpoint.Step) -> Non
         liveness.note("reading the checkpoint", slow=True)
         found = trained.load_run(record, workdir, mesh, at)
     graphdef, params = found.for_inference()
-    figures = evaluate(make_forward(graphdef, mesh), params, dataset, settings.data, settings.eval, mesh)
+    forward = make_forward(graphdef, mesh, output_of(settings.train))
+    figures = evaluate(forward, params, dataset, settings.data, settings.eval, mesh)
     with contextlib.closing(MetricsWriter(workdir, settings)) as writer:
         writer.write(at or 0, "val", figures | {"dataset": sha256}, variant=setting.differences(own))
     log.info("step %d: %s", at or 0, summary(figures))
@@ -234,10 +279,17 @@ def _evaluate_run(settings: Config, workdir: Path, step: checkpoint.Step) -> Non
 
 def summary(figures: dict[str, float | int]) -> str:
     """Format the figures of an evaluation as one line."""
-    text = (
-        f"top-1 {figures['top1']:.3f}, top-5 {figures['top5']:.3f}, mean class {figures['mean_class']:.3f} "
-        f"over {figures['evaluated']} videos"
-    )
+    if "map" in figures:
+        text = f"mAP {figures['map']:.3f} over {figures['classes']} classes of {figures['evaluated']} videos"
+        one_view = f"mAP {figures['map_one_view']:.3f}"
+        if figures["classes_without_videos"]:
+            text += f" ({figures['classes_without_videos']} more have no video)"
+    else:
+        text = (
+            f"top-1 {figures['top1']:.3f}, top-5 {figures['top5']:.3f}, mean class "
+            f"{figures['mean_class']:.3f} over {figures['evaluated']} videos"
+        )
+        one_view = f"top-1 {figures['top1_one_view']:.3f}"
     if figures["views"] > 1:
-        text += f", {figures['views']} views each (one view: top-1 {figures['top1_one_view']:.3f})"
+        text += f", {figures['views']} views each (one view: {one_view})"
     return text + (f"; {figures['missing']} missing" if figures["missing"] else "")

@@ -46,7 +46,7 @@ class FileModel:
     def __init__(
         self,
         path: Path,
-        output: Output,
+        output: Output | None = None,
         *,
         pretrained: Path | None = None,
         step: checkpoint.Step = None,
@@ -54,14 +54,16 @@ class FileModel:
     ):
         """Load a run's checkpoint; see `trained.load`.
 
-        `output` computes values from the model and one view. With `clips`, that many are taken of a video
+        `output` computes values from the model and one view, by default the probabilities that the run's
+        evaluation averages. With `clips`, that many are taken of a video
         instead of the run's own number.
         """
         self._mesh = sharding.one_device_mesh()
         found = trained.load(path, self._mesh, pretrained=pretrained, step=step)
         graphdef, self._params = found.for_inference()
-        self._forward = evaluate.make_forward(graphdef, self._mesh, output)
         self.record: RunRecord = found.record
+        output = output or evaluate.output_of(found.record.config.train)
+        self._forward = evaluate.make_forward(graphdef, self._mesh, output)
         # Decode in threads, not processes: this process keeps the information found for each file.
         self.data: config.Data = dataclasses.replace(found.record.config.data, workers=0)
         self.settings: config.Eval = found.record.config.eval

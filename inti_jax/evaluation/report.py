@@ -73,6 +73,7 @@ class Summary:
     dataset: str | None
     top1: float | None
     top5: float | None
+    map: float | None  # where videos have several labels, in place of the two accuracies
     gmacs: float  # per view
     inference_clips: float | None  # per second, on this machine
     training_clips: float | None  # per second, over the whole run, input included; None if not trained
@@ -91,11 +92,23 @@ _COLUMNS = (
     ("run", lambda row: row.name),
     ("top-1", lambda row: _per_cent(row.top1)),
     ("top-5", lambda row: _per_cent(row.top5)),
+    ("mAP", lambda row: _per_cent(row.map)),
     ("GMACs/view", lambda row: f"{row.gmacs:.4g}"),
     ("inference clips/s", lambda row: _per_second(row.inference_clips)),
     ("training clips/s", lambda row: _per_second(row.training_clips)),
     ("parameters", lambda row: f"{row.parameters:,}"),
 )
+
+
+def _number(figure: float) -> float | None:
+    return None if math.isnan(figure) else figure
+
+
+def _metrics_without_value(rows: Sequence[Summary]) -> tuple[str, ...]:
+    """Name the columns of metrics that no run of the table is evaluated by: mAP, or else the accuracies."""
+    if all(row.map is None for row in rows):
+        return ("mAP",)
+    return ("top-1", "top-5") if all(row.top1 is None for row in rows) else ()
 
 
 def write_own(workdir: Path) -> None:
@@ -122,8 +135,10 @@ def write(workdirs: Sequence[Path], out: Path, title: str, *, timed: bool) -> st
     speeds = _time_inference(runs) if timed else {}
     rows = [row for run in runs for row in _summarize(run, speeds.get(run.workdir))]
     picture = drawing.png(lambda pyplot: _curves(pyplot, runs), "the curves")
-    cells = [[render(row) for _, render in _COLUMNS] for row in rows]
-    headers = [name for name, _ in _COLUMNS]
+    left_out = _metrics_without_value(rows)
+    columns = [(name, render) for name, render in _COLUMNS if name not in left_out]
+    cells = [[render(row) for _, render in columns] for row in rows]
+    headers = [name for name, _ in columns]
     notes = _notes(runs)
     for note in notes:
         log.warning("%s", note)
@@ -214,6 +229,7 @@ def _summarize(run: Run, speed: float | None) -> list[Summary]:
         dataset=run.own.dataset,
         top1=None,
         top5=None,
+        map=None,
         gmacs=model.macs(run.record.config.data.num_frames) / 1e9,
         inference_clips=speed,
         training_clips=run.record.config.train.global_batch / statistics.median(steps) if steps else None,
@@ -230,8 +246,9 @@ def _summarize(run: Run, speed: float | None) -> list[Summary]:
                     step=last.step,
                     views=last.setting.views,
                     dataset=last.setting.dataset,
-                    top1=last.top1,
-                    top5=None if math.isnan(last.top5) else last.top5,
+                    top1=_number(last.top1),
+                    top5=_number(last.top5),
+                    map=_number(last.map),
                 )
             )
     return rows
@@ -286,14 +303,17 @@ def _curves(pyplot: Any, runs: Sequence[Run]) -> "Figure":
                 continue
             (line,) = accuracy.plot(
                 list(by_step),
-                [100 * each.top1 for each in by_step.values()],
+                [100 * each.best_by for each in by_step.values()],
                 color=colour,
                 linestyle="-" if setting == run.own else "--",
                 marker="o" if setting == run.own else "x",
                 markersize=4,
             )
             texts[accuracy][line] = ", ".join([run.name, *setting.differences(run.own)])
-    labels = ((loss, "training loss"), (accuracy, "validation top-1 (%)"), (speed, "ms a step"))
+    metric = " or ".join(
+        dict.fromkeys("mAP" if run.record.config.train.multi_label else "top-1" for run in runs)
+    )
+    labels = ((loss, "training loss"), (accuracy, f"validation {metric} (%)"), (speed, "ms a step"))
     for axes, label in labels:
         axes.set_xlabel("step")
         axes.set_ylabel(label)
@@ -325,7 +345,7 @@ def _page(
         curves = "<p>The curves could not be drawn.</p>"
     else:
         curves = (
-            '<img alt="training loss, validation top-1 and time of a step, by step" '
+            '<img alt="training loss, validation accuracy and time of a step, by step" '
             f'src="data:image/png;base64,{base64.b64encode(picture).decode()}">'
         )
     return f"""<!doctype html>

@@ -84,7 +84,7 @@ def _prepare_files(args: argparse.Namespace, said: set[str]) -> Path:
             rate=args.rate,
         )
     if directory := dataset.find_dataset(args.name, args.data_dir):
-        source = base.fingerprint(found.labels, found.splits, _options(args))
+        source = base.fingerprint(found.labels, found.splits, _options(args), multi_label=found.multi_label)
         if manifest.read(directory).source != source:
             raise UserError(
                 f"{directory} was prepared from other files, labels or splits than {args.source} has now, or "
@@ -97,7 +97,12 @@ def _prepare_files(args: argparse.Namespace, said: set[str]) -> Path:
     if args.fps is not None and not any(isinstance(clip.source, Frames) for clip in clips):
         _note([f"--fps is for frame folders, and {args.source} has none"], said)
     counts = {
-        split: Counter(clip.label for clip in clips if not isinstance(clip.source, Absent))
+        split: Counter(
+            label
+            for clip in clips
+            if not isinstance(clip.source, Absent)
+            for label in manifest.labels_in(clip.label, found.multi_label)
+        )
         for split, clips in found.splits.items()
     }
     _note(describe.class_notes(found.labels, counts), said)
@@ -109,6 +114,7 @@ def _prepare_files(args: argparse.Namespace, said: set[str]) -> Path:
         splits=found.splits,
         rejected=found.rejected,
         sampling=official.sampling if official else "",
+        multi_label=found.multi_label,
     )
     return builder.build(_options(args))
 
@@ -131,7 +137,7 @@ def _prepared_already(directory: Path) -> Path:
 
 def _print_summary(contents: manifest.Manifest, directory: Path) -> None:
     print(f"{contents.name} {contents.version} in {directory}, sha256 {contents.sha256[:16]}")
-    print(f"  {len(contents.labels)} labels")
+    print(f"  {len(contents.labels)} labels{', one or more a video' if contents.multi_label else ''}")
     if contents.sampling:
         print(f"  usual sampling: data.sampling={contents.sampling}")
     for name, split in contents.splits.items():

@@ -245,14 +245,14 @@ def steps(workdir: Path) -> list[int]:
 
 
 def _best(workdir: Path) -> list[int]:
-    """List the steps of the evaluated checkpoints, the one with the best top-1 first.
+    """List the steps of the evaluated checkpoints, the one with the best top-1 or mAP first.
 
-    Only evaluations under the run's own setting count. Of two with the same top-1 the later one comes first.
+    Only evaluations under the run's own setting count. Of two with the same figure the later one comes first.
     """
     own = evaluations.Setting.of_run(RunRecord.read(workdir))
-    top1 = {step: each.top1 for step, each in evaluations.by_step(evaluations.read(workdir), own).items()}
-    evaluated = [step for step in steps(workdir) if step in top1]
-    return sorted(evaluated, key=lambda step: (top1[step], step), reverse=True)
+    found = evaluations.by_step(evaluations.read(workdir), own)
+    evaluated = [step for step in steps(workdir) if step in found]
+    return sorted(evaluated, key=lambda step: (found[step].best_by, step), reverse=True)
 
 
 def _find(workdir: Path, step: Step) -> int | None:

@@ -57,13 +57,22 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """One `val` record: the accuracies (from 0 to 1) of the checkpoint of `step` under `setting`."""
+    """One `val` record: the figures (from 0 to 1) of the checkpoint of `step` under `setting`.
+
+    Those that a record lacks are NaN: the accuracies where videos have several labels, else `map`.
+    """
 
     step: int
     top1: float
     top5: float
     setting: Setting
-    mean_class: float = math.nan  # the mean of the classes' top1; NaN in records that lack it
+    mean_class: float = math.nan  # the mean of the classes' top1
+    map: float = math.nan  # the mean of the classes' average precisions
+
+    @property
+    def best_by(self) -> float:
+        """The figure by which the checkpoints of a run compare: `map` where there is one, else `top1`."""
+        return self.top1 if math.isnan(self.map) else self.map
 
 
 def read(workdir: Path) -> list[Evaluation]:
@@ -87,12 +96,12 @@ def was_evaluated(workdir: Path, step: int, setting: Setting) -> bool:
 
 def _parse(workdir: Path, entry: dict[str, Any]) -> Evaluation:
     """Parse a `val` record. Raises UserError where an accuracy is missing or no number."""
-    figures = [entry.get("top1"), entry.get("top5", math.nan), entry.get("mean_class", math.nan)]
-    if not all(isinstance(figure, int | float) for figure in figures):
+    names = ("top1", "top5", "mean_class", "map")
+    figures = [entry.get(name, math.nan) for name in names]
+    if not {"top1", "map"} & entry.keys() or not all(isinstance(figure, int | float) for figure in figures):
         raise UserError(
             f"{layout.metrics_path(workdir)}: the `val` record of step {entry['step']} has no accuracies: "
             "correct or delete it"
         )
     setting = Setting(entry.get("views"), entry.get("clips"), entry.get("dataset"))
-    top1, top5, mean_class = map(float, figures)
-    return Evaluation(entry["step"], top1, top5, setting, mean_class)
+    return Evaluation(entry["step"], setting=setting, **dict(zip(names, map(float, figures), strict=True)))

@@ -14,7 +14,7 @@ from inti_jax.config import Config, ConfigError
 from inti_jax.config.backbones import Backbone
 from inti_jax.data import balance, pipeline, views
 from inti_jax.data.augmentation import mirror
-from inti_jax.data.dataset import VideoDataset, open_dataset
+from inti_jax.data.dataset import VideoDataset, check_loss, open_dataset
 from inti_jax.data.loading.batches import worker_pool
 from inti_jax.data.loading.device import DevicePrefetch
 from inti_jax.distributed import agreement, liveness, sharding
@@ -52,6 +52,7 @@ def _train(config: Config, workdir: Path, preemption: Preemption, profile: profi
     sharding.check_batch(config.eval.batch, "eval.batch", mesh)
     dataset = open_dataset(config.data.name, config.data.data_dir, "train")
     validation = open_dataset(config.data.name, config.data.data_dir, "val")
+    check_loss(dataset, config.train.loss)
     if config.data.flip:
         # Raises UserError before anything is written where a label has no mirrored partner.
         mirror.mirrored_labels(dataset.labels)
@@ -127,7 +128,7 @@ def _train(config: Config, workdir: Path, preemption: Preemption, profile: profi
         stack.callback(monitor.close)
         trace = stack.enter_context(contextlib.closing(profiling.Trace(profile, workdir)))
         step_fn = compile_step(config, graphdef, transform, schedule, target, mesh, weights)
-        forward = evaluate.make_forward(graphdef, mesh)
+        forward = evaluate.make_forward(graphdef, mesh, evaluate.output_of(config.train))
 
         def validate(step: int) -> None:
             params = {**train_state.trainable, **train_state.frozen}
@@ -196,7 +197,10 @@ def _class_weights(config: Config, dataset: VideoDataset) -> Float[np.ndarray, "
     chosen = config.train.class_weights
     if chosen == "none":
         return None
-    return losses.class_weights(chosen, balance.expected_counts(dataset.classes, dataset.labels, config.data))
+    counts = balance.expected_counts(dataset.classes, dataset.labels, config.data)
+    if config.train.multi_label:
+        return losses.positive_weights(chosen, counts, len(dataset))
+    return losses.class_weights(chosen, counts)
 
 
 def _backbone(config: Config, earlier: RunRecord | None) -> Backbone:

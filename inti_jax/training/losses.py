@@ -20,11 +20,12 @@ from inti_jax.training import mixing
 class Targets(NamedTuple):
     """What a loss compares the logits of B videos with.
 
-    In a mixed batch, `own` is the share of each video's own label, and the rest is the share of its
+    `label` is the class of each video, or, with several labels a video, True for those of each. In a mixed
+    batch, `own` is the share of each video's own label, and the rest is the share of its
     partner's, see `mixing.partners`. It is None where nothing is mixed.
     """
 
-    label: Int[Array, " B"]
+    label: Int[Array, " B"] | Bool[Array, "B K"]
     mask: Bool[Array, " B"]  # False: the video did not decode, and its label may be -1
     own: Float[Array, " B"] | None
 
@@ -61,6 +62,33 @@ class CrossEntropy:
         return _mixed(loss_of, targets)
 
 
+class BinaryCrossEntropy:
+    """Sigmoid cross-entropy in nats of each class, averaged over the classes, for several labels a video.
+
+    The mean over classes is the default of PyTorch's BCEWithLogitsLoss, with which PySlowFast trains on
+    Charades. The targets are smoothed to `smoothing / 2` and `1 - smoothing / 2`, as Keras's
+    BinaryCrossentropy does. The class weights are factors on the loss of a class's positives, as PyTorch's
+    `pos_weight`.
+    """
+
+    def __init__(self, settings: Train, class_weights: Float[np.ndarray, " K"] | None):
+        self._smoothing = settings.label_smoothing
+        self._weights = None if class_weights is None else jnp.asarray(class_weights)[None, :]
+
+    def __call__(self, logits: Float[Array, "B K"], targets: Targets) -> Float[Array, " B"]:
+        """Compute the loss of each video. In a mixed video, the positives of both have their shares."""
+        logits = logits.astype(jnp.float32)
+
+        def loss_of(label: Bool[Array, "B K"]) -> Float[Array, " B"]:
+            wanted = label * (1 - self._smoothing) + self._smoothing / 2
+            positive = -wanted * jax.nn.log_sigmoid(logits)
+            if self._weights is not None:
+                positive = positive * self._weights
+            return (positive - (1 - wanted) * jax.nn.log_sigmoid(-logits)).mean(axis=-1)
+
+        return _mixed(loss_of, targets)
+
+
 class Contrastive:
     """Symmetric contrastive loss between the videos of a batch and the texts of their classes.
 
@@ -92,6 +120,7 @@ class Contrastive:
 # From each value of `train.loss` to what makes the loss from the settings and the class weights.
 LOSSES: dict[LossName, Callable[[Train, Float[np.ndarray, " K"] | None], Loss]] = {
     "cross_entropy": CrossEntropy,
+    "binary_cross_entropy": BinaryCrossEntropy,
     "contrastive": Contrastive,
 }
 
@@ -118,6 +147,16 @@ def _mixed(loss_of: Callable[[Array], Float[Array, " B"]], targets: Targets) -> 
     return targets.own * loss + (1 - targets.own) * partner
 
 
+def first_is_right(
+    logits: Float[Array, "B K"], label: Int[Array, " B"] | Bool[Array, "B K"]
+) -> Bool[Array, " B"]:
+    """Tell of each video whether the class with the highest logit is its label, or one of its labels."""
+    first = logits.argmax(axis=-1)
+    if label.ndim == 1:
+        return first == label
+    return jnp.take_along_axis(label, first[:, None], axis=1)[:, 0]
+
+
 def class_weights(
     chosen: Literal["none", "inverse"] | tuple[float, ...], counts: Float[np.ndarray, " K"]
 ) -> Float[np.ndarray, " K"] | None:
@@ -134,14 +173,37 @@ def class_weights(
         weights = np.divide(1.0, counts, out=np.zeros_like(counts), where=counts > 0)
     else:
         weights = np.asarray(chosen, np.float64)
-    if len(weights) != len(counts):
-        raise ConfigError(
-            f"config: `train.class_weights` has {len(weights)} weights, but the dataset has {len(counts)} "
-            "classes: give one weight for each class, in the order of its labels"
-        )
+    _check_number(weights, counts)
     total = (weights * counts).sum()
     if total <= 0:
         raise ConfigError(
             f"config: `train.class_weights` is {chosen}: it is 0 for all classes with training videos"
         )
     return (weights * counts.sum() / total).astype(np.float32)
+
+
+def positive_weights(
+    chosen: Literal["none", "inverse"] | tuple[float, ...], counts: Float[np.ndarray, " K"], videos: int
+) -> Float[np.ndarray, " K"] | None:
+    """Compute each class's factor on the loss of its positives, for several labels a video; None: all 1.
+
+    `counts` are the clips with each label in an epoch of `videos` clips. `inverse` is the ratio of negatives
+    to positives, as the documentation of PyTorch's `pos_weight` has it, and 1 for a class without positives.
+    Raises ConfigError where `chosen` does not have K weights.
+    """
+    if chosen == "none":
+        return None
+    if chosen == "inverse":
+        weights = np.divide(videos - counts, counts, out=np.ones_like(counts), where=counts > 0)
+    else:
+        weights = np.asarray(chosen, np.float64)
+    _check_number(weights, counts)
+    return weights.astype(np.float32)
+
+
+def _check_number(weights: Float[np.ndarray, " W"], counts: Float[np.ndarray, " K"]) -> None:
+    if len(weights) != len(counts):
+        raise ConfigError(
+            f"config: `train.class_weights` has {len(weights)} weights, but the dataset has {len(counts)} "
+            "classes: give one weight for each class, in the order of its labels"
+        )

@@ -43,10 +43,10 @@ def train_step(
 ) -> tuple[TrainState, Metrics]:
     """Compute one update from one global batch: `video` [B, T, H, W, 3], `label` [B] and `mask` [B].
 
-    Returns the new state and the metrics. Rows with a false mask (videos that did not decode) have no weight.
-    With `accumulate` > 1 the batch is processed in that many parts, one after another: the same update in
-    less memory. `seed` and the step determine which rows are mixed, and how; dropout and stochastic depth
-    depend on the part as well.
+    With several labels a video, `label` is [B, K] and True for those of each video. Returns the new state and
+    the metrics. Rows with a false mask (videos that did not decode) have no weight. With `accumulate` > 1 the
+    batch is processed in that many parts, one after another: the same update in less memory. `seed` and the
+    step determine which rows are mixed, and how; dropout and stochastic depth depend on the part as well.
     """
     step_key = jax.random.fold_in(jax.random.key(seed), train_state.step)
     mixes = mix.mixup > 0 or mix.cutmix > 0
@@ -58,7 +58,7 @@ def train_step(
         logits = model(part["video"] if mixed is None else mixed.video, model_key if model.random else None)
         targets = Targets(part["label"], part["mask"], None if mixed is None else mixed.own)
         each = loss(logits, targets)
-        correct = logits.argmax(axis=-1) == part["label"]
+        correct = losses.first_is_right(logits, part["label"])
         return (each * part["mask"]).sum(), (correct & part["mask"]).sum()
 
     grad_fn = jax.value_and_grad(summed_loss, has_aux=True)
@@ -152,7 +152,9 @@ def lower_step(record: RunRecord, mesh: jax.sharding.Mesh) -> tuple[TrainState, 
     videos, side = config.train.global_batch, config.data.resolution
     rows = {
         "video": ((videos, config.data.num_frames, side, side, 3), jnp.uint8),
-        "label": ((videos,), jnp.int32),
+        "label": ((videos, len(record.dataset.labels)), jnp.bool_)
+        if config.train.multi_label
+        else ((videos,), jnp.int32),
         "mask": ((videos,), jnp.bool_),
         "index": ((videos,), jnp.int32),
     }

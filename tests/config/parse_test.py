@@ -18,6 +18,8 @@ CONTRASTIVE = {
     "model__head__init": "text",
     "model__freeze": ("head.classes",),
 }
+SEVERAL = {"train__loss": "binary_cross_entropy"}
+PATIENT = {"train__early_stop__patience": 2, "train__eval_every_steps": 2}
 
 
 def test_every_field_survives_json():
@@ -62,6 +64,9 @@ def test_every_field_survives_json():
         ({"train__class_weights": (1.0, -1.0)}, "`train.class_weights.1` is -1.0: it should be greater than"),
         ({"train__class_weights": "balanced"}, "it should be 'none' or 'inverse' or a valid array"),
         ({"train__loss": "cross_entrpy"}, "`train.loss` is 'cross_entrpy': it should be 'cross_entropy'"),
+        (SEVERAL | {"data__balance": True}, "videos with several labels cannot be drawn by class"),
+        (SEVERAL | PATIENT, '`train.early_stop.metric` is "top1" and `train.loss` is "binary_cross_entropy"'),
+        (PATIENT | {"train__early_stop__metric": "map"}, 'set it to "top1", "top5" or "mean_class"'),
         ({"train__loss": "contrastive"}, 'texts of their classes, set `model.head.init` to "text"'),
         (CONTRASTIVE | {"model__freeze": ("tower.blocks.0",)}, 'add "head.classes" to it'),
         (CONTRASTIVE | {"train__accumulate": 2}, "`train.accumulate` is 2: it should be 1, since the loss"),

@@ -1,5 +1,7 @@
 """Losses against independent references; class weights of each class, and in the loss of an epoch."""
 
+import dataclasses
+import json
 from typing import get_args
 
 import jax
@@ -7,9 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from inti_jax import predict
 from inti_jax.config import ConfigError, LossName, Train
-from inti_jax.training import losses
+from inti_jax.config.backbones import BACKBONES
+from inti_jax.data import pipeline
+from inti_jax.data.builders.base import Clip
+from inti_jax.data.builders.folder import Folder
+from inti_jax.data.dataset import open_dataset
+from inti_jax.runs import checkpoint
+from inti_jax.runs.writers.jsonl import read_metrics
+from inti_jax.training import loop, losses
 from inti_jax.training.losses import Targets
+from tests.configs import tiny
+from tests.data import clips
 
 COUNTS = np.array([1.0, 3.0, 0.0, 12.0])
 
@@ -82,3 +94,123 @@ def test_the_contrastive_loss_of_different_classes_is_clips():
     batch = logits[:, labels]
     clip = [losses.cross_entropy(scores, jnp.arange(4), 0.0).mean() for scores in (batch, batch.T)]
     assert each.mean() == pytest.approx(float(sum(clip)) / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "weights", [None, np.linspace(0.5, 3, 5, dtype=np.float32)], ids=["equal", "weighted"]
+)
+def test_binary_cross_entropy_is_torchs(weights):
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    logits, label = rng.normal(scale=20, size=(6, 5)).astype(np.float32), rng.random((6, 5)) < 0.4
+    settings = Train(loss="binary_cross_entropy", label_smoothing=0.1, steps=1)
+    own = np.array([1, 1, 0.3, 0.8, 0.5, 0.5], np.float32)
+    each = losses.make(settings, weights)(
+        jnp.asarray(logits), Targets(jnp.asarray(label), jnp.ones(6, bool), jnp.asarray(own))
+    )
+    # A mixed video has the shares of the labels of both.
+    mixed = own[:, None] * label + (1 - own[:, None]) * label[[1, 0, 3, 2, 5, 4]]
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(
+        torch.tensor(logits),
+        torch.tensor(0.9 * mixed + 0.05, dtype=torch.float32),
+        pos_weight=None if weights is None else torch.tensor(weights),
+        reduction="none",
+    )
+    np.testing.assert_allclose(each, expected.mean(dim=1), rtol=1e-5)
+
+
+def test_positives_weigh_by_what_they_are_rarer_than_negatives():
+    weights = losses.positive_weights("inverse", np.array([1.0, 3.0, 0.0, 12.0]), 12)
+    np.testing.assert_allclose(weights, [11, 3, 1, 0])
+    assert losses.positive_weights("none", COUNTS, 12) is None
+    np.testing.assert_allclose(losses.positive_weights((1.0, 2.0, 0.0, 4.0), COUNTS, 12), [1, 2, 0, 4])
+    with pytest.raises(ConfigError, match="has 1 weights, but the dataset has 4 classes"):
+        losses.positive_weights((1.0,), COUNTS, 12)
+
+
+@pytest.fixture(scope="module")
+def several_labels(tmp_path_factory):
+    """Where `acts` is prepared: 8 training and 6 validation videos with several labels each, one broken."""
+    place = tmp_path_factory.mktemp("acts")
+    splits = {"train": [], "val": []}
+    own = (
+        "run",
+        "run;turn left",
+        "jump;turn left",
+        "turn right",
+        "turn right;run",
+        "jump;run",
+        "jump",
+        "run",
+    )
+    for number, label in enumerate((*own, *own[:6])):
+        path = place / f"{number}.mp4"
+        path.write_bytes(clips.encode(clips.moving_square(8 + number, 40, 40)))
+        split = "train" if number < len(own) else "val"
+        splits[split].append(Clip(path.name, label, path, path.stat().st_size))
+    labels = ("jump", "run", "swim", "turn left", "turn right")
+    Folder(data_dir=place, name="acts", labels=labels, splits=splits, multi_label=True).build()
+    return place
+
+
+SEVERAL = {"data__name": "acts", "train__loss": "binary_cross_entropy", "data__stride": 1}
+
+
+def test_batches_have_a_row_of_labels_for_each_video(several_labels):
+    dataset = open_dataset("acts", several_labels, "train")
+    data = tiny(several_labels, **SEVERAL, data__flip=True).data
+    with pipeline.train_batches(dataset, data, seed=0, global_batch=8, num_steps=4) as batches:
+        drawn = list(batches)
+    mirrored = np.array([0, 1, 2, 4, 3])
+    turned = 0
+    for batch in drawn:
+        for index, label in zip(batch["index"], batch["label"], strict=True):
+            same = dataset.classes[index]
+            assert label.tolist() in (same.tolist(), same[mirrored].tolist())
+            turned += label.tolist() != same.tolist()
+    assert turned > 0
+
+
+def test_a_run_on_videos_with_several_labels(several_labels, tmp_path, monkeypatch):
+    monkeypatch.setitem(BACKBONES, "tiny", dataclasses.replace(BACKBONES["tiny"], layers=1))
+    settings = tiny(
+        several_labels,
+        **SEVERAL,
+        data__flip=True,
+        train__accumulate=2,
+        mesh__data=4,
+        mesh__tensor=2,
+        train__mix__mixup=0.8,
+        train__label_smoothing=0.1,
+        train__class_weights="inverse",
+        train__eval_every_steps=2,
+        train__early_stop__patience=2,
+        train__early_stop__metric="map",
+        eval__clips=2,
+    )
+    loop.train(settings, tmp_path)
+    found = [entry for entry in read_metrics(tmp_path) if entry["split"] == "val"]
+    assert [entry["step"] for entry in found] == [2, 4]
+    for entry in found:
+        assert 0 < entry["map"] <= 1 and entry["evaluated"] == 6 and "top1" not in entry
+        assert (entry["classes"], entry["classes_without_videos"]) == (4, 1)
+    best = max(found, key=lambda entry: (entry["map"], entry["step"]))
+    assert checkpoint.find(tmp_path, "best") == best["step"]
+    (row,) = json.loads((tmp_path / "report.json").read_text())
+    assert row["map"] == found[-1]["map"] and row["top1"] is None
+    page = (tmp_path / "report.html").read_text()
+    assert "<th>mAP</th>" in page and "<th>top-1</th>" not in page
+
+    (result,) = predict.predict_files(tmp_path, [several_labels / "9.mp4"], topk=5)
+    probabilities = [entry["probability"] for entry in result["predictions"]]
+    assert len(probabilities) == 5 and sorted(probabilities, reverse=True) == probabilities
+    assert sum(probabilities) > 1.2  # each is that of a sigmoid
+
+    with pytest.raises(ConfigError, match='one label or more: set it to "binary_cross_entropy"'):
+        loop.train(tiny(several_labels, **SEVERAL | {"train__loss": "cross_entropy"}), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_single_label_cannot_have_the_loss_of_several(motion_data, tmp_path):
+    with pytest.raises(ConfigError, match='has one label: set it to "cross_entropy" or "contrastive"'):
+        loop.train(tiny(motion_data, train__loss="binary_cross_entropy"), tmp_path)

@@ -61,12 +61,16 @@ class Options:
 
 
 def fingerprint(
-    labels: Sequence[str], splits: Mapping[str, Sequence[Clip]], options: Options | None = None
+    labels: Sequence[str],
+    splits: Mapping[str, Sequence[Clip]],
+    options: Options | None = None,
+    *,
+    multi_label: bool = False,
 ) -> str:
     """Hash a dataset's source: the labels in order, and each file's split, id, label and size.
 
     The hash also covers the rate and the frame limit of frame folders, and those options that change the
-    dataset's contents if they are not the defaults.
+    dataset's contents if they are not the defaults, `multi_label` among them.
     """
     clips = (
         [split, clip.id, clip.label, clip.bytes, *_settings(clip.source)]
@@ -76,6 +80,7 @@ def fingerprint(
     options = options or Options()
     changed = [] if options.short_side is None else [{"short_side": options.short_side}]
     changed += [{"strict": True}] if options.strict else []
+    changed += [{"multi_label": True}] if multi_label else []
     return manifest.digest([list(labels), *sorted(clips), *changed])
 
 
@@ -109,6 +114,7 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type
 
     VERSION = tfds.core.Version("1.0.0")
     sampling = ""  # the `data.sampling` that suits the dataset, or empty
+    multi_label = False  # whether a clip's `label` is several labels, see `manifest.labels_in`
 
     def __init__(
         self,
@@ -148,7 +154,7 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type
         if directory.exists():
             raise UserError(f"{directory} is not a finished dataset: delete it")
         beam = _beam_arguments(options)
-        source = fingerprint(self._labels, self._clips, options)
+        source = fingerprint(self._labels, self._clips, options, multi_label=self.multi_label)
         plan = {
             "source": source,
             "shards": {split: len(shard_edges(clips)) - 1 for split, clips in self._clips.items()},
@@ -171,12 +177,14 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type
     def _info(self) -> tfds.core.DatasetInfo:
         return _Info(
             builder=self,
-            description="Encoded videos, each with one label; manifest.json lists them.",
+            description="Encoded videos, each with one label; manifest.json lists them."
+            if not self.multi_label
+            else "Encoded videos, each with one label or more; manifest.json lists them.",
             features=tfds.features.FeaturesDict(
                 {
                     "video": tfds.features.Text(),  # the bytes of the encoded file
                     "id": tfds.features.Text(),
-                    "label": tfds.features.ClassLabel(names=self._labels),
+                    **self._label_feature(),
                     "frames": tfds.features.Scalar(np.int32),
                     "fps": tfds.features.Scalar(np.float32),
                     "height": tfds.features.Scalar(np.int32),
@@ -185,6 +193,10 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type
             ),
             disable_shuffling=True,
         )
+
+    def _label_feature(self) -> dict[str, Any]:
+        label = tfds.features.ClassLabel(names=self._labels)
+        return {"labels": tfds.features.Sequence(label)} if self.multi_label else {"label": label}
 
     def _example_writer(self) -> tfds.core.ExampleWriter:
         return _Writer(self._journal)
@@ -229,9 +241,10 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type
             kept = len(parts) - len(missing)
             print(f"{split}: {kept} of {len(parts)} shards are already written", file=sys.stderr)
         check = functools.partial(_check, self.read, options)
+        shard = functools.partial(_Shard, self._journal, self.multi_label)
         if options.beam_runner:
             yield [
-                _Shard(self._journal, name, clips[start:end], functools.partial(map, check, clips[start:end]))
+                shard(name, clips[start:end], functools.partial(map, check, clips[start:end]))
                 for name, (start, end) in parts
             ]
             return
@@ -243,12 +256,7 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type
             contextlib.closing(parallel.progress(checked, len(clips), split, done=done)) as stream,
         ):
             yield [
-                _Shard(
-                    self._journal,
-                    name,
-                    clips[start:end],
-                    functools.partial(itertools.islice, stream, end - start),
-                )
+                shard(name, clips[start:end], functools.partial(itertools.islice, stream, end - start))
                 for name, (start, end) in parts
             ]
 
@@ -286,7 +294,7 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type
         others = sorted(path for path in place.iterdir() if path.name not in shards)
         files = {path.name: manifest.file_sha256(path) for path in others}
         complete = manifest.Manifest.of(
-            self.name, str(self.version), self._labels, splits, source, self.sampling, files
+            self.name, str(self.version), self._labels, splits, source, self.sampling, files, self.multi_label
         )
         complete.write(place)
 
@@ -301,9 +309,15 @@ class _Shard:
     """Callable that gives TFDS the examples of a shard and records them in the journal."""
 
     def __init__(
-        self, journal: Journal, name: str, clips: Sequence[Clip], checked: Callable[[], Iterator[_Checked]]
+        self,
+        journal: Journal,
+        multi_label: bool,
+        name: str,
+        clips: Sequence[Clip],
+        checked: Callable[[], Iterator[_Checked]],
     ):
         self._journal = journal
+        self._multi_label = multi_label
         self._name = name
         self._clips = clips
         self._checked = checked
@@ -326,7 +340,9 @@ class _Shard:
                     id=clip.id, label=clip.label, bytes=len(video), sha256=sha256, doubtful=doubtful, **facts
                 )
             )
-            example = {"video": video, "id": clip.id, "label": clip.label, **facts}
+            labels = manifest.labels_in(clip.label, self._multi_label)
+            label = {"labels": list(labels)} if self._multi_label else {"label": clip.label}
+            example = {"video": video, "id": clip.id, **label, **facts}
             yield len(videos), example
             # The example is written by now. Empty it, because TFDS keeps a shard's examples to count them.
             example.clear()

@@ -24,12 +24,16 @@ from inti_jax.host.names import printable
 
 
 class Scanned(NamedTuple):
-    """Contents of a source: labels, unsorted, files, rejected files by split, and notes for the user."""
+    """Contents of a source: labels, unsorted, files, rejected files by split, and notes for the user.
+
+    With `multi_label`, a file's `label` is several labels, see `manifest.labels_in`.
+    """
 
     labels: set[str]
     found: list[Found]
     rejected: dict[str, list[Rejected]]
     notes: list[str]
+    multi_label: bool = False
 
 
 def scan_directory(source: Path, labels: Sequence[str] | None, rate: Fraction) -> Scanned:

@@ -15,7 +15,7 @@ from inti_jax.data.builders.locate import Located
 from inti_jax.data.builders.splits import assign
 from inti_jax.data.builders.table import scan_table
 from inti_jax.data.codec.decode import DecodeError
-from inti_jax.data.manifest import Rejected
+from inti_jax.data.manifest import SEPARATOR, Rejected
 from inti_jax.errors import UsageError, UserError
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -33,9 +33,11 @@ class Folder(VideoBuilder, skip_registration=True):  # type: ignore[call-arg]
         splits: Mapping[str, Sequence[Clip]],
         rejected: Mapping[str, Sequence[Rejected]] | None = None,
         sampling: str = "",
+        multi_label: bool = False,
     ):
         self.name = name
         self.sampling = sampling
+        self.multi_label = multi_label
         super().__init__(data_dir=data_dir, labels=labels, splits=splits, rejected=rejected)
 
     def read(self, source: Path | Frames | Absent) -> bytes:
@@ -82,18 +84,23 @@ def scan(
     else:
         raise UserError(f"{source} does not exist: --source is a directory of class folders, or a CSV file")
     splits: dict[str, list[Clip]] = {split: [] for split in SPLITS}
-    for file, split in zip(scanned.found, assign(scanned.found, val_share), strict=True):
+    assigned = assign(scanned.found, val_share, scanned.multi_label)
+    for file, split in zip(scanned.found, assigned, strict=True):
         splits[split].append(Clip(file.id, file.label, file.source, file.bytes))
     for split, clips in splits.items():
         rejected = scanned.rejected.get(split, ())
         if all(isinstance(clip.source, Absent) for clip in clips) and (clips or rejected):
             raise UserError(f"{source} has no video of `{split}`: {_first(clips, rejected)}")
     labels = labels or tuple(sorted(scanned.labels))
+    if scanned.multi_label and (uncut := [label for label in labels if SEPARATOR in label]):
+        raise UserError(
+            f"{labels_file}: the label `{uncut[0]}` has a `{SEPARATOR}`, which separates labels in {source}"
+        )
     stripped = {label.strip(): label for label in labels}
     if alike := [label for label in labels if stripped[label.strip()] != label]:
         other = stripped[alike[0].strip()]
         raise UserError(f"{source}: the labels {alike[0]!r} and {other!r} differ only in spaces: rename one")
-    return Located(labels, splits, dict(scanned.rejected), tuple(scanned.notes))
+    return Located(labels, splits, dict(scanned.rejected), tuple(scanned.notes), scanned.multi_label)
 
 
 def _first(clips: Sequence[Clip], rejected: Sequence[Rejected]) -> str:

@@ -21,13 +21,15 @@ class Located(NamedTuple):
     """The labels in order, the videos of each split, and notes for the user about anything unusual.
 
     A listed video that is not on disk is a Clip whose source is `Absent`. `rejected` has, by split, other
-    places that were left out, such as a folder that cannot be read.
+    places that were left out, such as a folder that cannot be read. With `multi_label`, a clip's `label` is
+    several labels, see `manifest.labels_in`.
     """
 
     labels: tuple[str, ...]
     splits: dict[str, list[Clip]]
     rejected: dict[str, list[Rejected]]
     notes: tuple[str, ...]
+    multi_label: bool = False
 
 
 def scan(

@@ -13,11 +13,11 @@ from inti_jax.data.builders.class_folders import Scanned
 from inti_jax.data.builders.files import Found, folder_of, source_of
 from inti_jax.data.builders.frames import Frames
 from inti_jax.data.builders.splits import split_named
-from inti_jax.data.manifest import Rejected
+from inti_jax.data.manifest import SEPARATOR, Rejected
 from inti_jax.errors import UserError
 from inti_jax.host.names import printable
 
-_COLUMNS = ("path", "label", "split")
+_COLUMNS = ("path", "label", "labels", "split")
 # Names of a pandas index as a column: empty as pandas writes it, `Unnamed: 0` once pandas has read it back.
 _INDEX = re.compile(r"|unnamed: \d+")
 _LIST_LINE = re.compile(r"\S.*\s\d+")
@@ -28,13 +28,15 @@ _Row = tuple[int, list[str]]  # row number and cells
 def scan_table(source: Path, labels: Sequence[str] | None, rate: Fraction) -> Scanned:
     """Read a file with the columns path, label and, optionally, split.
 
-    A file with path and label alone may leave out the header. Columns are separated by commas, or by
+    A file with path and label alone may leave out the header. A column `labels` in place of `label` has one
+    label or more for each video, separated by semicolons. Columns are separated by commas, or by
     semicolons or tabs if the first line has no comma. Paths are relative to the file's directory. An unnamed
     column, a data frame's index, is ignored. Raises UserError, naming the row, for anything missing, unknown
     or repeated.
     """
     columns, rows = _read(source)
-    scanned = Scanned(set(), [], defaultdict(list), [])
+    multi_label = "labels" in columns
+    scanned = Scanned(set(), [], defaultdict(list), [], multi_label)
     seen: dict[str, int] = {}
     for number, row in rows:
         where = f"{source} row {number}"
@@ -45,9 +47,13 @@ def scan_table(source: Path, labels: Sequence[str] | None, rate: Fraction) -> Sc
             )
         cells = dict(zip(columns, row, strict=True))
         video, size = _source(source.parent / cells["path"], where, rate)
-        if not cells["label"]:
-            raise UserError(f"{where}: the label is empty")
-        check_known(cells["label"], labels, where)
+        own = _labels(cells["labels"]) if multi_label else [cells["label"]]
+        if not all(own):
+            raise UserError(f"{where}: {'a' if len(own) > 1 else 'the'} label is empty")
+        for label in own:
+            if own.count(label) > 1:
+                raise UserError(f"{where}: the label `{label}` is there twice")
+            check_known(label, labels, where)
         split = split_named(cells["split"]) if "split" in cells else None
         if "split" in cells and split is None:
             raise UserError(f"{where}: unknown split `{cells['split']}`; splits are `train` and `val`")
@@ -55,8 +61,8 @@ def scan_table(source: Path, labels: Sequence[str] | None, rate: Fraction) -> Sc
         if video_id in seen:
             raise UserError(f"{where}: {video_id} is already in row {seen[video_id]}")
         seen[video_id] = number
-        scanned.labels.add(cells["label"])
-        scanned.found.append(Found(video_id, cells["label"], split, video, size))
+        scanned.labels.update(own)
+        scanned.found.append(Found(video_id, SEPARATOR.join(own), split, video, size))
     if not scanned.found:
         raise UserError(f"{source} has a header and no rows")
     return _without_test(scanned)
@@ -76,13 +82,19 @@ def _read(source: Path) -> tuple[list[str], list[_Row]]:
     if not rows:
         raise UserError(f"{source} is empty: write a path and a label in each row")
     columns = ["" if _INDEX.fullmatch(cell.lower()) else cell.lower() for cell in rows[0][1]]
-    if not {"path", "label"} <= set(columns):
+    if "path" not in columns or not {"label", "labels"} & set(columns):
         return ["path", "label"], rows
+    if {"label", "labels"} <= set(columns):
+        raise UserError(f"{source} row 1: it has both columns `label` and `labels`: keep one of the two")
     if unknown := sorted(set(columns) - {*_COLUMNS, ""}):
         raise UserError(f"{source} row 1: unknown column `{unknown[0]}`; columns are {quoted(_COLUMNS)}")
     if repeated := [column for column in _COLUMNS if columns.count(column) > 1]:
         raise UserError(f"{source} row 1: the column `{repeated[0]}` is there twice")
     return columns, rows[1:]
+
+
+def _labels(cell: str) -> list[str]:
+    return [label.strip() for label in cell.split(SEPARATOR)]
 
 
 def _source(path: Path, where: str, rate: Fraction) -> tuple[Path | Frames | Absent, int]:

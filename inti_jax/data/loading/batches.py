@@ -18,10 +18,10 @@ from inti_jax.host import limits
 class Batches(Iterator[Any]):
     """The batches of `order` from number `first` on, each row loaded by `load`.
 
-    A row has `video`, a uint8 array of `shape`, and scalars. If `workers` are given, they load the rows, and
-    are left running. Otherwise the first batch starts processes or threads that only these batches use.
-    Raises LoadingError, and anything that `load` raises. `close` may be called from any thread; a thread that
-    waits for a batch then gets LoadingError.
+    A row has `video`, a uint8 array of `shape`, scalars, and small arrays. If `workers` are given, they load
+    the rows, and are left running. Otherwise the first batch starts processes or threads that only these
+    batches use. Raises LoadingError, and anything that `load` raises. `close` may be called from any thread;
+    a thread that waits for a batch then gets LoadingError.
     """
 
     def __init__(

@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-# A row has `video`, a uint8 array, and scalars.
+# A row has `video`, a uint8 array, scalars, and small arrays of one shape.
 Row = dict[str, Any]
 
 

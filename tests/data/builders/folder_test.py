@@ -144,6 +144,44 @@ def test_given_splits_and_the_same_again_elsewhere(source, tmp_path):
     assert one.manifest == two.manifest
 
 
+def test_a_csv_file_with_several_labels_a_video(source, tmp_path, capsys):
+    table = tmp_path / "table.csv"
+    files = sorted(path for path in source.rglob("*.mp4"))
+    own = [("run",), ("run", "turn left"), ("jump", "turn left"), ("turn right",), ("turn right", "run")]
+    own += [("jump",), ("run", "jump", "turn left"), ("jump", "turn right")]
+    rows = [f"{path},{'; '.join(labels)}" for path, labels in zip(files, own, strict=True)]
+    table.write_text("\n".join(["path,labels", *rows]) + "\n")
+    args = ("folder", "--source", table, "--data_dir", tmp_path / "data", "--name", "acts")
+    assert prepare(*args) == 0
+    assert "4 labels, one or more a video" in capsys.readouterr().out
+    wanted = {str(path).removeprefix("/"): set(labels) for path, labels in zip(files, own, strict=True)}
+    seen = {}
+    for split in ("train", "val"):
+        opened, examples = _read("acts", tmp_path / "data", split)
+        assert opened.multi_label and opened.labels == ("jump", "run", "turn left", "turn right")
+        for example, row in zip(examples, opened.classes, strict=True):
+            labels = {opened.labels[index] for index in example.label}
+            assert labels == {opened.labels[index] for index in np.flatnonzero(row)}
+            assert labels == wanted[example.id.lstrip("/")]
+            seen[example.id] = split
+    assert len(seen) == 8 and list(seen.values()).count("val") >= 2
+
+    assert prepare(*args) == 0 and "already prepared" in capsys.readouterr().out
+    directory = dataset.find_dataset("acts", tmp_path / "data")
+    assert prepare("--check", directory) == 0 and prepare("--describe", directory, "--json") == 0
+    described = json.loads(capsys.readouterr().out.partition("\n")[2])
+    counts = {entry["label"]: entry["train"] + entry["val"] for entry in described["datasets"][0]["labels"]}
+    assert counts == {"jump": 4, "run": 4, "turn left": 3, "turn right": 3}
+
+    # With the column `label`, a semicolon is a part of the label.
+    table.write_text(table.read_text().replace("path,labels", "path,label"))
+    assert prepare(*args[:-1], "whole") == 0
+    opened, _ = _read("whole", tmp_path / "data", "train")
+    assert not opened.multi_label and "run; turn left" in opened.labels
+    path = dataset.find_dataset("whole", tmp_path / "data") / manifest.FILE_NAME
+    assert "multi_label" not in json.loads(path.read_text())
+
+
 def test_a_csv_file(source, tmp_path):
     table = tmp_path / "table.csv"
     absolute = source / "yoga" / "0.mp4"
@@ -317,6 +355,12 @@ def test_what_is_wrong_with_a_dataset_is_said(source, tmp_path):
 @pytest.mark.parametrize(
     ("table", "reason"),
     [
+        ("path,labels\nvideos/yoga/0.mp4,yoga;\n", "table.csv row 2: a label is empty"),
+        ("path,labels\nvideos/yoga/0.mp4,yoga; yoga\n", "row 2: the label `yoga` is there twice"),
+        (
+            "path,labels,label\nvideos/yoga/0.mp4,yoga,yoga\n",
+            "row 1: it has both columns `label` and `labels`",
+        ),
         ("videos/yoga/0.mp4,yoga\nvideos/yoga/9.mp4,yoga\n", r"table.csv row 2: there is no file .*9.mp4"),
         (
             "videos/yoga/0.mp4,yoga\n./videos/yoga/0.mp4,yoga\n",
