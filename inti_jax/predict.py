@@ -47,6 +47,13 @@ def main(prog: str = "python -m inti_jax.predict") -> None:
         help="write a CSV file instead of printing: one row a video, with its status (ok or missing), the "
         "reason if missing, and the K labels with their probabilities",
     )
+    parser.add_argument(
+        "--labels",
+        metavar="LABELS",
+        help="other classes than the run's, by their names: a file with one on each line, or a list with "
+        "commas. The run's classifier has to start from class names (model.head.init=text). --pretrained "
+        "names its CLIP where that is not where the run found it",
+    )
     arguments = parser.parse_args()
     if arguments.topk < 1:
         raise UsageError(f"--topk is {arguments.topk}: it should be at least 1")
@@ -63,6 +70,7 @@ def main(prog: str = "python -m inti_jax.predict") -> None:
         arguments.topk,
         arguments.pretrained,
         arguments.step,
+        labels=None if arguments.labels is None else _labels(arguments.labels),
         progress="predict" if quiet else "",
     )
     total, failed = len(videos.paths) + len(videos.left_out), 0
@@ -95,6 +103,7 @@ def predict_files(
     pretrained: Path | None = None,
     step: "Step" = None,
     *,
+    labels: Sequence[str] | None = None,
     progress: str = "",
 ) -> Generator[Result, None, None]:
     """Yield `{video, predictions: [{label, probability}]}`, best first, or `{video, error}` for each path.
@@ -106,7 +115,7 @@ def predict_files(
 
     from inti_jax.evaluation import inference
 
-    model = inference.FileModel(checkpoint, pretrained=pretrained, step=step)
+    model = inference.FileModel(checkpoint, pretrained=pretrained, step=step, labels=labels)
     labels = model.record.dataset.labels
     with contextlib.closing(model(paths, progress=progress)) as outcomes:
         for found in outcomes:
@@ -117,6 +126,16 @@ def predict_files(
             best = np.argsort(-probabilities, kind="stable")[:topk]
             entries = [{"label": labels[k], "probability": float(probabilities[k])} for k in best]
             yield {"video": str(found.path), "predictions": entries}
+
+
+def _labels(text: str) -> tuple[str, ...]:
+    """Read the value of --labels: a list with commas, or else the path of a file."""
+    from inti_jax.data.builders.annotations import read_labels
+
+    path = local_path(text)
+    if "," in text and not path.is_file():
+        return tuple(label.strip() for label in text.split(","))
+    return read_labels(path)
 
 
 def _print(result: Result) -> None:

@@ -1,5 +1,6 @@
 """Load a trained run as a function from videos to logits: `inti_jax.load(DIR)`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,6 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
-from inti_jax.config import Config
 from inti_jax.data.augmentation import augment
 from inti_jax.distributed import sharding
 from inti_jax.errors import UserError
@@ -16,17 +16,18 @@ from inti_jax.host.paths import local_path
 from inti_jax.models import in_memory, parameters
 from inti_jax.models.parameters import Params
 from inti_jax.models.video import VideoModel
-from inti_jax.runs import checkpoint, trained
+from inti_jax.runs import checkpoint, state, trained, zero_shot
+from inti_jax.runs.record import RunRecord
 
 
 class VideoClassifier:
     """A trained model on one device, as a function from videos to logits. `labels[k]` names logit k."""
 
-    def __init__(
-        self, graphdef: nnx.GraphDef[VideoModel], params: Params, config: Config, labels: tuple[str, ...]
-    ):
-        self.config = config
-        self.labels = labels
+    def __init__(self, graphdef: nnx.GraphDef[VideoModel], params: Params, record: RunRecord):
+        """Take the model for inference, see `trained.Trained.for_inference`, and the record of its run."""
+        self.config = record.config
+        self.labels = record.dataset.labels
+        self._record = record
         self._params = params
         self._multiple = parameters.merge(graphdef, params).ratio
         self._logits = jax.jit(lambda params, video: parameters.merge(graphdef, params)(video))
@@ -50,6 +51,27 @@ class VideoClassifier:
         Takes the same input as a call, and raises the same errors.
         """
         return self._apply(self._features, video)
+
+    def with_labels(
+        self,
+        labels: Sequence[str],
+        *,
+        templates: Sequence[str] | None = None,
+        pretrained: str | Path | None = None,
+    ) -> "VideoClassifier":
+        """Return this classifier for other classes, by their names alone: zero-shot classification.
+
+        The head has to be a text head (`model.head.init="text"`). Its projection and scale stay as they were
+        trained. The text tower of the run's CLIP encodes the names of `labels` in `templates`, by default the
+        run's. `pretrained` says where that CLIP is, by default where the run found it. Raises UserError as
+        `zero_shot.with_labels`.
+        """
+        weights = None if pretrained is None else local_path(pretrained)
+        record, params = zero_shot.with_labels(
+            self._record, self._params, labels, templates=templates, pretrained=weights
+        )
+        graphdef = nnx.graphdef(state.abstract_model(record, folded=True))
+        return VideoClassifier(graphdef, params, record)
 
     def _apply(self, function: Any, video: Any) -> Float[np.ndarray, "..."]:
         clips, several = in_memory.clips(video)
@@ -88,4 +110,4 @@ def load(
     weights = None if pretrained is None else local_path(pretrained)
     found = trained.load(local_path(path), mesh, pretrained=weights, step=step)
     graphdef, params = found.for_inference()
-    return VideoClassifier(graphdef, params, found.record.config, found.record.dataset.labels)
+    return VideoClassifier(graphdef, params, found.record)

@@ -20,7 +20,7 @@ from inti_jax.distributed import sharding
 from inti_jax.errors import UserError
 from inti_jax.evaluation import evaluate
 from inti_jax.evaluation.evaluate import Output
-from inti_jax.runs import checkpoint, trained
+from inti_jax.runs import checkpoint, trained, zero_shot
 from inti_jax.runs.record import RunRecord
 from inti_jax.runs.writers.progress import Progress
 
@@ -51,15 +51,22 @@ class FileModel:
         pretrained: Path | None = None,
         step: checkpoint.Step = None,
         clips: int | None = None,
+        labels: Sequence[str] | None = None,
     ):
         """Load a run's checkpoint; see `trained.load`.
 
         `output` computes values from the model and one view, by default the probabilities that the run's
-        evaluation averages. With `clips`, that many are taken of a video
-        instead of the run's own number.
+        evaluation averages. With `clips`, that many are taken of a video instead of the run's own number.
+        With `labels`, the classes are these instead of the run's, see `zero_shot.with_labels`; then
+        `pretrained` may also say where the CLIP of a run's directory is.
         """
         self._mesh = sharding.one_device_mesh()
-        found = trained.load(path, self._mesh, pretrained=pretrained, step=step)
+        own_weights = labels is not None and path.is_dir()
+        found = trained.load(path, self._mesh, pretrained=None if own_weights else pretrained, step=step)
+        if labels is not None:
+            found = trained.Trained(
+                *zero_shot.with_labels(found.record, found.params, labels, pretrained=pretrained)
+            )
         graphdef, self._params = found.for_inference()
         self.record: RunRecord = found.record
         output = output or evaluate.output_of(found.record.config.train)

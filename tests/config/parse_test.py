@@ -305,5 +305,5 @@ def test_a_run_from_before_there_were_groups_continues(tmp_path):
     assert earlier == ours
     ours.check_continues(earlier, tmp_path)
     larger = record(tiny(**INTI, model__compression__group=4))
-    with pytest.raises(ConfigError, match=r"there `model\.compression\.group` is 2, here it is 4"):
+    with pytest.raises(ConfigError, match=r"`model\.compression\.group` is 2; here it is 4"):
         larger.check_continues(earlier, tmp_path)

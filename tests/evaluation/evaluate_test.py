@@ -182,7 +182,7 @@ def test_a_model_takes_a_multiple_of_its_own_ratio():
     changes = {"model__compression__group": 3, "model__compression__after": (1, 2), "data__num_frames": 9}
     settings = tiny(**INTI | changes)
     graphdef, params = nnx.split(initialize(lambda: state.build_model(record(settings), make_rngs(0))))
-    model = VideoClassifier(graphdef, parameters.flatten(params), settings, tuple("0123456789"))
+    model = VideoClassifier(graphdef, parameters.flatten(params), record(settings))
     with pytest.raises(UserError, match="takes a multiple of 9 frames, not 8"):
         model(np.zeros((8, 32, 32, 3), np.uint8))
     assert model(np.zeros((0, 9, 32, 32, 3), np.uint8)).shape == (0, 10)
