@@ -6,7 +6,7 @@ ensure_venv() {
   local lock=$1 python stamp satisfied
   python=$(command -v python3.11 || command -v python3 || true)
   if [ -z "$python" ] || ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
-    echo "error: Python 3.11 or newer with venv is needed, and python3.11 is not on the PATH" >&2
+    echo "error: python3.11 is not on the PATH: install Python 3.11 or newer with venv" >&2
     return 1
   fi
   # The venv is current if it was last installed from these very files, by this Python.

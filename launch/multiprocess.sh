@@ -14,7 +14,7 @@ is_count() { case $1 in ''|0*|*[!0-9]*) return 1 ;; esac; }
 grace=30 # seconds from the first failure to SIGTERM for the others, and from that to SIGKILL
 [ $# -gt 0 ] || usage
 count=$1 devices=1 gpus='' dry_run=''
-is_count "$count" || { echo "error: N is a positive number of processes, not '$count'" >&2; usage; }
+is_count "$count" || { echo "error: N should be a positive number of processes, not '$count'" >&2; usage; }
 shift
 while [ $# -gt 0 ]; do
   case $1 in
@@ -24,10 +24,10 @@ while [ $# -gt 0 ]; do
       shift 2 ;;
     --dry-run) dry_run=yes; shift ;;
     --) shift; break ;;
-    *) echo "error: unknown argument $1; what goes to inti_jax.main comes after --" >&2; usage ;;
+    *) echo "error: unknown argument $1; put the arguments of inti_jax.main after --" >&2; usage ;;
   esac
 done
-[ $# -gt 0 ] || { echo "error: nothing for inti_jax.main after --" >&2; usage; }
+[ $# -gt 0 ] || { echo "error: give the arguments of inti_jax.main after --" >&2; usage; }
 
 python="$(dirname "$0")/../.venv/bin/python"
 [ -x "$python" ] || python=python3

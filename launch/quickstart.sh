@@ -11,7 +11,7 @@ ensure_venv requirements.txt
 seed=0
 case ${1:-} in
   ''|--*) ;;
-  *[!0-9]*) echo "error: SEED is a whole number, not '$1'" >&2; exit 2 ;;
+  *[!0-9]*) echo "error: SEED should be a whole number, not '$1'" >&2; exit 2 ;;
   *) seed=$1; shift ;;
 esac
 

@@ -34,9 +34,9 @@ command=$1 name=$2
 shift 2
 case $command in
   train|create|install|run|wait|logs|delete) ;;
-  *) fail "unknown command $command: it is train, create, install, run, wait, logs or delete" ;;
+  *) fail "unknown command $command: it should be train, create, install, run, wait, logs or delete" ;;
 esac
-[[ $name =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] || fail "NAME is lower-case letters, digits and dashes, not '$name'"
+[[ $name =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] || fail "NAME should have lower-case letters, digits and dashes, not '$name'"
 
 zone='' project='' type='' slices=1 runtime='' spot='' bucket='' keep='' dry=''
 while [ $# -gt 0 ]; do
@@ -49,34 +49,34 @@ while [ $# -gt 0 ]; do
     --keep) keep=yes; shift ;;
     --dry-run) dry=yes; shift ;;
     --) shift; break ;;
-    *) fail "unknown argument $1; what goes to inti_jax.main comes after --" ;;
+    *) fail "unknown argument $1; put the arguments of inti_jax.main after --" ;;
   esac
 done
 [ -n "$zone" ] || fail "--zone is missing"
-[[ $slices =~ ^[1-9][0-9]*$ ]] || fail "--slices is a positive number, not '$slices'"
+[[ $slices =~ ^[1-9][0-9]*$ ]] || fail "--slices should be a positive number, not '$slices'"
 bucket=${bucket#gs://}
 case $command in
   create|train)
-    [ -n "$type" ] || fail "--type is missing: the slice to get, such as v5litepod-16"
+    [ -n "$type" ] || fail "--type is missing: give the slice to create, such as v5litepod-16"
     if [ -z "$runtime" ]; then
       case $type in
         v6e-*) runtime=v2-alpha-tpuv6e ;;
         v5p-*) runtime=v2-alpha-tpuv5 ;;
         v5litepod-*) runtime=v2-alpha-tpuv5-lite ;;
         v2-*|v3-*|v4-*) runtime=tpu-ubuntu2204-base ;;
-        *) fail "--runtime is missing: which TPU software version $type takes is not known here" ;;
+        *) fail "--runtime is missing: the TPU software version for $type is unknown, so give it" ;;
       esac
     fi ;;
 esac
 case $command in
-  run|train) [ $# -gt 0 ] || fail "nothing for inti_jax.main after --" ;;
+  run|train) [ $# -gt 0 ] || fail "give the arguments of inti_jax.main after --" ;;
   *) [ $# -eq 0 ] || fail "$command takes nothing after --" ;;
 esac
 if [ "$command" = train ] && [ -n "$spot" ] && [ -z "$bucket" ]; then
-  fail "--spot without --bucket: the disks of slices that are taken away are gone, and the checkpoints with them"
+  fail "--spot needs --bucket: a preempted slice loses its disks, and the checkpoints on them"
 fi
 [ -n "$dry" ] || command -v gcloud >/dev/null ||
-  fail "gcloud is not on the PATH: install the Google Cloud CLI, or try --dry-run"
+  fail "gcloud is not on the PATH: install the Google Cloud CLI, or add --dry-run"
 cd "$(dirname "$0")/.."
 
 where=(--zone "$zone")
@@ -138,7 +138,7 @@ create() {
         echo "error: $name is $found: gcloud compute tpus queued-resources describe $name ${where[*]}" >&2
         return 1 ;;
     esac
-    say "$name is ${found:-not known yet}"
+    say "$name is ${found:-not listed yet}"
     sleep 30
   done
 }
@@ -146,7 +146,7 @@ create() {
 install() {
   local archive node
   archive=$(git rev-parse --short HEAD) || return
-  [ -z "$(git status --porcelain)" ] || say "commit $archive is copied, and nothing that is not committed"
+  [ -z "$(git status --porcelain)" ] || say "copying commit $archive without the uncommitted changes"
   archive="/tmp/inti_jax-$archive.tar.gz"
   do_it git archive --format=tar.gz --output "$archive" HEAD || return
   for node in "${nodes[@]}"; do
@@ -204,7 +204,7 @@ train() {
     if install && run "$@"; then
       wait_for_it || status=$?
     else
-      say "setting up failed"
+      say "setup failed"
       status=1
       [ "$(state)" = ACTIVE ] || status=143
     fi

@@ -60,13 +60,13 @@ def test_a_pod_from_beginning_to_end():
         (("delete", "k400"), "--zone is missing"),
         (("create", "k400", "--zone", "z"), "--type is missing"),
         (("create", "k400", "--zone", "z", "--type", "v99-8"), "--runtime is missing"),
-        (("create", "K 400", "--zone", "z", "--type", "v4-8"), "NAME is lower-case"),
+        (("create", "K 400", "--zone", "z", "--type", "v4-8"), "NAME should have lower-case"),
         (
             ("create", "k400", "--zone", "z", "--type", "v4-8", "--slices", "0"),
-            "--slices is a positive number",
+            "--slices should be a positive number",
         ),
-        (("train", "k400", "--zone", "z", "--type", "v4-8"), "nothing for inti_jax.main"),
-        (("train", "k400", "--zone", "z", "--type", "v4-8", "--spot", "--", "x"), "--spot without --bucket"),
+        (("train", "k400", "--zone", "z", "--type", "v4-8"), "give the arguments of inti_jax.main"),
+        (("train", "k400", "--zone", "z", "--type", "v4-8", "--spot", "--", "x"), "--spot needs --bucket"),
         (("logs", "k400", "--zone", "z", "--tail"), "unknown argument --tail"),
         (("logs", "k400", "--zone"), "--zone takes a value"),
         (("logs", "k400", "--zone", "z"), "gcloud is not on the PATH"),
@@ -151,8 +151,8 @@ def test_a_job_of_slurm():
         in result.stdout
     )
     for arguments in ((), ("--dry-run",)):
-        assert "nothing for inti_jax.main" in launch("slurm.sbatch", *arguments).stderr
-    assert "this is for sbatch" in launch("slurm.sbatch", *MAIN).stderr
+        assert "give the arguments of inti_jax.main" in launch("slurm.sbatch", *arguments).stderr
+    assert "submit this script with sbatch" in launch("slurm.sbatch", *MAIN).stderr
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def clips(video: Any) -> tuple[list[UInt8[np.ndarray, "T H W 3"]], bool]:
         )
     if isinstance(video, list | tuple):
         if not video:
-            raise UserError(f"{_VIDEO}, not an empty list: no frames, or no videos?")
+            raise UserError(f"{_VIDEO}, not an empty list")
         if _is_clip(video[0]):
             return [_one_clip(clip, f"video {index}") for index, clip in enumerate(video)], True
         return [_one_clip(video, "the video")], False

@@ -121,7 +121,7 @@ class Tokenizer:
         texts = list(texts)
         for index, text in enumerate(texts):
             if not isinstance(text, str):
-                raise UserError(f"text {index} is no string but {type(text).__name__}")
+                raise UserError(f"text {index} should be a string, not {type(text).__name__}")
             if self._words is None and not _is_unicode(text):
                 raise UserError(f"text {index}, {text!r:.80}, holds half a surrogate pair")
         if self._words is None:
@@ -166,12 +166,12 @@ def read_vocabulary(path: Path, size: int) -> Vocabulary:
         else:
             ids, merges = _read_merges(path, size)
     except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no CLIP vocabulary: {type(error).__name__}: {error}") from None
+        raise UserError(f"{path} is not a CLIP vocabulary: {type(error).__name__}: {error}") from None
     tokens = sorted(ids, key=lambda token: ids[token])
     if [ids[token] for token in tokens] != list(range(len(tokens))):
         raise UserError(f"{path} has token ids with gaps or repetitions")
     if not {START, END} <= ids.keys():
-        raise UserError(f"{path} is no CLIP vocabulary: it has no {START} or no {END}")
+        raise UserError(f"{path} is not a CLIP vocabulary: it has no {START} or no {END}")
     if len(tokens) != size:
         raise UserError(f"{path} has {len(tokens)} tokens, but the text tower has {size}")
     return Vocabulary(tuple(tokens), tuple(merges))
@@ -204,8 +204,8 @@ def _read_merges(path: Path, size: int) -> tuple[dict[str, int], list[str]]:
     wanted = size - len(letters) - 2
     if len(merges) < wanted or (len(merges) > wanted and size != _OPENAI_TOKENS):
         raise UserError(
-            f"{path} is not the vocabulary of this text tower, which has {size} tokens: it is for "
-            f"{_OPENAI_TOKENS} tokens or, whole, for {len(merges) + len(letters) + 2}"
+            f"{path} is not the vocabulary of this text tower, which has {size} tokens: the file is for "
+            f"{_OPENAI_TOKENS} tokens or, uncut, for {len(merges) + len(letters) + 2}"
         )
     merges = merges[:wanted]
     tokens = [*letters, *(merge.replace(" ", "") for merge in merges), START, END]

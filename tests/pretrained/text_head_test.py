@@ -93,7 +93,7 @@ def test_no_texts_have_no_features(clip):
 
 @pytest.mark.parametrize("texts", [["a dog", 3], [None], [b"a dog"]])
 def test_what_is_no_text_is_named(clip, texts):
-    with pytest.raises(UserError, match=r"text [01] is no string but (int|NoneType|bytes)"):
+    with pytest.raises(UserError, match=r"text [01] should be a string, not (int|NoneType|bytes)"):
         clip.encode_text(texts)
 
 

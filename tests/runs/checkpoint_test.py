@@ -218,7 +218,7 @@ def test_the_others_hear_of_it_where_old_ones_cannot_be_deleted(tmp_path, monkey
     monkeypatch.setattr(checkpoint.liveness, "tell_failed", told.append)
     evaluated(tmp_path).close()
     layout.metrics_path(tmp_path).write_text("damaged\n")  # so that the best is not known
-    with pytest.raises(UserError, match=r"not kept cannot be deleted \(.*line 1 is no record") as caught:
+    with pytest.raises(UserError, match=r"not kept cannot be deleted \(.*line 1 is not a record") as caught:
         save(tmp_path, [1, 2, 3], keep=2, keep_best=1)
     assert told == [str(caught.value)]
     assert names(tmp_path) == ["1", "2", "3"]  # the new one is whole
