@@ -41,7 +41,7 @@ def _main() -> None:
         description=inti_jax.__doc__,
         epilog="commands:\n"
         + "\n".join(f"  {name:<{width}}  {does}" for name, (_, does) in COMMANDS.items())
-        + f"\n\n{prog} COMMAND --help says what a command takes.",
+        + f"\n\n{prog} COMMAND --help lists the arguments of a command.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"inti_jax {inti_jax.__version__}")

@@ -50,9 +50,9 @@ def main(prog: str = "python -m inti_jax.predict") -> None:
     parser.add_argument(
         "--labels",
         metavar="LABELS",
-        help="other classes than the run's, by their names: a file with one on each line, or a list with "
-        "commas. The run's classifier has to start from class names (model.head.init=text). --pretrained "
-        "names its CLIP where that is not where the run found it",
+        help="classify by these class names instead of the run's: a file with one a line, or names "
+        "separated by commas. Needs a run whose classifier started from class names "
+        "(model.head.init=text). --pretrained gives its CLIP if the path that the run used has changed",
     )
     arguments = parser.parse_args()
     if arguments.topk < 1:

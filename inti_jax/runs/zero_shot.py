@@ -53,8 +53,8 @@ def with_labels(
         raise UserError(f"{path} holds other weights than those that the run started from")
     if freezing.trains(model, _CLASSES):
         log.warning(
-            "the run trained its class embeddings, and other labels have those of the text tower: train with "
-            '`model.freeze` = ("head.classes",) so that both are alike'
+            "the run trained its class embeddings, so embeddings of other labels do not match them: train "
+            'with `model.freeze` = ("head.classes",)'
         )
     names = [text_head.class_name(label) for label in labels]
     kernel = text_head.class_embeddings(TextEncoder(file), names, templates or model.head.templates).T
@@ -71,9 +71,9 @@ def _check(labels: Sequence[str], templates: Sequence[str] | None) -> None:
     if empty := [label for label in labels if not label.strip()]:
         raise UserError(f"a label is {empty[0]!r}: give each class a name")
     if repeated := [label for index, label in enumerate(labels) if label in labels[:index]]:
-        raise UserError(f"the label `{repeated[0]}` is there twice")
+        raise UserError(f"the label `{repeated[0]}` is given twice")
     for template in templates if templates is not None else ():
         if template.count("{}") != 1:
             raise UserError(f"the template {template!r} should have one {{}} for the class name")
     if templates is not None and not templates:
-        raise UserError("there is no template: give one or more, or leave them out for the run's")
+        raise UserError("there is no template: give at least one, or omit `templates` to use the run's")

@@ -112,7 +112,7 @@ def test_labels_are_a_list_with_commas_or_a_file(tmp_path):
         ([], None, "give a list of one class name or more"),
         ("push", None, "give a list of one class name or more"),
         (["push", " "], None, "give each class a name"),
-        (["push", "push"], None, "`push` is there twice"),
+        (["push", "push"], None, "`push` is given twice"),
         (["push"], ["a photo"], "one {} for the class name"),
     ],
 )

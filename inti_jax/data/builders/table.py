@@ -52,7 +52,7 @@ def scan_table(source: Path, labels: Sequence[str] | None, rate: Fraction) -> Sc
             raise UserError(f"{where}: {'a' if len(own) > 1 else 'the'} label is empty")
         for label in own:
             if own.count(label) > 1:
-                raise UserError(f"{where}: the label `{label}` is there twice")
+                raise UserError(f"{where}: the label `{label}` is given twice")
             check_known(label, labels, where)
         split = split_named(cells["split"]) if "split" in cells else None
         if "split" in cells and split is None:
@@ -85,11 +85,11 @@ def _read(source: Path) -> tuple[list[str], list[_Row]]:
     if "path" not in columns or not {"label", "labels"} & set(columns):
         return ["path", "label"], rows
     if {"label", "labels"} <= set(columns):
-        raise UserError(f"{source} row 1: it has both columns `label` and `labels`: keep one of the two")
+        raise UserError(f"{source} row 1: it has both `label` and `labels` as columns: keep one of them")
     if unknown := sorted(set(columns) - {*_COLUMNS, ""}):
         raise UserError(f"{source} row 1: unknown column `{unknown[0]}`; columns are {quoted(_COLUMNS)}")
     if repeated := [column for column in _COLUMNS if columns.count(column) > 1]:
-        raise UserError(f"{source} row 1: the column `{repeated[0]}` is there twice")
+        raise UserError(f"{source} row 1: the column `{repeated[0]}` is given twice")
     return columns, rows[1:]
 
 

@@ -78,7 +78,7 @@ class WeightsAndBiases:
         except Exception as error:  # of many kinds: the network, the key, wandb's process, the disk
             self._run = None
             reason = " ".join(str(error).split()) or type(error).__name__
-            log.warning("Weights & Biases gets no more records (%s); metrics.jsonl goes on", reason)
+            log.warning("Weights & Biases receives no more records (%s); metrics.jsonl still does", reason)
 
 
 def _run_id(workdir: Path) -> str:

@@ -356,10 +356,10 @@ def test_what_is_wrong_with_a_dataset_is_said(source, tmp_path):
     ("table", "reason"),
     [
         ("path,labels\nvideos/yoga/0.mp4,yoga;\n", "table.csv row 2: a label is empty"),
-        ("path,labels\nvideos/yoga/0.mp4,yoga; yoga\n", "row 2: the label `yoga` is there twice"),
+        ("path,labels\nvideos/yoga/0.mp4,yoga; yoga\n", "row 2: the label `yoga` is given twice"),
         (
             "path,labels,label\nvideos/yoga/0.mp4,yoga,yoga\n",
-            "row 1: it has both columns `label` and `labels`",
+            "row 1: it has both `label` and `labels` as columns",
         ),
         ("videos/yoga/0.mp4,yoga\nvideos/yoga/9.mp4,yoga\n", r"table.csv row 2: there is no file .*9.mp4"),
         (
@@ -382,7 +382,7 @@ def test_what_is_wrong_with_a_dataset_is_said(source, tmp_path):
             "file,class\nvideos/yoga/0.mp4,yoga\n",
             "row 1: there is no file .*file; a header.*`path` and `label`",
         ),
-        ("path,label,path\na,b,c\n", "row 1: the column `path` is there twice"),
+        ("path,label,path\na,b,c\n", "row 1: the column `path` is given twice"),
         ("videos/yoga,yoga\n", "row 1: .*yoga is a folder without numbered images"),
         ("", "empty"),
     ],

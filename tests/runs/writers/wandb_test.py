@@ -121,7 +121,7 @@ def test_a_failure_is_logged_once_and_ends_nothing(where, monkeypatch, tmp_path,
             writer.write(step, "train", {"loss": 1.0})
         writer.close()
     assert caplog.messages == [
-        "Weights & Biases gets no more records (the network is down); metrics.jsonl goes on"
+        "Weights & Biases receives no more records (the network is down); metrics.jsonl still does"
     ]
     assert next(calls) == {"start": 0, "write": 1, "close": 2}[where]
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
@@ -135,4 +135,4 @@ def test_without_a_key_the_run_goes_on(monkeypatch, tmp_path, caplog):
     writer.write(1, "train", {"loss": 1.0})
     writer.close()
     (message,) = caplog.messages
-    assert message.startswith("Weights & Biases gets no more records (No API key configured.")
+    assert message.startswith("Weights & Biases receives no more records (No API key configured.")
