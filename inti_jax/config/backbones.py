@@ -10,13 +10,22 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclasses.dataclass(frozen=True)
 class BackboneSize:
-    """The shape of a CLIP image tower."""
+    """The shape of an image tower."""
 
     width: int  # channels of a token
     layers: int  # blocks
     heads: int  # of each block's attention
     patch: int  # pixels a side
     resolution: int  # pixels a side
+    class_token: bool = True  # whether a class token is the first token
+    registers: int = 0  # learned tokens without a position, between the class token and the patches
+    # How the tokens of the last block become a frame's feature: "class_token" or the mean of the "patches".
+    pooling: Literal["class_token", "patches"] = "class_token"
+
+    @property
+    def prefix_tokens(self) -> int:
+        """The number of tokens before the patches."""
+        return self.class_token + self.registers
 
 
 # The sizes of CLIP (arXiv:2103.00020, table 20). `tiny` is ours, for tests and the embedded dataset.

@@ -19,6 +19,7 @@ from jax.extend import core
 from inti_jax.config import Model
 from inti_jax.models import freezing, parameters
 from inti_jax.models.video import BlockCost, VideoModel, compress
+from inti_jax.models.vit import EMBEDDING
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +74,7 @@ def _parts(model: VideoModel, frames: int) -> Iterator[_Part]:
     key = jax.eval_shape(lambda: jax.random.key(0)) if model.random else None
 
     video = jax.ShapeDtypeStruct((1, frames, side, side, 3), jnp.uint8)
-    names = ("tower.patch_embed", "tower.class_embedding", "tower.positional_embedding", "tower.ln_pre")
-    yield _Part(lambda model, data: model.embed(data[0]), (video,), (*names, "temporal."), "embedding")
+    yield _Part(lambda model, data: model.embed(data[0]), (video,), (*EMBEDDING, "temporal."), "embedding")
 
     sizes = None
     for cost in model.block_costs(frames):
@@ -86,7 +86,10 @@ def _parts(model: VideoModel, frames: int) -> Iterator[_Part]:
     left = model.stages(frames)[-1].frames
     x = jax.ShapeDtypeStruct((left, cost.tokens_out, width), model.dtype)
     yield _Part(
-        lambda model, data: model.head(model.pool(data[0], 1)), (x,), ("tower.ln_post", "head."), "head"
+        lambda model, data: model.head(model.pool(data[0], data[1], 1)),
+        (x, sizes),
+        ("tower.ln_post", "tower.pooling.", "head."),
+        "head",
     )
 
 

@@ -37,7 +37,7 @@ _RULES: dict[str, Sequence[tuple[str, int | None]]] = {
         (r"blocks\.\d+\.(attn\.out|mlp\.proj)\.bias", None),
         (r"(blocks\.\d+\.)?ln_\w+\.(scale|bias)", None),
         (r"patch_embed\.kernel", None),
-        (r"(class|positional)_embedding", None),
+        (r"(class|positional)_embedding|registers", None),
     ),
     # Adapters are narrow beside the layers they are added to. With `tensor` each device computes all of them,
     # from inputs that every device of a `tensor` group has anyway, so no sum over the group has to follow.

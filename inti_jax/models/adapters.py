@@ -1,8 +1,10 @@
-"""Define the small modules that adaptation methods add to a block.
+"""Define the small modules that adaptation methods add to a block, and the places that they have there.
 
-Each starts without effect: it gives zero or, where it adds to its input, the input. Those that have a place
-in a block count their multiply-accumulates for one frame with `macs(tokens)`.
+Each module starts without effect: it gives zero or, where it adds to its input, the input. Those that have a
+place in a block count their multiply-accumulates for one frame with `macs(tokens)`.
 """
+
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -84,28 +86,30 @@ class LowRank(nnx.Module):
 class TemporalConv(nnx.Module):
     """ST-Adapter's module (arXiv:2206.13559): down, depthwise convolution over three frames, up.
 
-    Its output is added to the patches; the class token passes unchanged. The convolution pads with zeros
-    before the first frame and after the last.
+    Its output is added to the patches; the `prefix_tokens` tokens before them pass unchanged. The convolution
+    pads with zeros before the first frame and after the last.
     """
 
-    def __init__(self, width: int, inner: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, width: int, inner: int, *, prefix_tokens: int, dtype: DTypeLike, rngs: nnx.Rngs):
         init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # as in torch's linear layers
         self.down = nnx.Linear(width, inner, kernel_init=init, dtype=dtype, rngs=rngs)
         self.conv = DepthwiseTime(inner, dtype=dtype)
         self.up = nnx.Linear(inner, width, kernel_init=init, dtype=dtype, rngs=rngs)
+        self.prefix_tokens = prefix_tokens
 
     def __call__(self, x: Float[Array, "BT N D"], frames: int) -> Float[Array, "BT N D"]:
         """Add the output to the patches of videos of `frames` frames."""
-        # The class token is narrowed too, though unused: slicing it off before would make a copy of the
+        # The other tokens are narrowed too, though unused: slicing them off before would make a copy of the
         # patches, which would be kept for the backward pass.
-        hidden = rearrange(keep(self.down(x))[:, 1:], "(b t) n c -> b t n c", t=frames)
+        patches = keep(self.down(x))[:, self.prefix_tokens :]
+        hidden = rearrange(patches, "(b t) n c -> b t n c", t=frames)
         added = self.up(rearrange(self.conv(hidden), "b t n c -> (b t) n c"))
-        return x.at[:, 1:].add(added)
+        return x.at[:, self.prefix_tokens :].add(added)
 
     def macs(self, tokens: int) -> int:
         """Count the multiply-accumulates for one frame of `tokens` tokens."""
-        inner = self.down.out_features
-        return (tokens - 1) * (2 * self.down.in_features * inner + 3 * inner)
+        width, inner = self.down.in_features, self.down.out_features
+        return tokens * width * inner + (tokens - self.prefix_tokens) * (inner * width + 3 * inner)
 
 
 class DepthwiseTime(nnx.Module):
@@ -130,6 +134,72 @@ class DepthwiseTime(nnx.Module):
         kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
         taps = [padded[:, i : i + frames] * kernel[i][None, None, None] for i in range(3)]
         return taps[0] + taps[1] + taps[2] + bias[None, None, None]
+
+
+# Modules that fold.py folds into the matrices next to them; a folded model does not have them.
+FOLDING = (LinearAdapter, LowRank)
+
+AddedModule = Adapter | LinearAdapter | LowRank | TemporalConv
+
+
+class BlockAdapters(nnx.Module):
+    """The modules added to one block, a module or None for each place, and how the block runs with them.
+
+    `Block.run` takes them. By default nothing is added.
+    """
+
+    # The places, in the order of the forward pass. A `lora_*` module is beside the matrix of that name.
+    before_attn: TemporalConv | None = None
+    temporal_in: Adapter | None = None
+    temporal_out: Adapter | None = None
+    attn_in: LinearAdapter | None = None
+    lora_query: LowRank | None = None
+    lora_key: LowRank | None = None
+    lora_value: LowRank | None = None
+    lora_out: LowRank | None = None
+    attn_out: Adapter | LinearAdapter | None = None
+    before_mlp: TemporalConv | None = None
+    mlp_in: LinearAdapter | None = None
+    lora_fc: LowRank | None = None
+    lora_proj: LowRank | None = None
+    mlp_out: LinearAdapter | None = None
+    mlp_beside: Adapter | None = None
+
+    def __init__(
+        self,
+        modules: Mapping[str, AddedModule],
+        *,
+        prefix_tokens: int = 0,
+        shifts: tuple[tuple[int, int], ...] = (),
+        beside_scale: float = 1.0,
+        drops_block: bool = False,
+        merging: int = 0,
+        merges_alike: bool = False,
+    ):
+        """Put `modules` at their places.
+
+        `prefix_tokens` tokens are before the patches. `shifts` are those of `shift_heads`, and `beside_scale`
+        is the factor on `mlp_beside`. With `drops_block`, stochastic depth drops the block's own branches
+        too. `merging` patches of each frame are merged away; with `merges_alike`, the same ones in all frames
+        of a video.
+        """
+        for place, module in modules.items():
+            setattr(self, place, module)
+        self.prefix_tokens = prefix_tokens
+        self.shifts = shifts
+        self.beside_scale = beside_scale
+        self.drops_block = drops_block
+        self.merging = merging
+        self.merges_alike = merges_alike
+
+    def by_place(self) -> dict[str, AddedModule]:
+        """Give the modules by place, in the order of the forward pass."""
+        found = {place: getattr(self, place) for place in PLACES}
+        return {place: module for place, module in found.items() if module is not None}
+
+
+PLACES = tuple(BlockAdapters.__annotations__)
+NOTHING = BlockAdapters({})
 
 
 class TemporalEmbedding(nnx.Module):

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from inti_jax.config import ConfigError, Model
 from inti_jax.config.backbones import BACKBONES
+from inti_jax.models.vit import EMBEDDING
 
 # Pairs of a pattern of parameter paths and whether these train. Each path has to match; the first match
 # counts.
@@ -21,7 +22,7 @@ _TRAINS: dict[str, Rules] = {
     "zero_i2v": ((r"tower\.ln_post\..*", True), *_FROZEN_TOWER),
     "lora": _FROZEN_TOWER,
 }
-_BELOW_BLOCKS = r"tower\.(patch_embed\..*|class_embedding|positional_embedding|ln_pre\..*)"
+_BELOW_BLOCKS = rf"({'|'.join(map(re.escape, EMBEDDING))})(\..*)?"
 
 
 def trained(model: Model, paths: Iterable[str]) -> frozenset[str]:

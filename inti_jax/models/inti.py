@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from inti_jax.config import Compression
-from inti_jax.models.vit import LayerNorm
+from inti_jax.models.block import LayerNorm
 
 Grid = tuple[int, int]
 

@@ -10,7 +10,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from inti_jax.models.vit import OPENAI, Block, LayerNorm, Numerics
+from inti_jax.config.backbones import OPENAI, Numerics
+from inti_jax.models.block import Block, LayerNorm
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,14 +17,16 @@ from jaxtyping import Array, Float, UInt8
 
 from inti_jax.config import Model
 from inti_jax.config.backbones import BACKBONES, Backbone
+from inti_jax.distributed import sharding
 from inti_jax.models import freezing, remat, tome
-from inti_jax.models.adaptation import BlockAdapters, has_temporal_embedding
-from inti_jax.models.adapters import TemporalEmbedding
+from inti_jax.models.adaptation import build_adapters, has_temporal_embedding
+from inti_jax.models.adapters import BlockAdapters, TemporalEmbedding
+from inti_jax.models.block import Block
 from inti_jax.models.compressors import Compressor, build_compressor
 from inti_jax.models.dropout import Key, dropout, fold_in
 from inti_jax.models.heads import LinearHead, TextHead
 from inti_jax.models.scan import scan
-from inti_jax.models.vit import Block, ImageTower
+from inti_jax.models.vit import ImageTower
 
 _DEEP = 24  # number of blocks from which on `scan` = "auto" loops
 
@@ -109,7 +111,7 @@ class VideoModel(nnx.Module):
         )
         self.adapters = nnx.List(
             [
-                BlockAdapters(config, size, i, folded=folded, dtype=dtype, rngs=rngs)
+                build_adapters(config, size, i, folded=folded, dtype=dtype, rngs=rngs)
                 for i in range(size.layers)
             ]
         )
@@ -124,7 +126,7 @@ class VideoModel(nnx.Module):
             self.head = TextHead(size.width, self.backbone.embed, classes, rngs=rngs)
         self.size = size
         self.after = config.compression.compresses_after
-        # ST-Adapter averages the frames' class tokens before it normalises, the other methods after.
+        # ST-Adapter averages the frames before the last LayerNorm, the other methods after.
         self.mean_first = config.adaptation == "st_adapter"
         self.head_dropout = config.head.dropout
         adapters_dropout = config.zero_i2v.dropout if config.adaptation == "zero_i2v" else 0.0
@@ -150,22 +152,22 @@ class VideoModel(nnx.Module):
     def features(self, video: UInt8[Array, "B T H W 3"], key: Key | None = None) -> Float[Array, "B D"]:
         """Compute the feature of each video, in float32.
 
-        It is the mean over the last stage's frames of their normalised class tokens. With ST-Adapter, it is
-        the mean of the class tokens, normalised.
+        It is the mean over the last stage's frames of the tower's feature: with CLIP, of the normalised class
+        token. With ST-Adapter, it is the mean of the class tokens, normalised.
         """
-        return self.pool(self._last_tokens(video, key), video.shape[0])
+        return self.pool(*self._last_tokens(video, key), video.shape[0])
 
     def frame_features(self, video: UInt8[Array, "B T H W 3"]) -> Float[Array, "B S D"]:
-        """Compute the class tokens of the S frames of the last stage, which `features` averages, in float32.
+        """Compute the features of the S frames of the last stage, which `features` averages, in float32.
 
-        They are normalised, except with ST-Adapter, which normalises the mean.
+        With ST-Adapter they are what it averages, before the LayerNorm.
         """
-        return self._class_tokens(self._last_tokens(video), video.shape[0]).astype(jnp.float32)
+        return self._pool_frames(*self._last_tokens(video), video.shape[0]).astype(jnp.float32)
 
     def _last_tokens(
         self, video: UInt8[Array, "B T H W 3"], key: Key | None = None
-    ) -> Float[Array, "BS N D"]:
-        """Compute the tokens that leave the last block."""
+    ) -> tuple[Float[Array, "BS N D"], Float[Array, "BS N"] | None]:
+        """Compute the tokens that leave the last block, and the patches that each stands for, if not one."""
         frames = video.shape[1]
         x, sizes = self.embed(video), None
         for stage in self.stages(frames):
@@ -176,7 +178,7 @@ class VideoModel(nnx.Module):
                     x = self._scan(run, x, sizes, stage.frames, key)
             if stage.compressor is not None:
                 x = compress(stage.compressor, x, stage.frames)
-        return x
+        return x, sizes
 
     def embed(self, video: UInt8[Array, "B T H W 3"]) -> Float[Array, "BT N D"]:
         """Compute the tokens that enter the first block."""
@@ -185,15 +187,19 @@ class VideoModel(nnx.Module):
         offset = jnp.tile(self.temporal(frames), (batch, 1)) if hasattr(self, "temporal") else None
         return self.tower.embed(images, offset)
 
-    def pool(self, x: Float[Array, "BS N D"], batch: int) -> Float[Array, "{batch} D"]:
-        """Compute the videos' features from the tokens that leave the last block."""
-        mean = self._class_tokens(x, batch).mean(axis=1)
-        return self.tower.ln_post(mean).astype(jnp.float32) if self.mean_first else mean
+    def pool(
+        self, x: Float[Array, "BS N D"], sizes: Float[Array, "BS N"] | None, batch: int
+    ) -> Float[Array, "{batch} D"]:
+        """Compute the videos' features from what leaves the last block."""
+        mean = self._pool_frames(x, sizes, batch).mean(axis=1)
+        return self.tower.finish(mean).astype(jnp.float32) if self.mean_first else mean
 
-    def _class_tokens(self, x: Float[Array, "BS N D"], batch: int) -> Float[Array, "{batch} S D"]:
-        """Select the frames' class tokens; normalise them unless the method normalises their mean."""
-        class_tokens = rearrange(x[:, 0], "(b t) d -> b t d", b=batch)
-        return class_tokens if self.mean_first else self.tower.ln_post(class_tokens).astype(jnp.float32)
+    def _pool_frames(
+        self, x: Float[Array, "BS N D"], sizes: Float[Array, "BS N"] | None, batch: int
+    ) -> Float[Array, "{batch} S D"]:
+        """Pool each frame's tokens; the last LayerNorm is left out where the method averages before it."""
+        reduced = rearrange(self.tower.reduce(x, sizes), "(b t) d -> b t d", b=batch)
+        return reduced if self.mean_first else self.tower.finish(reduced).astype(jnp.float32)
 
     def block(
         self,
@@ -207,7 +213,14 @@ class VideoModel(nnx.Module):
         block, adapters = self.tower.blocks[index], self.adapters[index]
 
         def run(x: Array, sizes: Array | None, key: Key | None) -> tuple[Array, Array | None]:
-            return adapters(block, x, sizes, frames, key, self.drop_rates[index])
+            return block.run(
+                sharding.over_batch(x),
+                adapters,
+                sizes=sizes,
+                frames=frames,
+                key=key,
+                drop_rate=self.drop_rates[index],
+            )
 
         return jax.checkpoint(run, policy=self.remat_policy)(x, sizes, key)
 
@@ -253,7 +266,14 @@ class VideoModel(nnx.Module):
             modules: tuple[Block, BlockAdapters], x: Array, index: Array, rate: Array | None
         ) -> Float[Array, "BT N D"]:
             block, adapters = modules
-            return adapters(block, x, sizes, frames, fold_in(key, index), 0.0 if rate is None else rate)[0]
+            return block.run(
+                sharding.over_batch(x),
+                adapters,
+                sizes=sizes,
+                frames=frames,
+                key=fold_in(key, index),
+                drop_rate=0.0 if rate is None else rate,
+            )[0]
 
         return scan(
             modules,
@@ -285,8 +305,8 @@ class VideoModel(nnx.Module):
         tokens = self.tower.tokens
         for index, (block, adapters) in enumerate(zip(self.tower.blocks, self.adapters, strict=True), 1):
             merging, compressor = schedule.merging.get(index, 0), schedule.compressing.get(index)
-            left = tokens - tome.merged(tokens, merging)
-            macs = frames * adapters.macs(block, tokens, frames, merging=merging, folded=folded)
+            left = tokens - tome.merged(tokens - self.tower.prefix_tokens, merging)
+            macs = frames * block.macs(adapters, tokens, frames, merging=merging, folded=folded)
             if compressor is not None:
                 macs += compressor.macs(frames)
             costs.append(BlockCost(index, frames, tokens, left, macs))

@@ -7,11 +7,10 @@ from typing import Any
 from inti_jax.config import Model
 from inti_jax.host.chips import Device, chip_of
 from inti_jax.models import freezing, parameters
-from inti_jax.models.adaptation import PLACES, BlockAdapters
+from inti_jax.models.adapters import PLACES, BlockAdapters
+from inti_jax.models.block import Block
 from inti_jax.models.video import VideoModel
-from inti_jax.models.vit import Block
-
-_EMBEDDING = ("tower.patch_embed", "tower.class_embedding", "tower.positional_embedding", "tower.ln_pre")
+from inti_jax.models.vit import EMBEDDING
 
 
 def peak_flops(devices: Sequence[Device]) -> float | None:
@@ -34,12 +33,16 @@ def training_macs(model: VideoModel, settings: Model, frames: int) -> int:
         return any(path.startswith(prefixes) for path in trained)
 
     total = frames * model.tower.embed_macs() * (1 + trains("tower.patch_embed"))
-    reached = trains(*_EMBEDDING, "temporal.")  # True once anything so far trains
+    reached = trains(*EMBEDDING, "temporal.")  # True once anything so far trains
     compressors = iter(enumerate(model.compressors))
     for cost in model.block_costs(frames):
         block, adapters = model.tower.blocks[cost.index - 1], model.adapters[cost.index - 1]
-        macs = adapters.macs_by_kind(
-            block, cost.tokens, cost.frames, merging=model.schedule.merging.get(cost.index, 0), folded=False
+        macs = block.macs_by_kind(
+            adapters,
+            cost.tokens,
+            cost.frames,
+            merging=model.schedule.merging.get(cost.index, 0),
+            folded=False,
         )
         total += cost.frames * sum(macs)
         prefix = f"tower.blocks.{cost.index - 1}."
@@ -75,7 +78,7 @@ def _below_the_first(block: Block, adapters: BlockAdapters, tokens: int) -> int:
 
     They are those of what comes before the first of these modules, which needs no gradient.
     """
-    places = [place for place in PLACES if getattr(adapters, place) is not None]
+    places = list(adapters.by_place())
     attention, products = block.attention_macs(tokens), block.attention_product_macs(tokens)
     if places and PLACES.index(places[0]) >= PLACES.index("before_mlp"):
         return attention + products  # the products have two gradients

@@ -16,7 +16,7 @@ from inti_jax.models.heads import LOGIT_SCALE_RANGE
 # (pattern of parameter paths, weight decay applies). The first match counts; each path has to match one.
 _DECAY_RULES = (
     (r".*\.(bias|scale|logit_scale)", False),
-    (r".*\.(class_embedding|positional_embedding|embedding)", False),
+    (r".*\.(class_embedding|positional_embedding|registers|embedding)", False),
     (r".*\.logits", False),
     (r".*\.kernel", True),
 )

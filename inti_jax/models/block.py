@@ -1,0 +1,264 @@
+"""Define the transformer block: its one forward pass, with or without added modules, and its cost.
+
+Images, texts and videos all go through `Block.run`. Blocks normalise before attention and MLP. The activation
+and the LayerNorm epsilon are those of the checkpoint; the defaults are OpenAI's, QuickGELU and 1e-5. Tokens
+are `[B, N, D]`. For videos these are frames, `[B*T, N, D]` with t fastest.
+
+The backward pass computes LayerNorm, activation and attention weights again from the outputs of the matrix
+products. What is kept is then mostly the inputs of matrices that train, and a frozen tower has none.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from inti_jax.config.backbones import OPENAI, Numerics
+from inti_jax.models import tome
+from inti_jax.models.adapters import (
+    FOLDING,
+    NOTHING,
+    PLACES,
+    Adapter,
+    BlockAdapters,
+    LinearAdapter,
+    shift_heads,
+)
+from inti_jax.models.dropout import Key, Rate, drop_path, fold_in
+from inti_jax.models.remat import keep
+
+Tokens = Float[Array, "B N D"]
+Sizes = Float[Array, "B N"]  # patches that each token stands for
+
+_PROJECTION_INIT = nnx.initializers.lecun_normal()
+_BEHIND_MERGE = PLACES[PLACES.index("before_mlp") :]
+
+
+def quick_gelu(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
+    """Compute x * sigmoid(1.702 x), the approximation of GELU that OpenAI's CLIP was trained with."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "quick_gelu": quick_gelu,
+    "gelu": partial(jax.nn.gelu, approximate=False),
+}
+
+
+class LayerNorm(nnx.LayerNorm):
+    """LayerNorm with torch's default epsilon; its variance takes two passes in float32 for any `dtype`."""
+
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:  # type: ignore[override]
+        """Normalise the last dimension; the backward pass computes this again."""
+        return jax.checkpoint(super().__call__)(x)
+
+    def __init__(self, width: int, *, eps: float = OPENAI.eps, dtype: DTypeLike, rngs: nnx.Rngs):
+        super().__init__(width, epsilon=eps, use_fast_variance=False, dtype=dtype, rngs=rngs)
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention over the tokens of one frame; one packed kernel gives q, k and v.
+
+    With `causal`, a token sees itself and the tokens before it.
+    """
+
+    def __init__(self, width: int, heads: int, *, causal: bool = False, dtype: DTypeLike, rngs: nnx.Rngs):
+        per_head = width // heads
+        self.qkv = nnx.LinearGeneral(
+            width, (3, heads, per_head), kernel_init=_PROJECTION_INIT, dtype=dtype, rngs=rngs
+        )
+        self.out = nnx.LinearGeneral(
+            (heads, per_head), width, axis=(-2, -1), kernel_init=_PROJECTION_INIT, dtype=dtype, rngs=rngs
+        )
+        self.causal = causal
+        self.head_size = per_head
+
+    def project(self, x: Tokens, added: BlockAdapters) -> tuple[Array, Array, Array]:
+        """Compute queries, keys and values, `[B, N, A, Dh]` each, with LoRA's updates."""
+        projected = jnp.unstack(self.qkv(x), axis=-3)
+        updates = (added.lora_query, added.lora_key, added.lora_value)
+        q, k, v = (
+            keep(part if update is None else part + update(x).reshape(part.shape))
+            for part, update in zip(projected, updates, strict=True)
+        )
+        return q, k, v
+
+    def mix(
+        self,
+        q: Float[Array, "B N A Dh"],
+        k: Float[Array, "B N A Dh"],
+        v: Float[Array, "B N A Dh"],
+        added: BlockAdapters,
+        sizes: Sizes | None = None,
+    ) -> Tokens:
+        """Attend, with the softmax in float32, then apply the output matrix with LoRA's update.
+
+        Logits are scaled by 1/sqrt(head size). With `sizes`, attention to a token is in proportion to the
+        patches it stands for (ToMe).
+        """
+        bias = None if sizes is None else jnp.log(sizes).astype(q.dtype)[:, None, None, :]
+        attend = partial(jax.nn.dot_product_attention, is_causal=self.causal)
+        mixed = keep(jax.checkpoint(attend)(q, k, v, bias))
+        out = self.out(mixed)
+        if added.lora_out is not None:
+            out = out + added.lora_out(rearrange(mixed, "b n a h -> b n (a h)"))
+        return keep(out)
+
+
+class Mlp(nnx.Module):
+    """The MLP of a block: two layers with the activation between them, four times as wide inside."""
+
+    def __init__(self, width: int, *, numerics: Numerics = OPENAI, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.fc = nnx.Linear(width, 4 * width, dtype=dtype, rngs=rngs)
+        self.proj = nnx.Linear(4 * width, width, dtype=dtype, rngs=rngs)
+        self._activation = _ACTIVATIONS[numerics.activation]
+
+    def __call__(self, x: Tokens, added: BlockAdapters) -> Tokens:
+        """Apply the MLP to each token, with LoRA's updates."""
+        hidden = self.fc(x)
+        if added.lora_fc is not None:
+            hidden = hidden + added.lora_fc(x)
+        hidden = jax.checkpoint(self._activation)(keep(hidden))
+        out = self.proj(hidden)
+        return keep(out if added.lora_proj is None else out + added.lora_proj(hidden))
+
+
+class BlockMacs(NamedTuple):
+    """Multiply-accumulates of a block for one frame, by kind."""
+
+    matrices: int  # the tower's matrices with activations
+    products: int  # activations with each other: the two products of attention
+    additions: int  # the added modules
+    merging: int  # the similarities by which ToMe chooses patches
+
+
+class Block(nnx.Module):
+    """One transformer block: attention, then MLP, each with a LayerNorm before and a residual around it."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        causal: bool = False,
+        numerics: Numerics = OPENAI,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        self.ln_1 = LayerNorm(width, eps=numerics.eps, dtype=dtype, rngs=rngs)
+        self.attn = Attention(width, heads, causal=causal, dtype=dtype, rngs=rngs)
+        self.ln_2 = LayerNorm(width, eps=numerics.eps, dtype=dtype, rngs=rngs)
+        self.mlp = Mlp(width, numerics=numerics, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Tokens) -> Tokens:
+        """Run the block by itself, as on single images and texts."""
+        return self.run(x, NOTHING)[0]
+
+    def run(
+        self,
+        x: Tokens,
+        added: BlockAdapters,
+        *,
+        sizes: Sizes | None = None,
+        frames: int = 1,
+        key: Key | None = None,
+        drop_rate: Rate = 0.0,
+    ) -> tuple[Float[Array, "B M D"], Float[Array, "B M"] | None]:
+        """Run the block with the modules `added`, on videos of `frames` frames.
+
+        `sizes` are the patches that each token stands for, None as long as that is one. Returns the tokens
+        and their sizes. In training, `key` is given: trained branches are dropped at `drop_rate`, and
+        ZeroI2V's adapters apply their dropout.
+        """
+        keys = [fold_in(key, i) for i in range(8)]
+        # Stochastic depth drops the added branches and, where the block itself trains, its own too.
+        branch_rate = drop_rate if added.drops_block else 0.0
+        if added.before_attn is not None:
+            x = keep(added.before_attn(x, frames))
+        if added.temporal_out is not None:
+            over_time = self._over_time(x, added, added.temporal_out, frames)
+            x = keep(x + drop_path(over_time, frames, drop_rate, keys[0]))
+
+        q, k, v = self.attn.project(_through(added.attn_in, self.ln_1(x), keys[1]), added)
+        metric = k
+        if added.shifts:
+            k, v = (_shift(part, frames, added.shifts) for part in (k, v))
+        attended = _through(added.attn_out, self.attn.mix(q, k, v, added, sizes), keys[2])
+        x = keep(x + drop_path(attended, frames, branch_rate, keys[3]))
+
+        if added.merging:
+            alike = frames if added.merges_alike else 1
+            x, sizes = tome.merge(x, sizes, metric, added.merging, alike, prefix=added.prefix_tokens)
+        if added.before_mlp is not None:
+            x = keep(added.before_mlp(x, frames))
+        y = self.ln_2(x)
+        hidden = _through(added.mlp_out, self.mlp(_through(added.mlp_in, y, keys[4]), added), keys[5])
+        x = x + drop_path(hidden, frames, branch_rate, keys[7])
+        if added.mlp_beside is not None:
+            x = x + drop_path(added.beside_scale * added.mlp_beside(y), frames, drop_rate, keys[6])
+        return x, sizes
+
+    def _over_time(self, x: Tokens, added: BlockAdapters, out: Adapter, frames: int) -> Tokens:
+        """Attend along the frames at each position, with the block's own attention, then apply `out`."""
+        y = rearrange(self.ln_1(x), "(b t) n d -> (b n) t d", t=frames)
+        y = self.attn.mix(*self.attn.project(_through(added.temporal_in, y, None), added), added)
+        return rearrange(out(y), "(b n) t d -> (b t) n d", n=x.shape[1])
+
+    def macs(self, added: BlockAdapters, tokens: int, frames: int, *, merging: int, folded: bool) -> int:
+        """Count the multiply-accumulates of the block with the modules `added`, for one frame.
+
+        The frame is one of `frames` and has `tokens` tokens. The block counts as if it were asked to merge
+        `merging` patches. With `folded`, modules that fold into the block's matrices cost nothing.
+        """
+        return sum(self.macs_by_kind(added, tokens, frames, merging=merging, folded=folded))
+
+    def macs_by_kind(
+        self, added: BlockAdapters, tokens: int, frames: int, *, merging: int, folded: bool
+    ) -> BlockMacs:
+        """Count what `macs` counts, split by kind."""
+        left = tokens - tome.merged(tokens - added.prefix_tokens, merging)
+        matrices = self.attention_macs(tokens) + self.mlp_macs(left)
+        products = self.attention_product_macs(tokens)
+        if added.temporal_out is not None:
+            matrices += self.attention_macs(frames) * tokens // frames
+            products += self.attention_product_macs(frames) * tokens // frames
+        additions = sum(
+            module.macs(left if place in _BEHIND_MERGE else tokens)
+            for place, module in added.by_place().items()
+            if not (folded and isinstance(module, FOLDING))
+        )
+        choice = tome.macs(tokens - added.prefix_tokens, self.attn.head_size) if merging else 0
+        return BlockMacs(matrices - products, products, additions, choice)
+
+    def attention_macs(self, tokens: int) -> int:
+        """Count the multiply-accumulates of the attention among `tokens` tokens."""
+        return 4 * tokens * self.mlp.fc.in_features**2 + self.attention_product_macs(tokens)
+
+    def attention_product_macs(self, tokens: int) -> int:
+        """Count those of `attention_macs` that multiply activations with each other."""
+        return 2 * tokens**2 * self.mlp.fc.in_features
+
+    def mlp_macs(self, tokens: int) -> int:
+        """Count the multiply-accumulates of the MLP on `tokens` tokens."""
+        return 8 * tokens * self.mlp.fc.in_features**2
+
+
+def _through(module: Adapter | LinearAdapter | None, x: Tokens, key: Key | None) -> Tokens:
+    """Apply `module`; where there is none, return `x`."""
+    if module is None:
+        return x
+    return module(x, key) if isinstance(module, LinearAdapter) else module(x)
+
+
+def _shift(
+    x: Float[Array, "BT N A Dh"], frames: int, shifts: tuple[tuple[int, int], ...]
+) -> Float[Array, "BT N A Dh"]:
+    """Take some heads from other frames of the same video; see `shift_heads`."""
+    by_video = rearrange(x, "(b t) n a h -> b t n a h", t=frames)
+    return rearrange(shift_heads(by_video, shifts), "b t n a h -> (b t) n a h")
