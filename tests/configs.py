@@ -38,6 +38,14 @@ def record(settings: config.Config, classes: int = 10, backbone: Backbone = Back
     return RunRecord(settings, Dataset("motion_digits", "1.0.0", "0", labels), backbone)
 
 
+# Changes of a backbone's size, by the number of tokens before its patches. Without a class token the feature
+# is the mean of the patches; registers are beside it.
+PREFIXES: dict[int, dict[str, Any]] = {
+    0: {"class_token": False, "pooling": "patches"},
+    1: {},
+    5: {"registers": 4},
+}
+
 INTI = {"model__compression__kind": "inti", "model__compression__after": (1,)}
 
 

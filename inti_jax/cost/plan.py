@@ -199,7 +199,7 @@ def _fitting(model: Any, compression: config.Compression, frames: int, share: fl
             dataclasses.replace(chosen, group=group),
             model.size.width,
             model.tower.grid,
-            prefix_tokens=1,
+            prefix_tokens=model.tower.prefix_tokens,
             dtype=model.dtype,
             rngs=make_rngs(0),
         )

@@ -6,7 +6,7 @@ The two steps are apart because ST-Adapter averages the frames of a video betwee
 
 from typing import Protocol, runtime_checkable
 
-import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -57,9 +57,8 @@ class MeanOfPatches(nnx.Module):
         patches = x[:, self.prefix_tokens :]
         if sizes is None:
             return patches.mean(axis=1)
-        weights = sizes[:, self.prefix_tokens :]
-        mean = jnp.einsum("bnd,bn->bd", patches.astype(jnp.float32), weights) / weights.sum(axis=1)[:, None]
-        return mean.astype(x.dtype)
+        weights = rearrange(sizes[:, self.prefix_tokens :], "b n -> b n 1")
+        return ((patches * weights).sum(axis=1) / weights.sum(axis=1)).astype(x.dtype)
 
     def finish(self, reduced: Float[Array, "*B D"], norm: LayerNorm) -> Float[Array, "*B D"]:
         """Normalise."""

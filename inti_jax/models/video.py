@@ -104,7 +104,12 @@ class VideoModel(nnx.Module):
         self.compressors = nnx.List(
             [
                 build_compressor(
-                    config.compression, size.width, self.tower.grid, prefix_tokens=1, dtype=dtype, rngs=rngs
+                    config.compression,
+                    size.width,
+                    self.tower.grid,
+                    prefix_tokens=self.tower.prefix_tokens,
+                    dtype=dtype,
+                    rngs=rngs,
                 )
                 for _ in config.compression.compresses_after
             ]

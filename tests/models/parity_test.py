@@ -17,6 +17,7 @@ from inti_jax.models import tome
 from inti_jax.models.freezing import trains
 from inti_jax.models.parameters import merge, parameter_shapes
 from inti_jax.models.video import VideoModel
+from tests.configs import PREFIXES
 from tests.models import torch_references as references
 
 BATCH, FRAMES = 2, 4
@@ -113,41 +114,57 @@ def test_features_and_gradients_with_merged_tokens(r, after, by_block, matching,
     compare(Method(settings, references.tome, arguments), 3, monkeypatch)
 
 
-@pytest.mark.parametrize("tokens", [17, 10, 3])
+TOME = Method(
+    {"compression": Compression(kind="tome", r=3, matching="frame")}, references.tome, {"r": (3, 3)}
+)
+
+
+@pytest.mark.parametrize("prefix", [0, 5])
+@pytest.mark.parametrize("method", ["aim_2", "st_adapter_attn_mlp", "zero_i2v_base", "lora", "tome"])
+def test_features_and_gradients_with_other_tokens_before_the_patches(method, prefix, monkeypatch):
+    blocks = 2 if method == "tome" else 1
+    compare({**METHODS, "tome": TOME}[method], blocks, monkeypatch, **PREFIXES[prefix])
+
+
+@pytest.mark.parametrize(("tokens", "prefix"), [(17, 1), (10, 1), (3, 1), (16, 0), (9, 0), (21, 5)])
 @pytest.mark.parametrize("frames", [1, 3])
-def test_the_tokens_that_merge(tokens, frames):
-    """`frames` frames merge alike; ours counts tokens within the even and the odd ones."""
+def test_the_tokens_that_merge(tokens, prefix, frames):
+    """`frames` frames merge alike; ours counts patches within the first set and the second."""
     keys = np.random.default_rng(0).standard_normal((6, tokens, 4, 8), np.float32)
-    keys[:, 1] = keys[:, 0]  # nothing is as similar as the class token to this one
-    for r in range(1, (tokens - 1) // 2 + 1):
-        sources, destinations, stay = (np.asarray(part) for part in tome.match(jnp.asarray(keys), r, frames))
+    patches = jnp.asarray(keys[:, prefix:])
+    for r in range(1, (tokens - prefix) // 2 + 1):
+        sources, destinations, stay = (np.asarray(part) for part in tome.match(patches, r, frames))
         for i in range(len(keys)):
             clip = torch.from_numpy(keys).unflatten(0, (-1, frames))[i // frames]
-            kept, merged, into = references.match_tokens(clip.mean(dim=-2), r)
-            np.testing.assert_array_equal(2 * stay[i], kept)
-            np.testing.assert_array_equal(2 * sources[i], merged)
-            np.testing.assert_array_equal(2 * destinations[i] + 1, into)
-            assert stay[i, 0] == 0 and 0 not in sources[i]
+            kept, merged, into = references.match_tokens(clip.mean(dim=-2), r, prefix)
+            np.testing.assert_array_equal(prefix + 1 + 2 * stay[i], kept)
+            np.testing.assert_array_equal(prefix + 1 + 2 * sources[i], merged)
+            np.testing.assert_array_equal(prefix + 2 * destinations[i], into)
 
 
-def test_merged_tokens_are_means_by_size():
+@pytest.mark.parametrize("prefix", [0, 1, 5])
+def test_merged_tokens_are_means_by_size(prefix):
     rng = np.random.default_rng(0)
-    x, keys = rng.standard_normal((4, 11, 3), np.float32), rng.standard_normal((4, 11, 2, 8), np.float32)
-    sizes = rng.integers(1, 5, (4, 11)).astype(np.float32)
-    found, found_sizes = tome.merge(*map(jnp.asarray, (x, sizes, keys)), 4, 1)
+    tokens = prefix + 10
+    x = rng.standard_normal((4, tokens, 3), np.float32)
+    keys = rng.standard_normal((4, tokens, 2, 8), np.float32)
+    keys[:, prefix:] = keys[:, :1]  # nothing is as similar as the first token to any other
+    keys[:, prefix:] += 0.1 * rng.standard_normal((4, 10, 2, 8), np.float32)
+    sizes = rng.integers(1, 5, (4, tokens)).astype(np.float32)
+    found, found_sizes = tome.merge(*map(jnp.asarray, (x, sizes, keys)), 4, 1, prefix=prefix)
     videos = [torch.from_numpy(part)[None] for part in (x, sizes, keys.mean(axis=-2))]
-    expected, expected_sizes = references.merge_tokens(*videos, 4)
+    expected, expected_sizes = references.merge_tokens(*videos, 4, prefix)
     np.testing.assert_allclose(found, expected[0], atol=1e-6)
     np.testing.assert_array_equal(found_sizes, expected_sizes[0])
     np.testing.assert_array_equal(found_sizes.sum(axis=1), sizes.sum(axis=1))
-    # The class token stays as it was.
-    np.testing.assert_allclose(found[:, 0], x[:, 0], atol=1e-6)
-    np.testing.assert_array_equal(found_sizes[:, 0], sizes[:, 0])
+    # The tokens before the patches stay as they were, in front.
+    np.testing.assert_allclose(found[:, :prefix], x[:, :prefix], atol=1e-6)
+    np.testing.assert_array_equal(found_sizes[:, :prefix], sizes[:, :prefix])
 
 
-def compare(method: Method, blocks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def compare(method: Method, blocks: int, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
     """With the reference in float64: what differs is then our own rounding, or a mistake."""
-    size = BackboneSize(width=64, layers=blocks, heads=method.heads, patch=8, resolution=32)
+    size = BackboneSize(width=64, layers=blocks, heads=method.heads, patch=8, resolution=32, **changes)
     monkeypatch.setitem(BACKBONES, "tiny", size)
     settings = Model(pretrained="random", **method.settings)
     model = nnx.eval_shape(lambda: VideoModel(settings, 10, num_frames=FRAMES, rngs=nnx.Rngs(0)))

@@ -1,7 +1,8 @@
 """Published methods in PyTorch, each in a few lines from its paper: what our models are compared with.
 
 A method takes our parameters, a flat `{path: tensor}`, and normalised frames `[B, T, H, W, 3]`, and
-returns features `[B, D]`. Tokens are `[B, T, N, D]` throughout; token 0 is the class token.
+returns features `[B, D]`. Tokens are `[B, T, N, D]` throughout: the class token, registers, patches. Where
+the parameters have no class token, the frame's feature is the mean of its patches.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,11 +31,24 @@ def embed(params: Params, frames: torch.Tensor) -> torch.Tensor:
     images = frames.flatten(0, 1).permute(0, 3, 1, 2)
     patches = functional.conv2d(images, kernel, stride=kernel.shape[-1]).flatten(2).transpose(1, 2)
     patches = patches.unflatten(0, frames.shape[:2])
-    first = params["tower.class_embedding"].expand(*frames.shape[:2], 1, -1)
-    x = torch.cat([first, patches], dim=2) + params["tower.positional_embedding"]
+    positions = params["tower.positional_embedding"]
+    first = [
+        params[name].reshape(-1, kernel.shape[0])
+        for name in ("tower.class_embedding", "tower.registers")
+        if name in params
+    ]
+    if "tower.class_embedding" in params:
+        first[0] = first[0] + positions[:1]
+    first = [tokens.expand(*frames.shape[:2], -1, -1) for tokens in first]
+    x = torch.cat([*first, patches + positions[-patches.shape[2] :]], dim=2)
     if "temporal.embedding" in params:
         x = x + params["temporal.embedding"][:, None]
     return layer_norm(x, params, "tower.ln_pre")
+
+
+def prefix_tokens(params: Params) -> int:
+    """How many tokens are before the patches."""
+    return ("tower.class_embedding" in params) + len(params.get("tower.registers", ()))
 
 
 def blocks(params: Params) -> list[tuple[Params, Params]]:
@@ -82,13 +96,23 @@ def layer_norm(x: torch.Tensor, params: Params, name: str) -> torch.Tensor:
     return functional.layer_norm(x, x.shape[-1:], params[f"{name}.scale"], params[f"{name}.bias"], eps=1e-5)
 
 
-def mean_of_normalized(x: torch.Tensor, params: Params) -> torch.Tensor:
-    return layer_norm(x[:, :, 0], params, "tower.ln_post").mean(dim=1)
+def mean_of_normalized(x: torch.Tensor, params: Params, size: torch.Tensor | None = None) -> torch.Tensor:
+    return layer_norm(pool(x, params, size), params, "tower.ln_post").mean(dim=1)
 
 
 def normalized_mean(x: torch.Tensor, params: Params) -> torch.Tensor:
     """ST-Adapter's own."""
-    return layer_norm(x[:, :, 0].mean(dim=1), params, "tower.ln_post")
+    return layer_norm(pool(x, params).mean(dim=1), params, "tower.ln_post")
+
+
+def pool(x: torch.Tensor, params: Params, size: torch.Tensor | None = None) -> torch.Tensor:
+    """The class token or, where there is none, the mean of the patches, merged ones by their size."""
+    if "tower.class_embedding" in params:
+        return x[:, :, 0]
+    first = prefix_tokens(params)
+    weights = x.new_ones(x.shape[:-1]) if size is None else size
+    weights = weights[:, :, first:, None]
+    return (x[:, :, first:] * weights).sum(dim=2) / weights.sum(dim=2)
 
 
 def idle_adapter(path: str, width: int) -> Params:
@@ -130,20 +154,20 @@ def st_adapter(
     pool: Callable[[torch.Tensor, Params], torch.Tensor] = normalized_mean,
 ) -> torch.Tensor:
     """`before` names one or both of `attn` and `mlp`."""
-    x = embed(params, frames)
+    x, first = embed(params, frames), prefix_tokens(params)
     for block, added in blocks(params):
         if "attn" in before:
-            x = convolve_in_time(x, added, "before_attn")
+            x = convolve_in_time(x, added, "before_attn", first)
         x = x + attention(layer_norm(x, block, "ln_1"), block)
         if "mlp" in before:
-            x = convolve_in_time(x, added, "before_mlp")
+            x = convolve_in_time(x, added, "before_mlp", first)
         x = x + mlp(layer_norm(x, block, "ln_2"), block)
     return pool(x, params)
 
 
-def convolve_in_time(x: torch.Tensor, added: Params, slot: str) -> torch.Tensor:
-    """A channel at a time, with zeros beside the clip; the class token passes by."""
-    first, patches = x[:, :, :1], x[:, :, 1:]
+def convolve_in_time(x: torch.Tensor, added: Params, slot: str, prefix: int) -> torch.Tensor:
+    """A channel at a time, with zeros beside the clip; the tokens before the patches pass by."""
+    first, patches = x[:, :, :prefix], x[:, :, prefix:]
     hidden = linear(patches, added, f"{slot}.down").permute(0, 2, 3, 1)  # [B, N, C, T]
     kernel = added[f"{slot}.conv.kernel"].T[:, None]
     convolved = functional.conv1d(
@@ -232,45 +256,52 @@ def tome(params: Params, frames: torch.Tensor, *, r: Sequence[int], alike: bool 
         x = x + attend(q, k, v, block, size)
         if merges:
             size = x.new_ones(x.shape[:-1]) if size is None else size
-            x, size = merge_tokens(x, size, k.detach().mean(dim=-2), merges, alike)
+            metric = k.detach().mean(dim=-2)
+            x, size = merge_tokens(x, size, metric, merges, prefix_tokens(params), alike)
         x = x + mlp(layer_norm(x, block, "ln_2"), block)
-    return mean_of_normalized(x, params)
+    return mean_of_normalized(x, params, size)
 
 
 def merge_tokens(
-    x: torch.Tensor, size: torch.Tensor, metric: torch.Tensor, r: int, alike: bool = False
+    x: torch.Tensor, size: torch.Tensor, metric: torch.Tensor, r: int, prefix: int, alike: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The tokens `[B, T, N - r, D]`, each the mean of those that merged in it, and their sizes."""
     deciding = [video if alike else frame[None] for video in metric for frame in video]
-    belongs = torch.stack([group_tokens(frames, r) for frames in deciding])
+    belongs = torch.stack([group_tokens(frames, r, prefix) for frames in deciding])
     belongs = belongs.unflatten(0, x.shape[:2]).to(x.dtype)
     merged_size = (belongs @ size[..., None])[..., 0]
     return belongs @ (x * size[..., None]) / merged_size[..., None], merged_size
 
 
-def group_tokens(metric: torch.Tensor, r: int) -> torch.Tensor:
-    """`[N - r, N]`, 0 or 1: the tokens of a frame that form each new one, the even ones left first."""
-    kept, merged, into = match_tokens(metric, r)
-    tokens = metric.shape[-2]
-    odd = torch.arange(1, tokens, 2)
-    belongs = torch.zeros(len(kept) + len(odd), tokens)
-    belongs[torch.arange(len(kept)), kept] = 1
-    belongs[len(kept) + torch.arange(len(odd)), odd] = 1
-    belongs[len(kept) + into // 2, merged] = 1
+def group_tokens(metric: torch.Tensor, r: int, prefix: int) -> torch.Tensor:
+    """`[N - r, N]`, 0 or 1: the tokens of a frame that form each new one.
+
+    The tokens before the patches are first, then the patches that stay, then those that others join.
+    """
+    stay, merged, into = match_tokens(metric, r, prefix)
+    first, joined = list(range(prefix)), list(range(prefix, metric.shape[-2], 2))
+    rows = [*first, *stay.tolist(), *joined]
+    belongs = torch.zeros(len(rows), metric.shape[-2])
+    belongs[range(len(rows)), rows] = 1
+    for source, target in zip(merged.tolist(), into.tolist(), strict=True):
+        belongs[rows.index(target), source] = 1
     return belongs
 
 
-def match_tokens(metric: torch.Tensor, r: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The even tokens kept, the even ones merged, and the odd ones they join, by `metric` `[frames, N, Dh]`.
+def match_tokens(
+    metric: torch.Tensor, r: int, prefix: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The patches kept, the patches merged, and those they join, by `metric` `[frames, N, Dh]`.
 
-    Each even token proposes the odd one most like it; the `r` closest pairs merge. The class token, the
-    first even one, proposes none. At most half of the other tokens can merge.
+    Every other patch, from the second on, proposes the one of the others that is most like it; the `r`
+    closest pairs merge. At most half of the patches can merge, and none of the first `prefix` tokens.
     """
-    r = min(r, (metric.shape[-2] - 1) // 2)
+    proposing = torch.arange(prefix + 1, metric.shape[-2], 2)
+    others = torch.arange(prefix, metric.shape[-2], 2)
+    r = min(r, len(proposing))
     metric = functional.normalize(metric, dim=-1)
-    scores = (metric[:, 0::2] @ metric[:, 1::2].transpose(1, 2)).mean(dim=0)
-    scores[0] = -torch.inf
+    scores = (metric[:, proposing] @ metric[:, others].transpose(1, 2)).mean(dim=0)
     best, partner = scores.max(dim=1)
     order = best.argsort(descending=True)
     merged, kept = order[:r], order[r:].sort().values
-    return 2 * kept, 2 * merged, 2 * partner[merged] + 1
+    return proposing[kept], proposing[merged], others[partner[merged]]

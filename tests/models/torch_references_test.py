@@ -131,13 +131,13 @@ def test_merging_equal_tokens_changes_nothing(params, frames):
 def test_the_closest_pairs_merge_and_the_class_token_never():
     angles = torch.tensor([0.0, 90.0, 31.0, 30.0, 92.0, 0.0, 60.0]).deg2rad()  # token 0 equals token 5
     metric = torch.stack([angles.cos(), angles.sin()], dim=-1)[None]
-    kept, merged, into = (part.tolist() for part in references.match_tokens(metric, 2))
-    assert (kept, merged, into) == ([0, 6], [2, 4], [3, 1])
-    kept, merged, into = (part.tolist() for part in references.match_tokens(metric, 99))
-    assert (kept, merged) == ([0], [2, 4, 6])
+    kept, merged, into = (part.tolist() for part in references.match_tokens(metric, 2, 1))
+    assert (kept, merged, into) == ([6], [2, 4], [3, 1])
+    kept, merged, into = (part.tolist() for part in references.match_tokens(metric, 99, 1))
+    assert (kept, merged) == ([], [2, 4, 6])
     x = torch.arange(7.0)[None, None, :, None]
     size = torch.tensor([1.0, 1, 3, 1, 1, 1, 1])[None, None]
-    means, sizes = references.merge_tokens(x, size, metric[None], 2)
+    means, sizes = references.merge_tokens(x, size, metric[None], 2, 1)
     assert sizes.flatten().tolist() == [1, 1, 2, 4, 1]
     assert means.flatten().tolist() == [0, 6, (1 + 4) / 2, (3 * 2 + 3) / 4, 5]
 
