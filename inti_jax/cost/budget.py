@@ -72,7 +72,7 @@ def mergings(
     whole = model.macs(frames, folded=True, schedule=UNCOMPRESSED)
     costs = {
         r: model.macs(frames, folded=True, schedule=Schedule({}, dict.fromkeys(blocks, r)))
-        for r in range((model.tower.tokens - 1) // 2 + 1)
+        for r in range((model.tower.tokens - model.tower.prefix_tokens) // 2 + 1)
     }
     fitting = sorted((-macs, r) for r, macs in costs.items() if macs <= budget * whole)
     return [Merging(r, -macs / whole, -macs / 1e9) for macs, r in fitting[:most]]
