@@ -216,6 +216,6 @@ def test_the_cost_is_that_of_all_products(method, kind, prefix, monkeypatch):
     after = () if kind in ("none", "tome") else (1,)
     model = abstract(kind, after, adaptation=method, st_adapter=StAdapter(width=ST_WIDTH))
     graphdef, params = nnx.split(model)
-    video = jax.ShapeDtypeStruct((1, 4, 32, 32, 3), jnp.uint8)
+    video = jax.ShapeDtypeStruct((1, 8, 32, 32, 3), jnp.uint8)
     counted = products(lambda params, video: nnx.merge(graphdef, params)(video), params, video)
-    assert counted + elementwise(method, kind, 4, 16 + prefix, 16) == model.macs(4)
+    assert counted + elementwise(method, kind, 8, 16 + prefix, 16) == model.macs(8)

@@ -7,7 +7,8 @@ import torch
 from flax import nnx
 
 from inti_jax.config.backbones import BackboneSize
-from inti_jax.models.vit import ImageTower, quick_gelu
+from inti_jax.models.block import quick_gelu
+from inti_jax.models.vit import ImageTower
 
 SIZE = BackboneSize(width=128, layers=3, heads=2, patch=8, resolution=32)
 
