@@ -14,7 +14,6 @@ from inti_jax.host.paths import local_path
 if TYPE_CHECKING:
     from inti_jax.pretrained.clip_file import Description
     from inti_jax.pretrained.lazy_array import LazyArray
-    from inti_jax.runs.checkpoint import Step
 
 # Share of a stage's norm. Two float32 implementations of CLIP differ by a hundredth of it. A wrong
 # activation, epsilon or layout makes them differ by far more.
@@ -82,6 +81,7 @@ def main(prog: str = "python -m inti_jax.convert") -> None:
         "directory with one of them (default: the one beside SRC, if any)",
     )
     cli.add_step_argument(parser)
+    cli.add_weights_argument(parser)
     parser.add_argument(
         "--verify", type=local_path, metavar="F", help="converted file to compare with --against"
     )
@@ -94,7 +94,7 @@ def main(prog: str = "python -m inti_jax.convert") -> None:
     if (arguments.verify is None) != (arguments.against is None):
         raise UsageError("--verify F and --against SRC go together")
     if arguments.verify is not None:
-        others = ("source", "out", "to", "activation", "head_size", "vocab", "step")
+        others = ("source", "out", "to", "activation", "head_size", "vocab", "step", "weights")
         if any(getattr(arguments, name) is not None for name in others):
             raise UsageError("--verify takes only --against SRC: the file states the rest")
         _verify(arguments.verify, arguments.against)
@@ -105,12 +105,13 @@ def main(prog: str = "python -m inti_jax.convert") -> None:
         raise UsageError(f"--head_size is {arguments.head_size}: it should be at least 1")
     if not arguments.out.absolute().parent.is_dir():
         raise UsageError(f"--out {arguments.out}: there is no directory {arguments.out.absolute().parent}")
-    if arguments.step is not None and not arguments.source.is_dir():
-        raise UsageError(f"--step needs the directory of a run, and {arguments.source} is not one")
+    for name in ("step", "weights"):
+        if getattr(arguments, name) is not None and not arguments.source.is_dir():
+            raise UsageError(f"--{name} needs the directory of a run, and {arguments.source} is not one")
     if arguments.to is not None:
         if arguments.activation or arguments.head_size or arguments.vocab:
             raise UsageError("--to takes only SRC and --out: the file states the rest")
-        _give_back(arguments.source, arguments.out, arguments.to, arguments.step)
+        _give_back(arguments)
     else:
         _convert(arguments)
 
@@ -150,23 +151,24 @@ def _convert_run(arguments: argparse.Namespace, start: float) -> None:
 
     if arguments.activation or arguments.head_size or arguments.vocab:
         raise UsageError(f"{arguments.source} is a run: it takes only --out, since the run states the rest")
-    arrays, description, left = export.read_run(arguments.source, arguments.step)
+    arrays, description, left = export.read_run(arguments.source, arguments.step, arguments.weights)
     digest = clip_file.write(arguments.out, arrays, description)
     print(f"left out    {', '.join(left)}")
     _print_description(description)
     _print_written(arguments.out, arrays, digest, start)
 
 
-def _give_back(source: Path, out: Path, naming: str, step: "Step") -> None:
+def _give_back(arguments: argparse.Namespace) -> None:
     from inti_jax.pretrained.clip_file import ClipFile
     from inti_jax.runs import export
 
     start = time.monotonic()
+    source, out, naming = arguments.source, arguments.out, arguments.to
     if naming == "trained":
-        _give_trained(source, out, step, start)
+        _give_trained(arguments, start)
         return
     if source.is_dir():
-        arrays, description, left = export.read_run(source, step)
+        arrays, description, left = export.read_run(source, arguments.step, arguments.weights)
         print(f"left out    {', '.join(left)}")
         written = export.export(arrays, description, naming, out)
     else:
@@ -177,15 +179,17 @@ def _give_back(source: Path, out: Path, naming: str, step: "Step") -> None:
     print(f"wrote       {out}: {naming} naming, {written} keys, in {time.monotonic() - start:.1f} s")
 
 
-def _give_trained(source: Path, out: Path, step: "Step", start: float) -> None:
-
+def _give_trained(arguments: argparse.Namespace, start: float) -> None:
     from inti_jax.distributed import sharding
     from inti_jax.runs import trained, trained_file
 
+    out = arguments.out
     if out.suffix != ".safetensors":
         raise UsageError(f"--out {out}: the file's name should end in .safetensors")
-    found = trained.load(source, sharding.one_device_mesh(), step=step)
-    digest = trained_file.write(out, found.record, found.params)
+    found = trained.load(
+        arguments.source, sharding.one_device_mesh(), step=arguments.step, weights=arguments.weights
+    )
+    digest = trained_file.write(out, found.record, found.params, found.weights)
     print(f"trained     {found.record.config.model.adaptation}, {len(found.record.dataset.labels)} labels")
     print(f"backbone    {found.record.backbone.sha256 or 'random weights'}")
     print(f"hash        {digest}")

@@ -21,6 +21,7 @@ from inti_jax.host.paths import local_path
 
 if TYPE_CHECKING:
     from inti_jax.runs.checkpoint import Step
+    from inti_jax.runs.evaluations import Weights
 
 log = logging.getLogger("inti_jax")
 
@@ -75,6 +76,7 @@ def main(prog: str = "python -m inti_jax.features") -> None:
         clips=arguments.clips,
         pretrained=arguments.pretrained,
         step=arguments.step,
+        weights=arguments.weights,
     )
     total = len(videos.paths) + len(videos.left_out)
     log.info("%s: features of %d videos", arguments.out, total - missing)
@@ -91,6 +93,7 @@ def write(
     clips: int | None = None,
     pretrained: Path | None = None,
     step: "Step" = None,
+    weights: "Weights | None" = None,
 ) -> int:
     """Write the features of `videos` to `out`, and return the number of videos without features.
 
@@ -102,7 +105,9 @@ def write(
     from inti_jax.models.video import VideoModel
 
     output = VideoModel.frame_features if frames else VideoModel.features
-    model = inference.FileModel(checkpoint, output, pretrained=pretrained, step=step, clips=clips)
+    model = inference.FileModel(
+        checkpoint, output, pretrained=pretrained, step=step, weights=weights, clips=clips
+    )
     found: list[str] = []
     missing: list[tuple[Path, str]] = []
     offsets, spans = [0], [np.zeros((0, 2), np.int64)]

@@ -31,10 +31,13 @@ def main(prog: str = "python -m inti_jax.main") -> None:
         help="write a trace of these steps to DIR/tensorboard, for XProf or TensorBoard",
     )
     cli.add_step_argument(parser)
+    cli.add_weights_argument(parser)
     cli.add_process_arguments(parser)
     arguments, config = cli.parse_with_config(parser)
     if arguments.step is not None and arguments.mode == "train":
         raise UsageError("--step needs --mode eval: training resumes from the newest checkpoint")
+    if arguments.weights is not None and arguments.mode == "train":
+        raise UsageError("--weights needs --mode eval: training evaluates both")
     cli.setup_logging()
 
     # Imported late, so that --help and a mistake in the config do not wait for them.
@@ -55,7 +58,7 @@ def main(prog: str = "python -m inti_jax.main") -> None:
         if arguments.mode == "train":
             loop.train(config, arguments.workdir, profile)
         else:
-            evaluate.evaluate_run(config, arguments.workdir, arguments.step)
+            evaluate.evaluate_run(config, arguments.workdir, arguments.step, arguments.weights)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from inti_jax.host.paths import local_path
 
 if TYPE_CHECKING:
     from inti_jax.runs.checkpoint import Step
+    from inti_jax.runs.evaluations import Weights
 
 log = logging.getLogger("inti_jax")
 
@@ -71,6 +72,7 @@ def main(prog: str = "python -m inti_jax.predict") -> None:
         arguments.pretrained,
         arguments.step,
         labels=None if arguments.labels is None else _labels(arguments.labels),
+        weights=arguments.weights,
         progress="predict" if quiet else "",
     )
     total, failed = len(videos.paths) + len(videos.left_out), 0
@@ -104,6 +106,7 @@ def predict_files(
     step: "Step" = None,
     *,
     labels: Sequence[str] | None = None,
+    weights: "Weights | None" = None,
     progress: str = "",
 ) -> Generator[Result, None, None]:
     """Yield `{video, predictions: [{label, probability}]}`, best first, or `{video, error}` for each path.
@@ -115,7 +118,7 @@ def predict_files(
 
     from inti_jax.evaluation import inference
 
-    model = inference.FileModel(checkpoint, pretrained=pretrained, step=step, labels=labels)
+    model = inference.FileModel(checkpoint, pretrained=pretrained, step=step, weights=weights, labels=labels)
     labels = model.record.dataset.labels
     with contextlib.closing(model(paths, progress=progress)) as outcomes:
         for found in outcomes:

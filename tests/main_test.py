@@ -100,6 +100,7 @@ def test_inti_jax_starts_without_jax():
         (["--config", CONFIG, "--mode", "eval"], 2, "the directory of a run?"),
         (["--config", CONFIG, "--config.data.data_dir=gs://b/data"], 2, "mount the bucket"),
         (["--config", CONFIG, "--profile", "10:15"], 2, "write it as steps=FIRST:LAST"),
+        (["--config", CONFIG, "--weights", "raw"], 2, "--weights needs --mode eval"),
         (["--config", CONFIG, "--workers", "3"], 2, "unknown argument: --workers"),
     ],
 )

@@ -57,6 +57,16 @@ def add_step_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_weights_argument(parser: argparse.ArgumentParser) -> None:
+    """Add the argument --weights, which chooses between the weights of a checkpoint and their average."""
+    parser.add_argument(
+        "--weights",
+        choices=("ema", "raw"),
+        help="of a run with `train.ema`: the moving average of its weights, or the weights as the last step "
+        "left them (default: the average where the run has one)",
+    )
+
+
 def _step(text: str) -> int | str:
     if text == "best" or text.isdecimal():
         return text if text == "best" else int(text)

@@ -402,6 +402,10 @@ class Train:
     # training/losses.py.
     class_weights: Literal["none", "inverse"] | tuple[Annotated[float, Field(ge=0)], ...] = "none"
     mix: Mix = Mix()
+    # Decay of an exponential moving average of the weights that train; 0: no average. With one, a run is
+    # judged by it, and other commands load it. In the first steps it decays faster: see training/optim.py. A
+    # run may go on with another value.
+    ema: Rate = 0.0
     clip_norm: PositiveFloat = 1.0  # gradients with a larger global norm are scaled down to it
     # Micro-batches of a step: more take less memory, and the update is the same. It divides `global_batch`. A
     # run may go on with another number. The random draws stay the same, but for dropout and

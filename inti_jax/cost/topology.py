@@ -66,7 +66,7 @@ class Compiled:
     flops_per_device: float | None
     bytes_per_device: float | None
     arithmetic_intensity: float | None  # FLOPs a byte
-    state_gib: float  # parameters and optimizer state
+    state_gib: float  # parameters, the average of those that train, and optimizer state
     peak_hbm_gib: float | None
     hbm_gib: float | None  # None where the chip is not known
     fits: bool

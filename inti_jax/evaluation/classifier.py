@@ -17,6 +17,7 @@ from inti_jax.models import in_memory, parameters
 from inti_jax.models.parameters import Params
 from inti_jax.models.video import VideoModel
 from inti_jax.runs import checkpoint, state, trained, zero_shot
+from inti_jax.runs.evaluations import Weights
 from inti_jax.runs.record import RunRecord
 
 
@@ -97,17 +98,23 @@ class VideoClassifier:
 
 
 def load(
-    path: str | Path, *, pretrained: str | Path | None = None, step: checkpoint.Step = None
+    path: str | Path,
+    *,
+    pretrained: str | Path | None = None,
+    step: checkpoint.Step = None,
+    weights: Weights | None = None,
 ) -> VideoClassifier:
     """Load the classifier that a run trained, from its directory or a file of `convert --to trained`.
 
     From a run it loads the newest checkpoint, that of `step`, or with "best" the best of those that were
-    evaluated. A file is added to the CLIP weights `pretrained`, by default those that the run named, which
-    are converted first where they are not yet. What can be folded into the backbone is folded. Raises
-    UserError where `path` holds no finished checkpoint, or the two do not belong together.
+    evaluated. `weights` is "raw" for the weights as the last step left them, or "ema" for their moving
+    average, which is the default where the run has one (`train.ema`). A file is added to the CLIP weights
+    `pretrained`, by default those that the run named, which are converted first where they are not yet. What
+    can be folded into the backbone is folded. Raises UserError where `path` holds no finished checkpoint or
+    no such `weights`, or the two do not belong together.
     """
     mesh = sharding.one_device_mesh()
-    weights = None if pretrained is None else local_path(pretrained)
-    found = trained.load(local_path(path), mesh, pretrained=weights, step=step)
+    backbone = None if pretrained is None else local_path(pretrained)
+    found = trained.load(local_path(path), mesh, pretrained=backbone, step=step, weights=weights)
     graphdef, params = found.for_inference()
     return VideoClassifier(graphdef, params, found.record)

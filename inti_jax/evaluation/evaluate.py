@@ -29,7 +29,7 @@ from inti_jax.models import parameters
 from inti_jax.models.parameters import Params
 from inti_jax.models.video import VideoModel
 from inti_jax.runs import checkpoint, initial, layout, trained
-from inti_jax.runs.evaluations import Setting
+from inti_jax.runs.evaluations import Setting, Weights
 from inti_jax.runs.record import Dataset, RunRecord
 from inti_jax.runs.writers import metrics_writer
 from inti_jax.runs.writers.metrics_writer import MetricsWriter
@@ -226,18 +226,31 @@ def precisions(
     }
 
 
-def evaluate_run(settings: Config, workdir: Path, step: checkpoint.Step = None) -> None:
+def write(
+    writer: MetricsWriter, step: int, figures: dict[str, float | int], setting: Setting, own: Setting
+) -> None:
+    """Write and log the record of an evaluation under `setting`; `own` is the run's own setting."""
+    facts = setting.facts(own)
+    writer.write(step, "val", figures | facts, variant=setting.differences(own))
+    which = f", {setting.weights} weights" if "weights" in facts else ""
+    log.info("step %d%s: %s", step, which, summary(figures))
+
+
+def evaluate_run(
+    settings: Config, workdir: Path, step: checkpoint.Step = None, weights: Weights | None = None
+) -> None:
     """Evaluate a checkpoint of `workdir` under `settings`, and add the record to its metrics.
 
-    The checkpoint is the newest one, or that of `step`. Where there is none, the start of the run is
-    evaluated as step 0: zero-shot classification by the pretrained weights, or the model that another run
-    trained (`model.start_from`). Raises UsageError where there is no such start either.
+    The checkpoint is the newest one, or that of `step`; for `weights` see `trained.load`. Where there is
+    none, the start of the run is evaluated as step 0: zero-shot classification by the pretrained weights, or
+    the model that another run trained (`model.start_from`). Raises UsageError where there is no such start
+    either.
     """
     with layout.lock(workdir):
-        _evaluate_run(settings, workdir, step)
+        _evaluate_run(settings, workdir, step, weights)
 
 
-def _evaluate_run(settings: Config, workdir: Path, step: checkpoint.Step) -> None:
+def _evaluate_run(settings: Config, workdir: Path, step: checkpoint.Step, weights: Weights | None) -> None:
     metrics_writer.check(settings)
     mesh = sharding.make_mesh(settings.mesh)
     agreement.check_workdir(workdir)
@@ -248,11 +261,14 @@ def _evaluate_run(settings: Config, workdir: Path, step: checkpoint.Step) -> Non
     check_loss(dataset, settings.train.loss)
     views.check(dataset, settings.data, settings.eval)
     sha256 = dataset.manifest["sha256"]
-    setting = own = Setting.of(settings.eval, sha256)
+    own = Setting.of(settings, sha256)
     if at is None:
+        if weights == "ema" and own.weights == "raw":
+            raise UsageError("--weights ema: `train.ema` is 0, and there are no averaged weights")
         record = RunRecord(settings, Dataset.of(dataset), initial.find_backbone(settings.model))
-        agreement.check(record.flat(), sha256, mode="eval", step=0)
-        found = trained.start(record, mesh)
+        agreement.check(record.flat() | {"--weights": weights}, sha256, mode="eval", step=0)
+        # An average starts from these weights.
+        found = dataclasses.replace(trained.start(record, mesh), weights=weights or own.weights)
         if jax.process_index() == 0:
             record.write(workdir)
     else:
@@ -266,15 +282,15 @@ def _evaluate_run(settings: Config, workdir: Path, step: checkpoint.Step) -> Non
                 f"that {workdir} was trained with: prepare the dataset again with --labels in the run's "
                 "order"
             )
-        agreement.check(record.flat(), sha256, mode="eval", step=at)
+        agreement.check(record.flat() | {"--weights": weights}, sha256, mode="eval", step=at)
         liveness.note("reading the checkpoint", slow=True)
-        found = trained.load_run(record, workdir, mesh, at)
+        found = trained.load_run(record, workdir, mesh, at, weights)
     graphdef, params = found.for_inference()
     forward = make_forward(graphdef, mesh, output_of(settings.train))
     figures = evaluate(forward, params, dataset, settings.data, settings.eval, mesh)
+    setting = dataclasses.replace(Setting.of(settings, sha256), weights=found.weights)
     with contextlib.closing(MetricsWriter(workdir, settings)) as writer:
-        writer.write(at or 0, "val", figures | {"dataset": sha256}, variant=setting.differences(own))
-    log.info("step %d: %s", at or 0, summary(figures))
+        write(writer, at or 0, figures, setting, own)
 
 
 def summary(figures: dict[str, float | int]) -> str:

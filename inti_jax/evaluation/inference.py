@@ -21,6 +21,7 @@ from inti_jax.errors import UserError
 from inti_jax.evaluation import evaluate
 from inti_jax.evaluation.evaluate import Output
 from inti_jax.runs import checkpoint, trained, zero_shot
+from inti_jax.runs.evaluations import Weights
 from inti_jax.runs.record import RunRecord
 from inti_jax.runs.writers.progress import Progress
 
@@ -50,6 +51,7 @@ class FileModel:
         *,
         pretrained: Path | None = None,
         step: checkpoint.Step = None,
+        weights: Weights | None = None,
         clips: int | None = None,
         labels: Sequence[str] | None = None,
     ):
@@ -62,11 +64,16 @@ class FileModel:
         """
         self._mesh = sharding.one_device_mesh()
         own_weights = labels is not None and path.is_dir()
-        found = trained.load(path, self._mesh, pretrained=None if own_weights else pretrained, step=step)
+        found = trained.load(
+            path,
+            self._mesh,
+            pretrained=None if own_weights else pretrained,
+            step=step,
+            weights=weights,
+        )
         if labels is not None:
-            found = trained.Trained(
-                *zero_shot.with_labels(found.record, found.params, labels, pretrained=pretrained)
-            )
+            record, params = zero_shot.with_labels(found.record, found.params, labels, pretrained=pretrained)
+            found = dataclasses.replace(found, record=record, params=params)
         graphdef, self._params = found.for_inference()
         self.record: RunRecord = found.record
         output = output or evaluate.output_of(found.record.config.train)

@@ -49,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="converted CLIP that such a file was trained on (default: the path that the run used)",
     )
     cli.add_step_argument(parser)
+    cli.add_weights_argument(parser)
 
 
 def check_output(path: Path, suffix: str) -> None:

@@ -190,9 +190,16 @@ def _notes(runs: Sequence[Run]) -> list[str]:
         for run in runs
         if run.final not in run.evaluated[run.own]
     ]
+    notes += [
+        f"{run.name} is evaluated with the moving average of its weights (`train.ema`)."
+        for run in runs
+        if run.own.weights == "ema"
+    ]
     first = runs[0]
     for run in runs[1:]:
-        if differences := run.own.differences(first.own):
+        # An average is part of how a run was trained, and its accuracy compares with that of others.
+        alike = dataclasses.replace(first.own, weights=run.own.weights)
+        if differences := run.own.differences(alike):
             notes.append(
                 f"{run.name} was evaluated differently from {first.name} ({', '.join(differences)}), so "
                 "their accuracies are not comparable."

@@ -1,7 +1,8 @@
 """Save, find and restore the checkpoints of a training run. No other module calls Orbax.
 
 A checkpoint has three parts: `params` (all parameters by path), `optimizer` (its state and the step count)
-and `data` (the input pipeline's position). It is written asynchronously, under a temporary name. Once it is
+and `data` (the input pipeline's position). With `train.ema` it has a fourth, `ema`: the moving average of
+what trains. It is written asynchronously, under a temporary name. Once it is
 whole, the checksums of its files are written beside them, and it is renamed to the number of its step. The
 checksums are needed because neither Orbax nor TensorStore would notice a flipped bit in an array.
 """
@@ -16,7 +17,7 @@ import shutil
 import sys
 import textwrap
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -33,7 +34,7 @@ from inti_jax.distributed import agreement, liveness
 from inti_jax.errors import Stopped, UserError
 from inti_jax.host import paths
 from inti_jax.models.parameters import Params
-from inti_jax.runs import checksums, evaluations, layout
+from inti_jax.runs import checksums, evaluations, layout, state
 from inti_jax.runs.record import RunRecord
 from inti_jax.runs.state import TrainState
 
@@ -79,33 +80,54 @@ def find(workdir: Path, step: Step = None) -> int | None:
 def restore(workdir: Path, step: int, target: TrainState) -> tuple[TrainState, dict[str, Any]]:
     """Restore the checkpoint of `step`, directly to the shardings of `target` (a state or its shapes).
 
-    Returns the state and the input pipeline's position. Raises UserError where Orbax fails to restore it.
+    Where the checkpoint has no moving average and `target` has one, it starts from the weights. Returns the
+    state and the input pipeline's position. Raises UserError where Orbax fails to restore it.
     """
-    parts = _load(
-        workdir,
-        step,
-        {
-            "params": _abstract({**target.trainable, **target.frozen}),
-            "optimizer": _abstract({"step": target.step, "state": target.opt_state}),
-            "data": {"next_step": 0, "bad": 0},
-        },
-    )
+    wanted = {
+        "params": _abstract({**target.trainable, **target.frozen}),
+        "optimizer": _abstract({"step": target.step, "state": target.opt_state}),
+        "data": {"next_step": 0, "bad": 0},
+    }
+    if averaged := target.ema is not None and has_average(workdir, step):
+        wanted["ema"] = _abstract(target.ema)
+    parts = _load(workdir, step, wanted)
     params = parts["params"]
-    state = TrainState(
+    trainable = {path: params[path] for path in target.trainable}
+    if target.ema is not None and not averaged:
+        log.info("step %d was saved without an average: `train.ema` starts from its weights", step)
+    restored = TrainState(
         step=parts["optimizer"]["step"],
-        trainable={path: params[path] for path in target.trainable},
+        trainable=trainable,
         frozen={path: params[path] for path in target.frozen},
         opt_state=parts["optimizer"]["state"],
+        ema=parts["ema"] if averaged else state.first_average(target, trainable),
     )
-    return state, parts["data"]
+    return restored, parts["data"]
 
 
-def restore_params(workdir: Path, step: int, target: dict[str, jax.ShapeDtypeStruct]) -> Params:
+def restore_params(
+    workdir: Path,
+    step: int,
+    target: Mapping[str, jax.ShapeDtypeStruct],
+    averaged: Collection[str] = (),
+) -> Params:
     """Restore only the parameters of the checkpoint of `step`, to the shardings of `target`.
 
-    Raises UserError where Orbax fails to restore them.
+    Of the paths in `averaged` it restores the moving average. Raises UserError where Orbax fails to restore
+    them.
     """
-    return _load(workdir, step, {"params": target})["params"]
+    wanted = {
+        "params": {path: leaf for path, leaf in target.items() if path not in averaged},
+        "ema": {path: target[path] for path in averaged},
+    }
+    # The weights that are averaged are not read.
+    parts = _load(workdir, step, {name: part for name, part in wanted.items() if part}, some=bool(averaged))
+    return {path: leaf for part in parts.values() for path, leaf in part.items()}
+
+
+def has_average(workdir: Path, step: int) -> bool:
+    """Tell whether the checkpoint of `step` has the moving average of `train.ema`."""
+    return (layout.checkpoint_dir(workdir) / str(step) / "ema").is_dir()
 
 
 class CheckpointManager:
@@ -152,7 +174,7 @@ class CheckpointManager:
             self._thread.shutdown()
             self._stack.close()
 
-    def save(self, step: int, state: TrainState, data: dict[str, Any]) -> None:
+    def save(self, step: int, train_state: TrainState, data: dict[str, Any]) -> None:
         """Start saving; return when the arrays are copied, while the files are still being written.
 
         Waits first until the checkpoint before is whole. Raises UserError where a checkpoint cannot be
@@ -160,10 +182,12 @@ class CheckpointManager:
         """
         self.wait()
         parts = {
-            "params": {**state.trainable, **state.frozen},
-            "optimizer": {"step": state.step, "state": state.opt_state},
+            "params": {**train_state.trainable, **train_state.frozen},
+            "optimizer": {"step": train_state.step, "state": train_state.opt_state},
             "data": data,
         }
+        if train_state.ema is not None:
+            parts["ema"] = train_state.ema
         try:
             if self._plain is None:
                 self._plain = self._stack.enter_context(paths.plain(self._directory, agreement.gather))
@@ -289,11 +313,16 @@ def _find(workdir: Path, step: Step) -> int | None:
     raise UserError(f"{layout.checkpoint_dir(workdir)} has no intact checkpoint ({said}): {remedy}")
 
 
-def _load(workdir: Path, step: int, parts: dict[str, Any]) -> dict[str, Any]:
-    """Load `parts` of a checkpoint by name. Raises UserError where Orbax fails."""
+def _load(workdir: Path, step: int, parts: dict[str, Any], *, some: bool = False) -> dict[str, Any]:
+    """Load `parts` of a checkpoint by name, with all of their arrays, or with `some` those that are named.
+
+    Raises UserError where Orbax fails.
+    """
     directory = layout.checkpoint_dir(workdir).absolute()
+    context = ocp.Context()
+    context.pytree_options.loading.partial_load = some
     try:
-        with paths.plain(directory) as path:
+        with paths.plain(directory) as path, context:
             return ocp.load_checkpointables(path / str(step), parts)
     except Exception as error:  # Orbax raises many kinds, none of which helps the user
         raise UserError(f"{directory / str(step)} cannot be restored ({_reason(error)})") from error

@@ -4,35 +4,59 @@ import dataclasses
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from inti_jax import config
+from inti_jax.config import Config
 from inti_jax.errors import UserError
 from inti_jax.runs import layout
 from inti_jax.runs.record import RunRecord
 from inti_jax.runs.writers.jsonl import read_metrics
 
+# The weights of a checkpoint: as the last step left them, or their moving average (`train.ema`).
+Weights = Literal["raw", "ema"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """The views and dataset of an evaluation: accuracies under equal settings can be compared.
+    """The views, dataset and weights of an evaluation: accuracies under equal settings can be compared.
 
-    `dataset` is the hash in the dataset's manifest. None stands for a value that a record lacks.
+    `dataset` is the hash in the dataset's manifest. None stands for a value that a record lacks. A record
+    without `weights` is of the raw ones.
     """
 
     views: int | None  # clips x crops
     clips: int | None
     dataset: str | None
+    weights: Weights = "raw"
 
     @staticmethod
-    def of(settings: config.Eval, dataset: str) -> "Setting":
-        """Make the setting of an evaluation with these `settings` on the dataset whose hash is `dataset`."""
-        return Setting(settings.clips * settings.crops, settings.clips, dataset)
+    def of(settings: Config, dataset: str) -> "Setting":
+        """Make the own setting of a run with these `settings` on the dataset whose hash is `dataset`.
+
+        The weights are the moving average where the run keeps one.
+        """
+        views, weights = settings.eval, settings.train.ema > 0
+        return Setting(views.clips * views.crops, views.clips, dataset, "ema" if weights else "raw")
 
     @staticmethod
     def of_run(record: RunRecord) -> "Setting":
         """Make the setting under which the run of `record` evaluates itself."""
-        return Setting.of(record.config.eval, record.dataset.sha256)
+        return Setting.of(record.config, record.dataset.sha256)
+
+    def made(self) -> "list[Setting]":
+        """List the settings of the evaluations that a run makes of a step; this, its own, comes last.
+
+        A run with a moving average evaluates its raw weights as well.
+        """
+        return list(dict.fromkeys([dataclasses.replace(self, weights="raw"), self]))
+
+    def facts(self, own: "Setting") -> dict[str, str | None]:
+        """Return what a record says beside the views: the dataset and, where there are two, the weights.
+
+        `own` is the own setting of the run.
+        """
+        two = "ema" in (self.weights, own.weights)
+        return {"dataset": self.dataset} | ({"weights": self.weights} if two else {})
 
     def includes(self, other: "Setting") -> bool:
         """Tell whether `other` is this setting, as far as its record says.
@@ -40,7 +64,8 @@ class Setting:
         Records of earlier versions have `views` without `clips`.
         """
         same_clips = other.clips in (None, self.clips)
-        return self.views == other.views and self.dataset == other.dataset and same_clips
+        same_views = self.views == other.views and same_clips
+        return same_views and self.dataset == other.dataset and self.weights == other.weights
 
     def differences(self, own: "Setting") -> list[str]:
         """Describe how this setting differs from a run's own, in a few words for each difference."""
@@ -52,6 +77,8 @@ class Setting:
                 found.append("unknown views" if self.views is None else f"{self.views} views")
         if self.dataset != own.dataset:
             found.append("unknown dataset" if self.dataset is None else f"dataset {self.dataset[:8]}")
+        if self.weights != own.weights:
+            found.append(f"{self.weights} weights")
         return found
 
 
@@ -103,5 +130,7 @@ def _parse(workdir: Path, entry: dict[str, Any]) -> Evaluation:
             f"{layout.metrics_path(workdir)}: the `val` record of step {entry['step']} has no accuracies: "
             "correct or delete it"
         )
-    setting = Setting(entry.get("views"), entry.get("clips"), entry.get("dataset"))
+    setting = Setting(
+        entry.get("views"), entry.get("clips"), entry.get("dataset"), entry.get("weights", "raw")
+    )
     return Evaluation(entry["step"], setting=setting, **dict(zip(names, map(float, figures), strict=True)))

@@ -17,6 +17,7 @@ from inti_jax.pretrained import clip_rules
 from inti_jax.pretrained.clip_file import Description, replacing, write_safetensors
 from inti_jax.pretrained.lazy_array import LazyArray, held
 from inti_jax.runs import checkpoint, trained
+from inti_jax.runs.evaluations import Weights
 
 
 def export(arrays: Mapping[str, LazyArray], description: Description, naming: str, out: Path) -> int:
@@ -39,15 +40,16 @@ def export(arrays: Mapping[str, LazyArray], description: Description, naming: st
 
 
 def read_run(
-    workdir: Path, step: checkpoint.Step = None
+    workdir: Path, step: checkpoint.Step = None, weights: Weights | None = None
 ) -> tuple[dict[str, LazyArray], Description, list[str]]:
     """Read the image tower that a run trained, its description, and the names of parameters left out.
 
-    Reads the newest checkpoint, or that of `step`. Folds into the tower what can be folded. Where the
-    classifier started from class names, its projection is CLIP's visual projection and is included. Raises
-    UserError where `workdir` holds no finished checkpoint.
+    Reads the newest checkpoint, or that of `step`, and of that the `weights` as `trained.load` does. Folds
+    into the tower what can be folded. Where the classifier started from class names, its projection is CLIP's
+    visual projection and is included. Raises UserError where `workdir` holds no finished checkpoint, or not
+    these weights.
     """
-    found = trained.load(workdir, sharding.one_device_mesh(), step=step)
+    found = trained.load(workdir, sharding.one_device_mesh(), step=step, weights=weights)
     record, (_, params) = found.record, found.for_inference()
     image = dataclasses.replace(
         BACKBONES[record.config.model.backbone], resolution=record.config.data.resolution

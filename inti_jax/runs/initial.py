@@ -94,6 +94,7 @@ def initial_state(
         trainable=trainable,
         frozen={path: params[path] for path in target.frozen},
         opt_state=jax.jit(transform.init, out_shardings=where.opt_state)(trainable),
+        ema=state.first_average(target, trainable),
     )
 
 

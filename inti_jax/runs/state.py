@@ -1,4 +1,4 @@
-"""Define the state of a training run: trainable and frozen parameters, and the optimizer's state.
+"""Define the state of a training run: parameters, the average of those that train, and optimizer state.
 
 Parameters are a flat `{path: array}`, with paths such as `tower.blocks.0.attn.qkv.kernel`, so that
 rules for sharding, weight decay and freezing are regular expressions on one string.
@@ -16,8 +16,10 @@ from jax.sharding import NamedSharding
 
 from inti_jax.distributed import sharding
 from inti_jax.models import freezing, parameters
+from inti_jax.models.parameters import Params
 from inti_jax.models.rngs import make_rngs
 from inti_jax.models.video import VideoModel
+from inti_jax.runs.evaluations import Weights
 from inti_jax.runs.record import RunRecord
 
 
@@ -26,14 +28,21 @@ from inti_jax.runs.record import RunRecord
 class TrainState:
     """The parameters by path, the optimizer's state, and `step`, the number of finished steps.
 
-    Only `trainable` has gradients and optimizer state. The leaves are arrays, or the sharding or the shape of
-    each.
+    Only `trainable` has gradients, optimizer state and `ema`, its moving average, which is None where
+    `train.ema` is 0. The leaves are arrays, or the sharding or the shape of each.
     """
 
     step: Any
     trainable: dict[str, Any]
     frozen: dict[str, Any]
     opt_state: optax.OptState
+    ema: Any = None
+
+    def params(self, weights: Weights) -> dict[str, Any]:
+        """Return all parameters by path, with those that train as they are ("raw") or averaged ("ema")."""
+        chosen = self.trainable if weights == "raw" else self.ema
+        assert chosen is not None, "there is no average"
+        return {**chosen, **self.frozen}
 
 
 def build_model(record: RunRecord, rngs: nnx.Rngs, *, folded: bool = False) -> VideoModel:
@@ -71,13 +80,15 @@ def abstract_state(
     }
     moments = jax.eval_shape(transform.init, trainable)
     trained_shardings = {path: shardings[path] for path in trainable}
+    placed = jax.tree.map(_placed, trainable, trained_shardings)
     return TrainState(
         step=_placed(jax.ShapeDtypeStruct((), jnp.int32), sharding.replicated(mesh)),
-        trainable=jax.tree.map(_placed, trainable, trained_shardings),
+        trainable=placed,
         frozen=frozen,
         opt_state=jax.tree.map(
             _placed, moments, _like_parameters(transform, moments, trained_shardings, mesh)
         ),
+        ema=placed if record.config.train.ema else None,
     )
 
 
@@ -95,6 +106,15 @@ def _like_parameters(
         dict(shardings),
         transform_non_params=lambda _: sharding.replicated(mesh),
     )
+
+
+def first_average(target: TrainState, trainable: Params) -> Params | None:
+    """Start the moving average from the weights `trainable`; None where `target` has no average."""
+    if target.ema is None:
+        return None
+    # Copies, since the step reuses the memory of both.
+    copy = jax.jit(lambda weights: jax.tree.map(jnp.copy, weights), out_shardings=shardings_of(target).ema)
+    return copy(trainable)
 
 
 def shardings_of(target: TrainState) -> TrainState:

@@ -1,6 +1,7 @@
 """Load a trained model from a checkpoint of a run, or from a small file of what the run trained."""
 
 import dataclasses
+import logging
 from pathlib import Path
 
 import jax
@@ -14,15 +15,19 @@ from inti_jax.models.video import VideoModel
 from inti_jax.pretrained import sources
 from inti_jax.pretrained.sources import is_run
 from inti_jax.runs import checkpoint, initial, state, trained_file
+from inti_jax.runs.evaluations import Weights
 from inti_jax.runs.record import RunRecord
+
+log = logging.getLogger("inti_jax")
 
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A run's record and its trained parameters by path."""
+    """A run's record and its trained parameters by path; `weights` says which ones they are."""
 
     record: RunRecord
     params: Params
+    weights: Weights
 
     def for_inference(self) -> tuple[nnx.GraphDef[VideoModel], Params]:
         """Return the model and its parameters, with all that can be folded into the backbone folded."""
@@ -32,14 +37,20 @@ class Trained:
 
 
 def load(
-    path: Path, mesh: jax.sharding.Mesh, *, pretrained: Path | None = None, step: checkpoint.Step = None
+    path: Path,
+    mesh: jax.sharding.Mesh,
+    *,
+    pretrained: Path | None = None,
+    step: checkpoint.Step = None,
+    weights: Weights | None = None,
 ) -> Trained:
     """Load a trained model from a run's directory, or from a file that `convert --to trained` wrote.
 
-    From a directory it loads the newest checkpoint, or that of `step`. A file is applied to the weights
-    `pretrained`, by default those that its run named. Raises UserError where `path` holds no trained model,
-    where the file and the weights do not belong together, or where a directory comes with `pretrained` or a
-    file with `step`.
+    From a directory it loads the newest checkpoint, or that of `step`. Of that it loads the `weights` that
+    are asked for, by default the moving average (`train.ema`) where there is one. A file is applied to the
+    weights `pretrained`, by default those that its run named. Raises UserError where `path` holds no trained
+    model or not these `weights`, where the file and the weights do not belong together, or where a directory
+    comes with `pretrained` or a file with `step`.
     """
     if not path.is_file():
         if pretrained is not None:
@@ -53,25 +64,52 @@ def load(
         found = checkpoint.find(path, step)
         if found is None:
             raise UserError(f"{path} holds no finished checkpoint: give the directory of a run")
-        return load_run(record, path, mesh, found)
+        return load_run(record, path, mesh, found, weights)
     if step is not None:
         raise UserError(f"{path} is a file, not a run's directory: leave out --step")
-    record = trained_file.read_record(path)
+    record, holds = trained_file.read_record(path), trained_file.read_weights(path)
+    if weights not in (None, holds):
+        raise UserError(
+            f"{path} holds the {holds} weights of a run, not the {weights} ones: `python -m inti_jax.convert "
+            f"RUN --to trained --weights {weights}` makes a file of those"
+        )
     model = dataclasses.replace(record.config.model, start_from=str(path))
     if pretrained is not None:
         model = dataclasses.replace(model, pretrained=str(pretrained))
     record = dataclasses.replace(record, config=dataclasses.replace(record.config, model=model))
-    return start(dataclasses.replace(record, backbone=initial.find_backbone(model)), mesh)
+    started = start(dataclasses.replace(record, backbone=initial.find_backbone(model)), mesh)
+    return dataclasses.replace(started, weights=holds)
 
 
 def start(record: RunRecord, mesh: jax.sharding.Mesh) -> Trained:
     """Make the parameters that the run of `record` has before its first step."""
-    target = state.abstract_state(record, optax.identity(), mesh)
+    target = dataclasses.replace(state.abstract_state(record, optax.identity(), mesh), ema=None)
     first = initial.initial_state(record, optax.identity(), target)
-    return Trained(record, {**first.trainable, **first.frozen})
+    return Trained(record, {**first.trainable, **first.frozen}, "raw")
 
 
-def load_run(record: RunRecord, workdir: Path, mesh: jax.sharding.Mesh, step: int) -> Trained:
-    """Load the checkpoint of `step` in `workdir`, whose run `record` describes."""
+def load_run(
+    record: RunRecord,
+    workdir: Path,
+    mesh: jax.sharding.Mesh,
+    step: int,
+    weights: Weights | None = None,
+) -> Trained:
+    """Load the checkpoint of `step` in `workdir`, whose run `record` describes; for `weights` see `load`.
+
+    Raises UserError where the average is asked for and the checkpoint has none.
+    """
+    averaged = checkpoint.has_average(workdir, step)
+    if weights == "ema" and not averaged:
+        raise UserError(
+            f"the checkpoint of step {step} in {workdir} has no averaged weights: the run was trained with "
+            "`train.ema` = 0; take its raw weights"
+        )
+    averaged = averaged and weights != "raw"
+    if averaged:
+        log.info("%s: the averaged weights (`train.ema`) of step %d", workdir, step)
     target = state.abstract_state(record, optax.identity(), mesh)
-    return Trained(record, checkpoint.restore_params(workdir, step, {**target.trainable, **target.frozen}))
+    params = checkpoint.restore_params(
+        workdir, step, {**target.trainable, **target.frozen}, target.trainable if averaged else ()
+    )
+    return Trained(record, params, "ema" if averaged else "raw")

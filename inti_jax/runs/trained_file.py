@@ -22,6 +22,7 @@ from inti_jax.pretrained.clip_file import FORMAT as CLIP_FORMAT
 from inti_jax.pretrained.clip_file import Index, write_safetensors
 from inti_jax.pretrained.lazy_array import held
 from inti_jax.runs import state
+from inti_jax.runs.evaluations import Weights
 from inti_jax.runs.record import RunRecord
 
 FORMAT, VERSION = "inti_jax.trained", "1"
@@ -35,10 +36,10 @@ _FREE = (
 )
 
 
-def write(path: Path, record: RunRecord, params: Mapping[str, jax.Array]) -> str:
+def write(path: Path, record: RunRecord, params: Mapping[str, jax.Array], weights: Weights = "raw") -> str:
     """Write those of `params` that train to `path`, and return their hash.
 
-    The file appears at `path` only once it is complete.
+    `weights` says which weights of the run they are. The file appears at `path` only once it is complete.
     """
     trained = freezing.trained(record.config.model, params)
     arrays = {name: held(np.asarray(params[name], np.float32)) for name in params if name in trained}
@@ -47,6 +48,8 @@ def write(path: Path, record: RunRecord, params: Mapping[str, jax.Array]) -> str
         "format_version": VERSION,
         "record": json.dumps(record.to_json()),
     }
+    if weights == "ema":
+        metadata["weights"] = "ema"
     return write_safetensors(path, arrays, lambda digest: {**metadata, "hash": digest})
 
 
@@ -70,6 +73,11 @@ def read_record(path: Path) -> RunRecord:
         return RunRecord.from_json(json.loads(metadata["record"]), path)
     except (KeyError, ValueError):
         raise UserError(f"{path} has damaged metadata") from None
+
+
+def read_weights(path: Path) -> Weights:
+    """Read which weights of its run the file holds. Raises UserError as `read_record` does."""
+    return "ema" if (_open(path).metadata() or {}).get("weights") == "ema" else "raw"
 
 
 def leaves(path: Path, record: RunRecord) -> dict[str, Callable[[Index], np.ndarray]]:

@@ -93,6 +93,10 @@ def going_on(earlier: Config, config: Config, *, start: int, before: int, steps:
             *(steps, before, was, start, start + 1, steps, comes),
             config.train.end_rate * config.train.learning_rate,
         )
+    if earlier.train.ema and not config.train.ema:
+        log.info("`train.ema` is 0 now: the average of the weights ends with step %d", start)
+    elif earlier.train.ema and earlier.train.ema != config.train.ema:
+        log.info("`train.ema` is %g now instead of %g", config.train.ema, earlier.train.ema)
     if random and earlier.train.accumulate != config.train.accumulate:
         log.warning(
             "`train.accumulate` is now %d instead of %d: dropout and `model.drop_path` draw other numbers "

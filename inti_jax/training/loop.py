@@ -130,15 +130,14 @@ def _train(config: Config, workdir: Path, preemption: Preemption, profile: profi
         step_fn = compile_step(config, graphdef, transform, schedule, target, mesh, weights)
         forward = evaluate.make_forward(graphdef, mesh, evaluate.output_of(config.train))
 
-        def validate(step: int) -> None:
-            params = {**train_state.trainable, **train_state.frozen}
+        def validate(step: int, setting: evaluations.Setting) -> None:
+            params = train_state.params(setting.weights)
             go_on = functools.partial(preemption.check, step)  # a stop loses nothing: the state is saved
             figures = evaluate.evaluate(
                 forward, params, validation, config.data, config.eval, mesh, go_on, workers
             )
             monitor.note_compiled(step)
-            writer.write(step, "val", figures | {"dataset": validation.manifest["sha256"]})
-            log.info("step %d: %s", step, evaluate.summary(figures))
+            evaluate.write(writer, step, figures, setting, own)
             monitor.restart_clock()
             writer.settle()  # early stopping reads the records
 
@@ -146,9 +145,13 @@ def _train(config: Config, workdir: Path, preemption: Preemption, profile: profi
             every = config.train.eval_every_steps
             return step == steps or (every > 0 and step % every == 0)
 
-        own = evaluations.Setting.of(config.eval, validation.manifest["sha256"])
-        if start and evaluation_due(start) and not evaluations.was_evaluated(workdir, start, own):
-            validate(start)  # the run was stopped between its checkpoint and its evaluation
+        own = evaluations.Setting.of(config, validation.manifest["sha256"])
+        if start and evaluation_due(start):
+            for setting in own.made():
+                # Not of an average that only starts here.
+                there = setting.weights == "raw" or checkpoint.has_average(workdir, start)
+                if there and not evaluations.was_evaluated(workdir, start, setting):
+                    validate(start, setting)  # the run was stopped between its checkpoint and this
         last = steps
         if 0 < start < steps and early_stop.reached(workdir, config.train, own, start):
             last = start  # it had stopped early
@@ -172,7 +175,8 @@ def _train(config: Config, workdir: Path, preemption: Preemption, profile: profi
             if stopping:
                 raise preemption.stopped(step)
             if evaluation_due(step):
-                validate(step)
+                for setting in own.made():
+                    validate(step, setting)
                 if step < steps and early_stop.reached(workdir, config.train, own, step):
                     break
         liveness.note("the end", slow=True)

@@ -40,6 +40,7 @@ def train_step(
     mix: Mix,
     accumulate: int,
     seed: int,
+    ema: float = 0.0,
 ) -> tuple[TrainState, Metrics]:
     """Compute one update from one global batch: `video` [B, T, H, W, 3], `label` [B] and `mask` [B].
 
@@ -47,6 +48,7 @@ def train_step(
     the metrics. Rows with a false mask (videos that did not decode) have no weight. With `accumulate` > 1 the
     batch is processed in that many parts, one after another: the same update in less memory. `seed` and the
     step determine which rows are mixed, and how; dropout and stochastic depth depend on the part as well.
+    `ema` is the decay of the state's moving average.
     """
     step_key = jax.random.fold_in(jax.random.key(seed), train_state.step)
     mixes = mix.mixup > 0 or mix.cutmix > 0
@@ -83,11 +85,13 @@ def train_step(
     count = jnp.maximum(batch["mask"].sum(), 1)
     grads = jax.tree.map(lambda grad: grad / count, grads)
     updates, opt_state = transform.update(grads, train_state.opt_state, train_state.trainable)
+    trainable = optax.apply_updates(train_state.trainable, updates)
     new_state = TrainState(
         step=train_state.step + 1,
-        trainable=optax.apply_updates(train_state.trainable, updates),
+        trainable=trainable,
         frozen=train_state.frozen,
         opt_state=opt_state,
+        ema=optim.moving_average(train_state.ema, trainable, ema, train_state.step),
     )
     metrics = {
         "loss": total / count,
@@ -127,6 +131,7 @@ def compile_step(
         mix=config.train.mix,
         accumulate=config.train.accumulate,
         seed=config.train.seed,
+        ema=config.train.ema,
     )
     functools.update_wrapper(step, train_step)  # names it in traces and in records of compilations
     placed = (state.shardings_of(target), sharding.replicated(mesh))

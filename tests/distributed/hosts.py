@@ -52,6 +52,7 @@ def run_settings(out: Path, method: str, **changes: Any) -> Config:
         train__eval_every_steps=STEPS // 2,
         train__early_stop__patience=1,
         train__early_stop__min_delta=1.0,
+        train__ema=0.9,
         checkpoint__every_steps=1000,
         **changes,
     )

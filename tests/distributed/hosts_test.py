@@ -52,11 +52,14 @@ def test_two_processes_compute_what_one_device_does(trained):
     assert len(expected) == hosts.STEPS and expected[-1] != expected[0]
     assert hosts.losses(pair) == pytest.approx(expected, abs=1e-5)
 
-    records = [next(r for r in read_metrics(path) if r["split"] == "val") for path in (pair, single)]
-    for record in records:
+    records = [[r for r in read_metrics(path) if r["split"] == "val"] for path in (pair, single)]
+    for record in (*records[0], *records[1]):
         assert record.pop("seconds") > 0
     assert records[0] == records[1]
-    assert records[0]["evaluated"] == 20 and records[0]["missing"] == 0
+    assert [(r["step"], r["weights"]) for r in records[0]] == [
+        (step, weights) for step in (15, 30) for weights in ("raw", "ema")
+    ]
+    assert records[0][0]["evaluated"] == 20 and records[0][0]["missing"] == 0
 
     parts = [json.loads((pair / f"seen-{index}.json").read_text()) for index in (0, 1)]
     assert sorted(map(tuple, parts[0] + parts[1])) == [(e, i) for e in (0, 1) for i in range(40)]
@@ -78,6 +81,8 @@ def test_what_two_processes_saved_is_restored_on_one(trained, devices, sizes, mo
     on_one = load(pair, sharding.make_mesh(Mesh(), jax.devices()[:1])).params
     found = load(pair, sharding.make_mesh(sizes, jax.devices()[:devices])).params
     same_run = load(single, sharding.make_mesh(Mesh(), jax.devices()[:1])).params
+    raw = load(pair, sharding.make_mesh(Mesh(), jax.devices()[:1]), weights="raw").params
+    assert not np.array_equal(raw["head.kernel"], on_one["head.kernel"])  # which is averaged
     assert found.keys() == on_one.keys() == same_run.keys()
     for path, value in found.items():
         np.testing.assert_array_equal(value, on_one[path], err_msg=path)

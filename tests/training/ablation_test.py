@@ -80,9 +80,8 @@ def test_finished_runs_are_collected_by_their_names(tmp_path):
         RunRecord(load_config(f"{spec},seed={seed}"), dataset, Backbone()).write(workdir)
         of_400 = {"step": 400, "split": "val", "top1": top1, "views": 1, "clips": 1, "dataset": "0"}
         # What `main --mode eval` adds is not what the run came to.
-        others = [
-            of_400 | change | {"top1": 0.1} for change in ({"step": 200}, {"views": 3}, {"dataset": "1"})
-        ]
+        changes = ({"step": 200}, {"views": 3}, {"dataset": "1"}, {"weights": "ema"})
+        others = [of_400 | change | {"top1": 0.1} for change in changes]
         lines = [json.dumps(entry) + "\n" for entry in (of_400, *others)]
         (workdir / "metrics.jsonl").write_text("".join(lines))
     unfinished = tmp_path / ablation._run_name("aim", "none", 0)
