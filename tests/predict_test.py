@@ -67,7 +67,7 @@ def test_a_file_shorter_than_a_clip_is_labelled_and_said_to_be_short(trained_run
     results = list(predict.predict_files(trained_run, [good, short], topk=1))
     assert all("predictions" in result for result in results)
     (line,) = [message for message in caplog.messages if "frames" in message]
-    assert line.startswith(f"{short} has 3 of the ") and str(good) not in line
+    assert line.startswith(f"{short} has only 3 of the ") and str(good) not in line
 
 
 # As a command.

@@ -217,7 +217,7 @@ def test_a_worker_that_is_killed_is_replaced(videos, caplog, monkeypatch):
         os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
         seen += list(batches)
     _assert_equal(seen, expected)
-    (message,) = [message for message in caplog.messages if "anew" in message]
+    (message,) = [message for message in caplog.messages if "restarting" in message]
     assert "killed by SIGKILL" in message
 
 
