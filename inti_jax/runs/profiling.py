@@ -40,12 +40,8 @@ class Steps:
     def check_within(self, start: int, end: int) -> None:
         """Raise UsageError unless a run from after step `start` up to step `end` takes all these steps."""
         if self.first <= start or self.last > end:
-            ahead = (
-                (f"trains steps {start + 1} to {end}")
-                if start < end
-                else (f"has already trained all its {end} steps")
-            )
-            raise UsageError(f"--profile steps={self.first}:{self.last}: the run {ahead}")
+            left = f"trains steps {start + 1} to {end}" if start < end else f"has trained all its {end} steps"
+            raise UsageError(f"--profile steps={self.first}:{self.last}: the run {left}")
 
 
 class Trace:

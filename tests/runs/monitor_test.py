@@ -136,7 +136,7 @@ def test_a_range_that_is_none_is_refused(text, capsys):
 
 
 def test_steps_that_the_run_does_not_take_are_refused(motion_data, trained_run, tmp_path):
-    with pytest.raises(UsageError, match="takes steps 1 to 4"):
+    with pytest.raises(UsageError, match="trains steps 1 to 4"):
         loop.train(tiny(motion_data), tmp_path / "new", Steps(3, 5))
     assert not (tmp_path / "new").exists()
     with pytest.raises(UsageError, match="has trained all its 4 steps"):
