@@ -219,8 +219,8 @@ def precisions(
     """
     present = labels.any(axis=0)
     return {
-        "map": float(metrics.average_precisions(probabilities[:, present], labels[:, present]).mean()),
-        "map_one_view": float(metrics.average_precisions(one_view[:, present], labels[:, present]).mean()),
+        "map": metrics.mean_average_precision(probabilities[:, present], labels[:, present]),
+        "map_one_view": metrics.mean_average_precision(one_view[:, present], labels[:, present]),
         "classes": int(present.sum()),
         "classes_without_videos": int((~present).sum()),
     }

@@ -26,23 +26,12 @@ def mean_class_accuracy(rank: Int[np.ndarray, " M"], labels: Int[np.ndarray, " M
     return float((correct[count > 0] / count[count > 0]).mean())
 
 
-def average_precisions(
-    scores: Float[np.ndarray, "M K"], labels: Bool[np.ndarray, "M K"]
-) -> Float[np.ndarray, " K"]:
-    """Compute the average precision of each of K classes; NaN for a class that no video has.
+def mean_average_precision(scores: Float[np.ndarray, "M K"], labels: Bool[np.ndarray, "M K"]) -> float:
+    """Compute the average precision of each class, averaged over the classes; each has a video at least.
 
-    It is the sum over thresholds of the precision times the rise in recall, without interpolation, as
-    scikit-learn's `average_precision_score`. Videos with equal scores pass a threshold together.
+    It is the sum over thresholds of the precision times the rise in recall, without interpolation. Videos
+    with equal scores pass a threshold together.
     """
-    return np.array([_average_precision(*column) for column in zip(scores.T, labels.T, strict=True)])
+    from sklearn.metrics import average_precision_score  # imported late: it takes a second
 
-
-def _average_precision(scores: Float[np.ndarray, " M"], labels: Bool[np.ndarray, " M"]) -> float:
-    positives = labels.sum()
-    if not positives:
-        return float("nan")
-    order = np.argsort(-scores, kind="stable")
-    # The last video of each run of equal scores.
-    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)
-    found = labels[order].cumsum()[ends]
-    return float((found / (ends + 1) * np.diff(found, prepend=0)).sum() / positives)
+    return float(np.mean([average_precision_score(*pair) for pair in zip(labels.T, scores.T, strict=True)]))
