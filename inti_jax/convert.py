@@ -1,6 +1,7 @@
-"""Convert CLIP weights from and to other formats: `python -m inti_jax.convert SRC --out F.safetensors`."""
+"""Convert CLIP weights and published video models: `python -m inti_jax.convert SRC --out F.safetensors`."""
 
 import argparse
+import dataclasses
 import math
 import time
 from collections.abc import Mapping
@@ -14,12 +15,16 @@ from inti_jax.host.paths import local_path
 if TYPE_CHECKING:
     from inti_jax.pretrained.clip_file import Description
     from inti_jax.pretrained.lazy_array import LazyArray
+    from inti_jax.pretrained.peers.methods import Found
 
 # Share of a stage's norm. Two float32 implementations of CLIP differ by a hundredth of it. A wrong
 # activation, epsilon or layout makes them differ by far more.
 _TOLERANCE = 1e-4
 
 _LIBRARIES = {"openai": "OpenAI's library does", "huggingface": "transformers does"}
+
+# The arguments that go with a checkpoint of a published method alone.
+_PEER_ARGUMENTS = ("labels", "pretrained", "frames", "sampling", "scale", "shifts")
 
 _EXAMPLES = """examples:
   %(prog)s ViT-B-16.pt --out b16.safetensors --vocab bpe_simple_vocab_16e6.txt.gz
@@ -30,6 +35,7 @@ _EXAMPLES = """examples:
   %(prog)s runs/mine --to openai --out tower.safetensors
   %(prog)s runs/mine --out tower.safetensors        # to start another run from
   %(prog)s runs/mine --to trained --out mine.safetensors
+  %(prog)s aim.pth --out aim.safetensors --labels k400.txt --scale 0.5 --sampling dense:4
 """
 
 
@@ -80,6 +86,7 @@ def main(prog: str = "python -m inti_jax.convert") -> None:
         help="vocabulary of the text tower: bpe_simple_vocab_16e6.txt.gz, tokenizer.json, vocab.json, or a "
         "directory with one of them (default: the one beside SRC, if any)",
     )
+    _add_peer_arguments(parser)
     cli.add_step_argument(parser)
     cli.add_weights_argument(parser)
     parser.add_argument(
@@ -95,7 +102,7 @@ def main(prog: str = "python -m inti_jax.convert") -> None:
         raise UsageError("--verify F and --against SRC go together")
     if arguments.verify is not None:
         others = ("source", "out", "to", "activation", "head_size", "vocab", "step", "weights")
-        if any(getattr(arguments, name) is not None for name in others):
+        if any(getattr(arguments, name) is not None for name in (*others, *_PEER_ARGUMENTS)):
             raise UsageError("--verify takes only --against SRC: the file states the rest")
         _verify(arguments.verify, arguments.against)
         return
@@ -109,7 +116,7 @@ def main(prog: str = "python -m inti_jax.convert") -> None:
         if getattr(arguments, name) is not None and not arguments.source.is_dir():
             raise UsageError(f"--{name} needs the directory of a run, and {arguments.source} is not one")
     if arguments.to is not None:
-        if arguments.activation or arguments.head_size or arguments.vocab:
+        if arguments.activation or arguments.head_size or arguments.vocab or _peer_arguments(arguments):
             raise UsageError("--to takes only SRC and --out: the file states the rest")
         _give_back(arguments)
     else:
@@ -118,7 +125,8 @@ def main(prog: str = "python -m inti_jax.convert") -> None:
 
 def _convert(arguments: argparse.Namespace) -> None:
     # Imported late, here and below: --help and a wrong argument should not wait for JAX.
-    from inti_jax.pretrained import converted
+    from inti_jax.pretrained import converted, sources
+    from inti_jax.pretrained.peers import methods
     from inti_jax.pretrained.sources import is_run
 
     start = time.monotonic()
@@ -129,6 +137,15 @@ def _convert(arguments: argparse.Namespace) -> None:
         return
     if arguments.out.exists() and arguments.source.exists() and arguments.out.samefile(arguments.source):
         raise UsageError(f"--out {arguments.out} is SRC itself")
+    if arguments.source.exists():
+        found = methods.find(sources.read(arguments.source))
+        if found is not None:
+            _convert_peer(found, arguments, start)
+            return
+    if given := _peer_arguments(arguments):
+        raise UsageError(
+            f"--{given[0]} is for a fine-tuned AIM, ST-Adapter or ZeroI2V, and {arguments.source} is none"
+        )
     done = converted.convert(
         arguments.source,
         arguments.out,
@@ -149,13 +166,74 @@ def _convert_run(arguments: argparse.Namespace, start: float) -> None:
     from inti_jax.pretrained import clip_file
     from inti_jax.runs import export
 
-    if arguments.activation or arguments.head_size or arguments.vocab:
+    if arguments.activation or arguments.head_size or arguments.vocab or _peer_arguments(arguments):
         raise UsageError(f"{arguments.source} is a run: it takes only --out, since the run states the rest")
     arrays, description, left = export.read_run(arguments.source, arguments.step, arguments.weights)
     digest = clip_file.write(arguments.out, arrays, description)
     print(f"left out    {', '.join(left)}")
     _print_description(description)
     _print_written(arguments.out, arrays, digest, start)
+
+
+def _add_peer_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "fine-tuned checkpoints of AIM, ST-Adapter and ZeroI2V",
+        "what their tensors do not tell; without a setting that is needed, the error lists the published "
+        "values. The file is one of what a run trained, for --checkpoint, inti_jax.load and "
+        "`model.start_from`",
+    )
+    group.add_argument(
+        "--labels", type=local_path, metavar="FILE", help="a text file with the name of a class in each line"
+    )
+    group.add_argument(
+        "--pretrained", type=local_path, metavar="F", help="ST-Adapter: the converted CLIP that it goes on"
+    )
+    group.add_argument("--frames", type=int, metavar="T", help="ST-Adapter: frames of a clip")
+    group.add_argument(
+        "--sampling", metavar="uniform|dense:STRIDE", help="how clips are cut: `data.sampling`, `data.stride`"
+    )
+    group.add_argument(
+        "--scale", type=float, metavar="S", help="AIM, ZeroI2V: `model.aim.scale` or `model.zero_i2v.scale`"
+    )
+    group.add_argument(
+        "--shifts", metavar="PAIRS", help='ZeroI2V: `model.zero_i2v.shifts`, such as "((-1,1),(1,1))"'
+    )
+
+
+def _peer_arguments(arguments: argparse.Namespace) -> list[str]:
+    """List the arguments of `_add_peer_arguments` that were given."""
+    return [name for name in _PEER_ARGUMENTS if getattr(arguments, name) is not None]
+
+
+def _convert_peer(found: "Found", arguments: argparse.Namespace, start: float) -> None:
+    from inti_jax.runs import peer_file
+
+    matched, title = found.matched, found.method.title
+    if arguments.activation or arguments.head_size or arguments.vocab:
+        raise UsageError(
+            f"{arguments.source} is a fine-tuned {title}: leave out --activation, --head_size and --vocab"
+        )
+    if arguments.labels is None:
+        raise UsageError(
+            f"{arguments.source} is a fine-tuned {title} with {found.classes} classes: give their names with "
+            "--labels FILE, one in each line"
+        )
+    given = peer_file.Given(arguments.frames, arguments.sampling, arguments.scale, arguments.shifts)
+    done = peer_file.convert(found, arguments.out, arguments.labels, given, arguments.pretrained)
+    settings = done.record.config
+    section = dataclasses.asdict(getattr(settings.model, settings.model.adaptation))
+    data, views = settings.data, settings.eval
+    print(f"source      {arguments.source}: a fine-tuned {title}, {len(matched.parts)} keys mapped")
+    print(f"dropped     {', '.join(sorted((*matched.dropped, *matched.beside))) or 'nothing'}")
+    print(f"method      {settings.model.adaptation}, {', '.join(f'{k} {v}' for k, v in section.items())}")
+    print(
+        f"clips       {data.num_frames} frames, {data.sampling}"
+        + (f" with stride {data.stride}" if data.sampling == "dense" else "")
+        + f"; in evaluation {views.clips} clips x {views.crops} crops"
+    )
+    print(f"labels      {len(done.record.dataset.labels)}, from {arguments.labels}")
+    print(f"goes on     {settings.model.backbone}, {arguments.pretrained or 'in the same file'}")
+    _print_written(arguments.out, done.arrays, done.hash, start)
 
 
 def _give_back(arguments: argparse.Namespace) -> None:

@@ -6,9 +6,10 @@ import functools
 import json
 import logging
 
-from inti_jax import cli
+from inti_jax import cli, config
 from inti_jax.cost import topology
 from inti_jax.errors import UsageError, run_command
+from inti_jax.host.paths import local_path
 
 log = logging.getLogger("inti_jax")
 
@@ -21,7 +22,13 @@ def main(prog: str = "python -m inti_jax.plan") -> None:
         "parameters and activation memory. Needs neither dataset nor weights nor an accelerator.",
         epilog="example: %(prog)s --config k400_vit_b16:method=aim --budget 0.6",
     )
-    cli.add_config_argument(parser)
+    cli.add_config_argument(parser, "the model, unless --checkpoint names it")
+    parser.add_argument(
+        "--checkpoint",
+        type=local_path,
+        metavar="RUN",
+        help="in place of --config: the model of this run, or of a file of what was trained",
+    )
     parser.add_argument(
         "--budget",
         type=float,
@@ -42,7 +49,12 @@ def main(prog: str = "python -m inti_jax.plan") -> None:
         "--platform", choices=["cuda"], help="also compile the training step for this host's devices"
     )
     parser.add_argument("--json", action="store_true", help="print a JSON object")
-    arguments, settings = cli.parse_with_config(parser)
+    arguments, overrides = cli.parse_with_overrides(parser)
+    if (arguments.config is None) == (arguments.checkpoint is None):
+        raise UsageError("name the model with --config or with --checkpoint, one of the two")
+    if arguments.checkpoint is not None and (overrides or arguments.classes is not None):
+        raise UsageError("--checkpoint says what its model is: leave out --classes and --config.a.b=value")
+    settings = None if arguments.config is None else config.load_config(arguments.config, overrides)
     if arguments.budget is not None and not 0 < arguments.budget <= 1:
         raise UsageError(f"--budget is {arguments.budget}: it should be a share, above 0 and up to 1")
     if arguments.classes is not None and arguments.classes < 1:
@@ -64,7 +76,13 @@ def main(prog: str = "python -m inti_jax.plan") -> None:
         target = topology.tpu_target(arguments.topology)
     elif arguments.platform:
         target = topology.local_target(arguments.platform)
-    plan, budget = costs.make_plan(settings, arguments.classes, arguments.budget)
+    classes = arguments.classes
+    if settings is None:
+        from inti_jax.runs import trained
+
+        found = trained.read_record(arguments.checkpoint)
+        settings, classes = found.config, len(found.dataset.labels)
+    plan, budget = costs.make_plan(settings, classes, arguments.budget)
     compiled = None
     if target is not None:
         from inti_jax.runs import state

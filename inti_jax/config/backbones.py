@@ -38,6 +38,16 @@ BACKBONES = {
 }
 
 
+def name_of(size: BackboneSize) -> str | None:
+    """Name the backbone of this size, the one of the nearest resolution; None where there is none."""
+    fitting = [
+        name
+        for name, named in BACKBONES.items()
+        if dataclasses.replace(named, resolution=size.resolution) == size
+    ]
+    return min(fitting, key=lambda name: abs(BACKBONES[name].resolution - size.resolution), default=None)
+
+
 @dataclasses.dataclass(frozen=True)
 class Numerics:
     """The numerics that a checkpoint was trained with, which the shapes of its weights do not tell."""

@@ -40,7 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         type=local_path,
         metavar="RUN",
-        help="run directory, or a file that `convert --to trained` wrote",
+        help="run directory, or a file of what was trained, which `convert RUN --to trained` or "
+        "`convert` of a fine-tuned AIM, ST-Adapter or ZeroI2V writes",
     )
     parser.add_argument(
         "--pretrained",

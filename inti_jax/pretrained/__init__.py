@@ -5,6 +5,7 @@
 - `clip` has the rules between other libraries' names and layouts and ours; `architecture` derives sizes and
   settings.
 - `file` is the project's own file; `converted` makes and opens it.
+- `peers` reads fine-tuned checkpoints of published methods, and names models that are not read.
 - `loading` brings its weights into a model, `posemb` resamples its positions, `text_head` embeds class names.
 - `api` is `inti_jax.load_clip`; `verify` compares a file with its source, which `reference` runs in torch.
 

@@ -31,6 +31,9 @@ from inti_jax.pretrained import file_kinds
 from inti_jax.pretrained.lazy_array import LazyArray
 
 FORMAT, VERSION = "inti_jax.clip", "1"
+# Where a file of what a run trained also holds the tower, its metadata describes the tower as a converted
+# file's does, with the tower's own hash under this key.
+TRAINED, TOWER_HASH = "inti_jax.trained", "tower_hash"
 _DTYPE_NAMES = {np.dtype(np.float32): "F32"}
 
 Index = tuple[slice, ...]
@@ -77,6 +80,7 @@ def _abstract(architecture: Architecture) -> CLIP:
 class ClipFile(Mapping[str, LazyArray]):
     """A converted file's parameters by path, each read lazily, whole or in part.
 
+    `path` may also be a file of what was trained that holds the image tower with it; then that is read alone.
     Raises UserError where `path` is no such file, is damaged, or holds other parameters than the
     architecture it states.
     """
@@ -95,12 +99,13 @@ class ClipFile(Mapping[str, LazyArray]):
             metadata = self._handle.metadata() or {}
         except (safetensors.SafetensorError, OSError) as error:
             raise UserError(f"{path} is damaged, truncated or not a safetensors file: {error}") from None
-        if metadata.get("format") == "inti_jax.trained":
+        within = metadata.get("format") == TRAINED and TOWER_HASH in metadata
+        if metadata.get("format") == TRAINED and not within:
             raise UserError(
                 f"{path} holds the parameters that a run trained, not a CLIP: pass it as --checkpoint, to "
                 "inti_jax.load or as `model.start_from`"
             )
-        if metadata.get("format") != FORMAT:
+        if metadata.get("format") != FORMAT and not within:
             raise UserError(
                 f"{path} is not in this project's format: convert it with `python -m inti_jax.convert SRC "
                 "--out F`"
@@ -111,11 +116,12 @@ class ClipFile(Mapping[str, LazyArray]):
             )
         try:
             self.description = _from_metadata(metadata)
-            self.hash = metadata["hash"]
+            self.hash = metadata[TOWER_HASH if within else "hash"]
             self.made_from = metadata.get("made_from")
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path} has damaged metadata: {type(error).__name__}: {error}") from None
-        self._arrays = {name: self._lazy(name) for name in sorted(self._handle.keys())}
+        names = [name for name in sorted(self._handle.keys()) if name.startswith("tower.") or not within]
+        self._arrays = {name: self._lazy(name) for name in names}
         expected = parameter_shapes(self.description.architecture)
         differs = sorted(
             name
@@ -160,7 +166,7 @@ def write(
     expected = parameter_shapes(description.architecture)
     if {name: array.shape for name, array in arrays.items()} != expected:
         raise UserError(f"{path}: the arrays to write do not match the architecture")
-    metadata = _to_metadata(description)
+    metadata = {"format": FORMAT, "format_version": VERSION, **to_metadata(description)}
     if made_from is not None:
         metadata["made_from"] = made_from
     return write_safetensors(path, arrays, lambda digest: {**metadata, "hash": digest})
@@ -238,11 +244,10 @@ def _update(digest: Any, name: str, array: LazyArray, values: np.ndarray) -> Non
     digest.update(np.ascontiguousarray(values).data)
 
 
-def _to_metadata(description: Description) -> dict[str, str]:
+def to_metadata(description: Description) -> dict[str, str]:
+    """Give the part of a file's metadata that describes its weights."""
     architecture = description.architecture
     metadata = {
-        "format": FORMAT,
-        "format_version": VERSION,
         "image": json.dumps(dataclasses.asdict(architecture.image)),
         "embed": json.dumps(architecture.embed),
         "text": json.dumps(architecture.text and dataclasses.asdict(architecture.text)),

@@ -67,6 +67,10 @@ class Rule:
     layout: Layout
     part: int | None = None  # index of q, k or v on our axis -3, where they have three arrays and we have one
 
+    def fits(self, path: str) -> bool:
+        """Tell whether the rule is for our `path`."""
+        return _translate(path, (self,), by="ours") is not None
+
 
 @dataclasses.dataclass(frozen=True)
 class Naming:
@@ -79,11 +83,13 @@ class Naming:
     markers: tuple[str, ...]  # endings of names by which an image tower is found, under any prefix
 
 
-def _norm(theirs: str, ours: str) -> tuple[Rule, ...]:
+def norm(theirs: str, ours: str) -> tuple[Rule, ...]:
+    """Make the rules of a LayerNorm."""
     return Rule(f"{theirs}.weight", f"{ours}.scale", SAME), Rule(f"{theirs}.bias", f"{ours}.bias", SAME)
 
 
-def _linear(theirs: str, ours: str, layout: Layout = MATRIX) -> tuple[Rule, ...]:
+def linear(theirs: str, ours: str, layout: Layout = MATRIX) -> tuple[Rule, ...]:
+    """Make the rules of a linear layer."""
     return Rule(f"{theirs}.weight", f"{ours}.kernel", layout), Rule(f"{theirs}.bias", f"{ours}.bias", SAME)
 
 
@@ -91,11 +97,11 @@ def _openai_block(theirs: str, ours: str) -> tuple[Rule, ...]:
     return (
         Rule(f"{theirs}.attn.in_proj_weight", f"{ours}.attn.qkv.kernel", MATRIX),
         Rule(f"{theirs}.attn.in_proj_bias", f"{ours}.attn.qkv.bias", FLAT),
-        *_linear(f"{theirs}.attn.out_proj", f"{ours}.attn.out", HEADS_MATRIX),
-        *_linear(f"{theirs}.mlp.c_fc", f"{ours}.mlp.fc"),
-        *_linear(f"{theirs}.mlp.c_proj", f"{ours}.mlp.proj"),
-        *_norm(f"{theirs}.ln_1", f"{ours}.ln_1"),
-        *_norm(f"{theirs}.ln_2", f"{ours}.ln_2"),
+        *linear(f"{theirs}.attn.out_proj", f"{ours}.attn.out", HEADS_MATRIX),
+        *linear(f"{theirs}.mlp.c_fc", f"{ours}.mlp.fc"),
+        *linear(f"{theirs}.mlp.c_proj", f"{ours}.mlp.proj"),
+        *norm(f"{theirs}.ln_1", f"{ours}.ln_1"),
+        *norm(f"{theirs}.ln_2", f"{ours}.ln_2"),
     )
 
 
@@ -107,11 +113,11 @@ def _hf_block(theirs: str, ours: str) -> tuple[Rule, ...]:
     )
     return (
         *qkv,
-        *_linear(f"{theirs}.self_attn.out_proj", f"{ours}.attn.out", HEADS_MATRIX),
-        *_linear(f"{theirs}.mlp.fc1", f"{ours}.mlp.fc"),
-        *_linear(f"{theirs}.mlp.fc2", f"{ours}.mlp.proj"),
-        *_norm(f"{theirs}.layer_norm1", f"{ours}.ln_1"),
-        *_norm(f"{theirs}.layer_norm2", f"{ours}.ln_2"),
+        *linear(f"{theirs}.self_attn.out_proj", f"{ours}.attn.out", HEADS_MATRIX),
+        *linear(f"{theirs}.mlp.fc1", f"{ours}.mlp.fc"),
+        *linear(f"{theirs}.mlp.fc2", f"{ours}.mlp.proj"),
+        *norm(f"{theirs}.layer_norm1", f"{ours}.ln_1"),
+        *norm(f"{theirs}.layer_norm2", f"{ours}.ln_2"),
     )
 
 
@@ -121,14 +127,14 @@ OPENAI = Naming(
         Rule("visual.conv1.weight", "tower.patch_embed.kernel", CONV),
         Rule("visual.class_embedding", "tower.class_embedding", SAME),
         Rule("visual.positional_embedding", "tower.positional_embedding", SAME),
-        *_norm("visual.ln_pre", "tower.ln_pre"),
+        *norm("visual.ln_pre", "tower.ln_pre"),
         *_openai_block("visual.transformer.resblocks.{i}", "tower.blocks.{i}"),
-        *_norm("visual.ln_post", "tower.ln_post"),
+        *norm("visual.ln_post", "tower.ln_post"),
         Rule("visual.proj", "projection.kernel", SAME),  # used as x @ proj: no transpose
         Rule("token_embedding.weight", "text.token_embedding.embedding", SAME),
         Rule("positional_embedding", "text.positional_embedding", SAME),
         *_openai_block("transformer.resblocks.{i}", "text.blocks.{i}"),
-        *_norm("ln_final", "text.ln_final"),
+        *norm("ln_final", "text.ln_final"),
         Rule("text_projection", "text.projection.kernel", SAME),
         Rule("logit_scale", "logit_scale", SAME),
     ),
@@ -143,14 +149,14 @@ HUGGINGFACE = Naming(
         Rule("vision_model.embeddings.patch_embedding.weight", "tower.patch_embed.kernel", CONV),
         Rule("vision_model.embeddings.class_embedding", "tower.class_embedding", SAME),
         Rule("vision_model.embeddings.position_embedding.weight", "tower.positional_embedding", SAME),
-        *_norm("vision_model.pre_layrnorm", "tower.ln_pre"),  # their spelling
+        *norm("vision_model.pre_layrnorm", "tower.ln_pre"),  # their spelling
         *_hf_block("vision_model.encoder.layers.{i}", "tower.blocks.{i}"),
-        *_norm("vision_model.post_layernorm", "tower.ln_post"),
+        *norm("vision_model.post_layernorm", "tower.ln_post"),
         Rule("visual_projection.weight", "projection.kernel", MATRIX),
         Rule("text_model.embeddings.token_embedding.weight", "text.token_embedding.embedding", SAME),
         Rule("text_model.embeddings.position_embedding.weight", "text.positional_embedding", SAME),
         *_hf_block("text_model.encoder.layers.{i}", "text.blocks.{i}"),
-        *_norm("text_model.final_layer_norm", "text.ln_final"),
+        *norm("text_model.final_layer_norm", "text.ln_final"),
         Rule("text_projection.weight", "text.projection.kernel", MATRIX),
         Rule("logit_scale", "logit_scale", SAME),
     ),
@@ -166,7 +172,7 @@ NAMINGS = {naming.name: naming for naming in (OPENAI, HUGGINGFACE)}
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 
 # Keys under which training code keeps the weights themselves, as opposed to averages or other models.
-_PLAIN = {"state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "weights"}
+PLAIN = {"state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "weights"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,7 +199,21 @@ class Matched:
 
     def weights(self) -> dict[str, LazyArray]:
         """Give the checkpoint's arrays under the naming's own names."""
-        return {_renamed(ours, rule): array for ours, found in self.parts.items() for rule, _, array in found}
+        return {renamed(ours, rule): array for ours, found in self.parts.items() for rule, _, array in found}
+
+
+def unwrapped(path: Path, arrays: Iterable[str]) -> dict[str, str]:
+    """Map the names of the arrays, without torch's wrappers, to the file's own keys.
+
+    Raises UserError where a name occurs twice.
+    """
+    keys: dict[str, str] = {}
+    for key in arrays:
+        name = ".".join(part for part in key.split(".") if part not in _WRAPPERS)
+        if name in keys:
+            raise UserError(f"{path} holds {name} twice: as {keys[name]} and as {key}")
+        keys[name] = key
+    return keys
 
 
 def match(path: Path, arrays: Mapping[str, LazyArray]) -> Matched:
@@ -203,14 +223,9 @@ def match(path: Path, arrays: Mapping[str, LazyArray]) -> Matched:
     prefix are beside the model. Raises UserError where nothing looks like CLIP's image transformer, where two
     candidates do equally, or where a name occurs twice.
     """
-    keys: dict[str, str] = {}
-    for key in arrays:
-        name = ".".join(part for part in key.split(".") if part not in _WRAPPERS)
-        if name in keys:
-            raise UserError(f"{path} holds {name} twice: as {keys[name]} and as {key}")
-        keys[name] = key
+    keys = unwrapped(path, arrays)
     found = [
-        _match(path, naming, keys, arrays, prefix, lone)
+        assign(path, naming, keys, arrays, prefix, lone)
         for naming in NAMINGS.values()
         for prefix, lone in _places(naming, keys)
     ]
@@ -220,7 +235,7 @@ def match(path: Path, arrays: Mapping[str, LazyArray]) -> Matched:
     if sum(ours.startswith("tower.") for ours in best[0].parts) < 3:
         raise UserError(_what_else(path, keys))
     if len(best) > 1:
-        plain = [matched for matched in best if set(matched.prefix.split(".")[:-1]) <= _PLAIN]
+        plain = [matched for matched in best if set(matched.prefix.split(".")[:-1]) <= PLAIN]
         if len(plain) != 1:
             places = " and ".join(sorted(f"`{matched.prefix}`" for matched in best))
             raise UserError(
@@ -244,14 +259,15 @@ def _places(naming: Naming, names: Iterable[str]) -> set[tuple[str, bool]]:
     return {("", False)}
 
 
-def _match(
+def assign(
     path: Path,
     naming: Naming,
     keys: Mapping[str, str],
     arrays: Mapping[str, LazyArray],
     prefix: str,
-    lone: bool,
+    lone: bool = False,
 ) -> Matched:
+    """Assign the names below `prefix` to our paths; `keys` maps all names to the file's keys."""
     parts: dict[str, list[tuple[Rule, str, LazyArray]]] = {}
     dropped, unknown, beside = [], [], []
     for whole, key in keys.items():
@@ -312,9 +328,9 @@ def fill(matched: Matched, shapes: Mapping[str, Shape]) -> dict[str, LazyArray]:
     missing, wrong, result = [], [], {}
     for path, shape in shapes.items():
         found = sorted(matched.parts.get(path, []), key=lambda item: item[0].part or 0)
-        wanted = [rule for rule in matched.naming.rules if _translate(path, (rule,), by="ours")]
+        wanted = [rule for rule in matched.naming.rules if rule.fits(path)]
         absent = [rule for rule in wanted if rule not in [item[0] for item in found]]
-        missing += [matched.key(_renamed(path, rule)) for rule in absent]
+        missing += [matched.key(renamed(path, rule)) for rule in absent]
         for rule, name, array in found:
             part_shape = _part_shape(shape, rule)
             if array.dtype == object:
@@ -344,12 +360,12 @@ def to_theirs(params: Mapping[str, LazyArray], naming: Naming) -> dict[str, Lazy
     """
     result, strange = {}, []
     for path, array in params.items():
-        rules = [rule for rule in naming.rules if _translate(path, (rule,), by="ours")]
+        rules = [rule for rule in naming.rules if rule.fits(path)]
         if not rules:
             strange.append(path)
         for rule in rules:
             shape = rule.layout.their_shape(_part_shape(array.shape, rule))
-            result[_renamed(path, rule)] = LazyArray(shape, array.dtype, _giver(array, rule))
+            result[renamed(path, rule)] = LazyArray(shape, array.dtype, _giver(array, rule))
     if strange:
         raise UserError(f"{naming.name} has no name for {_some(strange)}, which is not part of CLIP")
     return result
@@ -390,7 +406,7 @@ def _part_shape(shape: Shape, rule: Rule) -> Shape:
     return shape if rule.part is None else (*shape[:-3], *shape[-2:])
 
 
-def _renamed(path: str, rule: Rule) -> str:
+def renamed(path: str, rule: Rule) -> str:
     """Translate our `path` to their name, by a rule that is known to apply."""
     found = _translate(path, (rule,), by="ours")
     if found is None:

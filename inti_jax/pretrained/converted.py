@@ -26,6 +26,7 @@ from inti_jax.pretrained import architecture, clip_file, clip_rules, file_kinds,
 from inti_jax.pretrained.architecture import Activation
 from inti_jax.pretrained.clip_file import ClipFile, Description
 from inti_jax.pretrained.lazy_array import LazyArray
+from inti_jax.pretrained.peers import others
 from inti_jax.pretrained.sources import is_run
 
 log = logging.getLogger("inti_jax")
@@ -65,7 +66,9 @@ def convert(
     The keyword arguments are those of `architecture.describe`. Raises UserError where `path` cannot be
     converted; then nothing is written.
     """
-    return _write(sources.read(path), out, activation, head_size, vocabulary)
+    source = sources.read(path)
+    others.refuse(source)
+    return _write(source, out, activation, head_size, vocabulary)
 
 
 def open_converted(path: str | Path) -> ClipFile:
@@ -117,6 +120,8 @@ def _make(path: Path, made_from: str) -> ClipFile:
     command = f"python -m inti_jax.convert {shlex.quote(str(path))} --out F.safetensors"
     with _saying_what_is_meant():
         source = sources.read(path)
+    others.refuse(source)
+    with _saying_what_is_meant():
         matched = clip_rules.match(path, source.arrays)
     if not architecture.says_activation(source, matched):
         raise UserError(

@@ -10,6 +10,7 @@ from inti_jax.distributed import backend
 from inti_jax.errors import UserError
 from inti_jax.pretrained import clip_rules, sources
 from inti_jax.pretrained.clip_file import ClipFile, build, content_hash
+from inti_jax.pretrained.peers import others
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,7 @@ def compare(path: Path, against: Path) -> list[Difference]:
     if content_hash(file) != file.hash:
         raise UserError(f"{path} was changed after it was written: the hash of its weights differs")
     source = sources.read(against)
+    others.refuse(source)
     matched = clip_rules.match(against, source.arrays)
     architecture = file.description.architecture
     rng = np.random.default_rng(0)

@@ -6,7 +6,8 @@
 - `writers` reports figures to files, services and the terminal; `evaluations` reads accuracies back.
 - `monitor` checks and logs each step, with `utilization` (MFU).
 - `compilation` caches and records compiled programs; `profiling` traces steps.
-- `trained` and `trained_file` load what a run trained; `export` writes it for other libraries.
+- `trained` and `trained_file` load what a run trained; `export` writes it for other libraries. `peer_file`
+  makes such a file from a published method's checkpoint.
 
 The packages `cost`, `evaluation` and `training` may import it, and so may the commands.
 """

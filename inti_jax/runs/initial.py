@@ -12,7 +12,7 @@ from flax import nnx
 
 from inti_jax import config
 from inti_jax.config import ConfigError
-from inti_jax.config.backbones import BACKBONES, Backbone, BackboneSize
+from inti_jax.config.backbones import BACKBONES, Backbone, BackboneSize, name_of
 from inti_jax.errors import UserError
 from inti_jax.models import parameters
 from inti_jax.models.parameters import Params
@@ -139,13 +139,8 @@ def _trained(record: RunRecord, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> P
 
 def _describe(image: BackboneSize) -> str:
     """Name the backbone of this size, at the nearest resolution, or else describe the size in words."""
-    fitting = [
-        name
-        for name, size in BACKBONES.items()
-        if dataclasses.replace(size, resolution=image.resolution) == image
-    ]
-    if fitting:
-        return min(fitting, key=lambda name: abs(BACKBONES[name].resolution - image.resolution))
+    if (name := name_of(image)) is not None:
+        return name
     return (
         f"width {image.width}, {image.layers} layers, {image.heads} heads and patches of {image.patch}, "
         f"which matches none of {', '.join(BACKBONES)}"

@@ -44,13 +44,37 @@ def load(
     step: checkpoint.Step = None,
     weights: Weights | None = None,
 ) -> Trained:
-    """Load a trained model from a run's directory, or from a file that `convert --to trained` wrote.
+    """Load a trained model from a run's directory, or from a file of `convert` of what was trained.
 
     From a directory it loads the newest checkpoint, or that of `step`. Of that it loads the `weights` that
     are asked for, by default the moving average (`train.ema`) where there is one. A file is applied to the
-    weights `pretrained`, by default those that its run named. Raises UserError where `path` holds no trained
-    model or not these `weights`, where the file and the weights do not belong together, or where a directory
-    comes with `pretrained` or a file with `step`.
+    weights `pretrained`, by default those that its run named, unless it holds the image tower itself. Raises
+    UserError where `path` holds no trained model or not these `weights`, where the file and the weights do
+    not belong together, or where a directory or a file with its tower comes with `pretrained`, or a file with
+    `step`.
+    """
+    record = read_record(path, pretrained)
+    if not path.is_file():
+        found = checkpoint.find(path, step)
+        if found is None:
+            raise UserError(f"{path} holds no finished checkpoint: give the directory of a run")
+        return load_run(record, path, mesh, found, weights)
+    if step is not None:
+        raise UserError(f"{path} is a file, not a run's directory: leave out --step")
+    holds = trained_file.read_weights(path)
+    if weights not in (None, holds):
+        raise UserError(
+            f"{path} holds the {holds} weights of a run, not the {weights} ones: `python -m inti_jax.convert "
+            f"RUN --to trained --weights {weights}` makes a file of those"
+        )
+    started = start(dataclasses.replace(record, backbone=initial.find_backbone(record.config.model)), mesh)
+    return dataclasses.replace(started, weights=holds)
+
+
+def read_record(path: Path, pretrained: Path | None = None) -> RunRecord:
+    """Read the record of a run, or of a file of what was trained, whose config then names the file.
+
+    See `load` for `pretrained` and the errors.
     """
     if not path.is_file():
         if pretrained is not None:
@@ -60,25 +84,16 @@ def load(
                 f"{path} holds weights of another library, not a run: pass CLIP's weights as "
                 "`model.pretrained` or to inti_jax.load_clip"
             )
-        record = RunRecord.read(path)
-        found = checkpoint.find(path, step)
-        if found is None:
-            raise UserError(f"{path} holds no finished checkpoint: give the directory of a run")
-        return load_run(record, path, mesh, found, weights)
-    if step is not None:
-        raise UserError(f"{path} is a file, not a run's directory: leave out --step")
-    record, holds = trained_file.read_record(path), trained_file.read_weights(path)
-    if weights not in (None, holds):
-        raise UserError(
-            f"{path} holds the {holds} weights of a run, not the {weights} ones: `python -m inti_jax.convert "
-            f"RUN --to trained --weights {weights}` makes a file of those"
-        )
+        return RunRecord.read(path)
+    record = trained_file.read_record(path)
     model = dataclasses.replace(record.config.model, start_from=str(path))
+    if trained_file.holds_tower(path):
+        if pretrained is not None:
+            raise UserError(f"{path} holds its own backbone: leave out --pretrained")
+        pretrained = path
     if pretrained is not None:
         model = dataclasses.replace(model, pretrained=str(pretrained))
-    record = dataclasses.replace(record, config=dataclasses.replace(record.config, model=model))
-    started = start(dataclasses.replace(record, backbone=initial.find_backbone(model)), mesh)
-    return dataclasses.replace(started, weights=holds)
+    return dataclasses.replace(record, config=dataclasses.replace(record.config, model=model))
 
 
 def start(record: RunRecord, mesh: jax.sharding.Mesh) -> Trained:

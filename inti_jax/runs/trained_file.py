@@ -2,6 +2,9 @@
 
 It is a safetensors file of megabytes. Its metadata holds the run's record, with the content hash of the
 converted CLIP that the run started from. The two files together are the whole model.
+
+A file that was made from a published checkpoint may hold the image tower as well. It is then also the
+converted CLIP that it goes on, and the whole model by itself.
 """
 
 import dataclasses
@@ -9,30 +12,46 @@ import functools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import safetensors
+from flax import traverse_util
 
-from inti_jax.config import ConfigError
+from inti_jax.config import TEMPORAL_OF, ConfigError, Model
 from inti_jax.errors import UserError
 from inti_jax.models import freezing, parameters
+from inti_jax.models.adaptation import has_temporal_embedding
 from inti_jax.pretrained import file_kinds
 from inti_jax.pretrained.clip_file import FORMAT as CLIP_FORMAT
-from inti_jax.pretrained.clip_file import Index, write_safetensors
-from inti_jax.pretrained.lazy_array import held
+from inti_jax.pretrained.clip_file import (
+    TOWER_HASH,
+    TRAINED,
+    Description,
+    Index,
+    to_metadata,
+    write_safetensors,
+)
+from inti_jax.pretrained.lazy_array import LazyArray, held
 from inti_jax.runs import state
 from inti_jax.runs.evaluations import Weights
 from inti_jax.runs.record import RunRecord
 
-FORMAT, VERSION = "inti_jax.trained", "1"
+FORMAT, VERSION = TRAINED, "1"
 _MAKES = "`python -m inti_jax.convert {} --to trained --out F.safetensors`"
 _MEANT = f"give a file of the parameters that a run trained, which {_MAKES.format('RUN')} writes"
+_TORCH = (
+    ". Pass CLIP's weights as `model.pretrained` or to inti_jax.load_clip; convert a fine-tuned AIM, "
+    "ST-Adapter or ZeroI2V with `python -m inti_jax.convert SRC --out F.safetensors --labels FILE`"
+)
 
-# Settings of the model that may differ from those in the file.
+# Settings of the model that may differ from those in the file: the place of the weights, the layout of the
+# computation, what trains, and what only training draws.
 _FREE = (
     *("pretrained", "start_from", "frozen_dtype", "remat", "scan", "drop_path"),
     *("freeze", "freeze_blocks", "unfreeze_last"),
+    *("head.dropout", "zero_i2v.dropout"),
 )
 
 
@@ -43,6 +62,22 @@ def write(path: Path, record: RunRecord, params: Mapping[str, jax.Array], weight
     """
     trained = freezing.trained(record.config.model, params)
     arrays = {name: held(np.asarray(params[name], np.float32)) for name in params if name in trained}
+    return write_arrays(path, record, arrays, weights=weights)
+
+
+def write_arrays(
+    path: Path,
+    record: RunRecord,
+    arrays: Mapping[str, LazyArray],
+    *,
+    tower: Description | None = None,
+    weights: Weights = "raw",
+) -> str:
+    """Write what trained, one array in memory at a time, and return the arrays' hash.
+
+    With `tower`, the description of the image tower, `arrays` has all of the tower's parameters too, whose
+    hash is the one in `record`.
+    """
     metadata = {
         "format": FORMAT,
         "format_version": VERSION,
@@ -50,7 +85,14 @@ def write(path: Path, record: RunRecord, params: Mapping[str, jax.Array], weight
     }
     if weights == "ema":
         metadata["weights"] = "ema"
+    if tower is not None:
+        metadata |= {TOWER_HASH: str(record.backbone.sha256), **to_metadata(tower)}
     return write_safetensors(path, arrays, lambda digest: {**metadata, "hash": digest})
+
+
+def holds_tower(path: Path) -> bool:
+    """Tell whether the file holds the image tower too, so that it is the whole model."""
+    return TOWER_HASH in (_open(path).metadata() or {})
 
 
 def read_record(path: Path) -> RunRecord:
@@ -88,7 +130,8 @@ def leaves(path: Path, record: RunRecord) -> dict[str, Callable[[Index], np.ndar
     file = _open(path)
     shapes = parameters.parameter_shapes(state.abstract_model(record))
     trained = freezing.trained(record.config.model, shapes)
-    expected = {name: shapes[name].shape for name in trained}
+    tower = {name for name in shapes if name.startswith("tower.")} if holds_tower(path) else set()
+    expected = {name: shapes[name].shape for name in trained | tower}
     found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     if found != expected:
         differs = sorted(name for name in found.keys() | expected if found.get(name) != expected.get(name))
@@ -100,7 +143,7 @@ def leaves(path: Path, record: RunRecord) -> dict[str, Callable[[Index], np.ndar
         except (safetensors.SafetensorError, OSError) as error:
             raise UserError(f"{path} is damaged: {error}") from None
 
-    return {name: functools.partial(read, name) for name in found}
+    return {name: functools.partial(read, name) for name in trained}
 
 
 def check_fits(path: Path, theirs: RunRecord, ours: RunRecord) -> None:
@@ -110,7 +153,9 @@ def check_fits(path: Path, theirs: RunRecord, ours: RunRecord) -> None:
     """
     if theirs.backbone != ours.backbone:
         raise ConfigError(
-            f"{path} was trained on the backbone {theirs.backbone.sha256}, but "
+            f"{path} holds its own backbone: set `model.pretrained` to the same file"
+            if holds_tower(path)
+            else f"{path} was trained on the backbone {theirs.backbone.sha256}, but "
             f"{ours.config.model.pretrained} holds the backbone {ours.backbone.sha256}"
         )
     for index, (label, here) in enumerate(zip(theirs.dataset.labels, ours.dataset.labels, strict=False)):
@@ -124,15 +169,38 @@ def check_fits(path: Path, theirs: RunRecord, ours: RunRecord) -> None:
             f"{path} was trained on {len(theirs.dataset.labels)} labels, and {ours.dataset.name} has "
             f"{len(ours.dataset.labels)}"
         )
-    for field in dataclasses.fields(ours.config.model):
-        # The place of the weights, the layout of the computation and what else trains may differ.
-        if field.name in _FREE:
-            continue
-        there, here = (getattr(record.config.model, field.name) for record in (theirs, ours))
-        if there != here:
+    expected, found = _settings(theirs.config.model), _settings(ours.config.model)
+    for key in [*expected, *(key for key in found if key not in expected)]:
+        if expected.get(key) != found.get(key):
             raise ConfigError(
-                f"{path} has another model: its `model.{field.name}` is {there}, here it is {here}"
+                f"{path} has another model: its `model.{key}` is {expected.get(key)}, here it is "
+                f"{found.get(key)}"
             )
+    # Trained parameters with a vector for each frame, or for each patch.
+    sized = []
+    if has_temporal_embedding(theirs.config.model):
+        sized.append("num_frames")
+    if freezing.trains(theirs.config.model, "tower.positional_embedding"):
+        sized.append("resolution")
+    for key in sized:
+        size, ours_size = getattr(theirs.config.data, key), getattr(ours.config.data, key)
+        if size != ours_size:
+            raise ConfigError(f"{path} has an embedding for `data.{key}` = {size}, here it is {ours_size}")
+
+
+def _settings(model: Model) -> dict[str, Any]:
+    """Give the settings that say what the model computes, by key, without those that it does not read."""
+    temporal = {TEMPORAL_OF.get(model.adaptation), model.temporal}
+    unread = {
+        *_FREE,
+        *(section for section, module in TEMPORAL_OF.items() if module not in temporal),
+        *(() if model.adaptation == "lora" else ("lora",)),
+    }
+    values = {key: value for key, value in dataclasses.asdict(model).items() if key not in unread}
+    if model.compression.kind == "none":
+        values["compression"] = {"kind": "none"}
+    flat = traverse_util.flatten_dict(values, sep=".")
+    return {key: value for key, value in flat.items() if key not in _FREE}
 
 
 def _open(path: Path) -> safetensors.safe_open:
@@ -140,14 +208,7 @@ def _open(path: Path) -> safetensors.safe_open:
     if path.is_dir():
         raise UserError(f"{path} is a directory: {_MAKES.format(path)} writes the file to give")
     if what := file_kinds.no_safetensors(path):
-        raise UserError(
-            f"{path} is {what}; {_MEANT}"
-            + (
-                ". Pass CLIP's weights as `model.pretrained` or to inti_jax.load_clip"
-                if "torch" in what
-                else ""
-            )
-        )
+        raise UserError(f"{path} is {what}; {_MEANT}{_TORCH if 'torch' in what else ''}")
     try:
         return safetensors.safe_open(path, "numpy")
     except (safetensors.SafetensorError, OSError) as error:

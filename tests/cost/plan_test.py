@@ -368,6 +368,7 @@ def test_the_table_has_a_row_for_each_part():
         (["--classes", "0"], "--classes is 0"),
         (["--config.data.name=mine"], "give --classes K"),
         (["--config.model.compression.after=(9,)"], "the depth of tiny"),
+        (["--checkpoint", "runs/mine"], "name the model with --config or with --checkpoint, one of the two"),
     ],
 )
 def test_a_mistake_is_one_clear_line(arguments, message):
