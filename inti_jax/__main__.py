@@ -16,7 +16,7 @@ from inti_jax.errors import UsageError, run_command
 COMMANDS = {
     "train": ("main", "train a model and evaluate it, or evaluate it alone"),
     "prepare": ("prepare.__main__", "turn videos into a dataset; check or describe one"),
-    "convert": ("convert", "convert CLIP weights from and to other formats"),
+    "convert": ("convert", "convert CLIP weights, and video models that others published"),
     "plan": ("plan", "show what a config costs before anything runs"),
     "predict": ("predict", "label video files with a trained run"),
     "features": ("features", "write features of video files"),

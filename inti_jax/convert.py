@@ -55,7 +55,7 @@ def main(prog: str = "python -m inti_jax.convert") -> None:
         metavar="SRC",
         help="weights to convert: a file or directory, also a training checkpoint with the weights under "
         "`model`, `state_dict` or any prefix; or a run's directory, to convert the image tower that it "
-        "trained",
+        "trained; or a fine-tuned AIM, ST-Adapter or ZeroI2V",
     )
     parser.add_argument(
         "--out", type=local_path, metavar="F", help="file to write; with --to huggingface, a directory"
@@ -178,9 +178,9 @@ def _convert_run(arguments: argparse.Namespace, start: float) -> None:
 def _add_peer_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "fine-tuned checkpoints of AIM, ST-Adapter and ZeroI2V",
-        "what their tensors do not tell; without a setting that is needed, the error lists the published "
-        "values. The file is one of what a run trained, for --checkpoint, inti_jax.load and "
-        "`model.start_from`",
+        "What their tensors do not tell. If one that is needed is left out, the error lists its published\n"
+        "values. The file is for --checkpoint, inti_jax.load and `model.start_from`. With AIM and ZeroI2V\n"
+        "it holds the backbone, and is `model.pretrained` as well.",
     )
     group.add_argument(
         "--labels", type=local_path, metavar="FILE", help="a text file with the name of a class in each line"

@@ -1,6 +1,7 @@
 """Recognise checkpoints that are no CLIP, so that an error can say what they are."""
 
 import re
+import shlex
 from collections.abc import Iterable
 
 from inti_jax.errors import UserError
@@ -38,9 +39,9 @@ def refuse(source: ForeignCheckpoint) -> None:
     found = methods.find(source)
     if found is not None:
         raise UserError(
-            f"{path} is a fine-tuned {found.method.title}, not a CLIP: `python -m inti_jax.convert {path} "
-            "--out F.safetensors --labels FILE` writes a file for inti_jax.load, --checkpoint and "
-            "`model.start_from`"
+            f"{path} is a fine-tuned {found.method.title}, not a CLIP: `python -m inti_jax.convert "
+            f"{shlex.quote(str(path))} --out F.safetensors --labels FILE` writes a file for inti_jax.load, "
+            "--checkpoint and `model.start_from`"
         )
     if what := _what(source.arrays):
         raise UserError(
