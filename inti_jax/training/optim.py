@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int
+from jaxtyping import Array
 
 from inti_jax.config import Train
 from inti_jax.models.heads import LOGIT_SCALE_RANGE
@@ -68,22 +68,6 @@ def within_range(updates: dict[str, Array], params: dict[str, Array]) -> dict[st
         else update
         for path, update in updates.items()
     }
-
-
-def moving_average(
-    average: dict[str, Array] | None, weights: dict[str, Array], decay: float, step: Int[Array, ""]
-) -> dict[str, Array] | None:
-    """Move an average of the weights towards `weights`; None stays None.
-
-    `step` is the number of steps that were finished before the one that led to `weights`. The average decays
-    by `min(decay, (1 + step) / (10 + step))`, as TensorFlow's ExponentialMovingAverage does with
-    `num_updates`: it starts from the initial weights, and this lets it forget them.
-    """
-    if average is None:
-        return None
-    done = step.astype(jnp.float32)
-    decay_now = jnp.minimum(decay, (1 + done) / (10 + done))
-    return optax.incremental_update(weights, average, 1 - decay_now)
 
 
 def make_schedule(config: Train, steps: int) -> optax.Schedule:

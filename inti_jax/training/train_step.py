@@ -19,7 +19,7 @@ from inti_jax.runs import state
 from inti_jax.runs.monitor import Metrics
 from inti_jax.runs.record import RunRecord
 from inti_jax.runs.state import TrainState
-from inti_jax.training import losses, mixing, optim
+from inti_jax.training import ema, losses, mixing, optim
 from inti_jax.training.losses import Loss, Targets
 
 Batch = dict[str, Array]
@@ -40,7 +40,7 @@ def train_step(
     mix: Mix,
     accumulate: int,
     seed: int,
-    ema: float = 0.0,
+    ema_decay: float = 0.0,
 ) -> tuple[TrainState, Metrics]:
     """Compute one update from one global batch: `video` [B, T, H, W, 3], `label` [B] and `mask` [B].
 
@@ -48,7 +48,7 @@ def train_step(
     the metrics. Rows with a false mask (videos that did not decode) have no weight. With `accumulate` > 1 the
     batch is processed in that many parts, one after another: the same update in less memory. `seed` and the
     step determine which rows are mixed, and how; dropout and stochastic depth depend on the part as well.
-    `ema` is the decay of the state's moving average.
+    `ema_decay` is that of the state's moving average.
     """
     step_key = jax.random.fold_in(jax.random.key(seed), train_state.step)
     mixes = mix.mixup > 0 or mix.cutmix > 0
@@ -91,7 +91,7 @@ def train_step(
         trainable=trainable,
         frozen=train_state.frozen,
         opt_state=opt_state,
-        ema=optim.moving_average(train_state.ema, trainable, ema, train_state.step),
+        ema=ema.update(train_state.ema, trainable, ema_decay, train_state.step),
     )
     metrics = {
         "loss": total / count,
@@ -131,7 +131,7 @@ def compile_step(
         mix=config.train.mix,
         accumulate=config.train.accumulate,
         seed=config.train.seed,
-        ema=config.train.ema,
+        ema_decay=config.train.ema,
     )
     functools.update_wrapper(step, train_step)  # names it in traces and in records of compilations
     placed = (state.shardings_of(target), sharding.replicated(mesh))
