@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from inti_jax.evaluation.classifier import load as load
     from inti_jax.pretrained.api import load_clip as load_clip
+    from inti_jax.pretrained.api import load_tower as load_tower
 
-__all__ = ["load", "load_clip"]
+__all__ = ["load", "load_clip", "load_tower"]
 __version__ = "0.1.0"
 
 
@@ -20,4 +21,8 @@ def __getattr__(name: str) -> Any:
         from inti_jax.pretrained.api import load_clip
 
         return load_clip
+    if name == "load_tower":
+        from inti_jax.pretrained.api import load_tower
+
+        return load_tower
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

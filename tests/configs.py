@@ -46,6 +46,16 @@ PREFIXES: dict[int, dict[str, Any]] = {
     5: {"registers": 4},
 }
 
+# A backbone such as DINOv2's largest, with registers.
+DINOV2: dict[str, Any] = {
+    "registers": 4,
+    "mlp": 128,
+    "gated": True,
+    "layer_scale": True,
+    "pre_norm": False,
+    "patch_bias": True,
+}
+
 INTI = {"model__compression__kind": "inti", "model__compression__after": (1,)}
 
 

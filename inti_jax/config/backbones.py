@@ -1,11 +1,15 @@
 """Describe the backbones: their sizes, and the facts about a checkpoint that its weights do not tell."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 # Mean and standard deviation of OpenAI's CLIP, for red, green and blue in [0, 1].
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+# Those of ImageNet, which DINOv2 uses.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +25,16 @@ class BackboneSize:
     registers: int = 0  # learned tokens without a position, between the class token and the patches
     # How the tokens of the last block become a frame's feature: "class_token" or the mean of the "patches".
     pooling: Literal["class_token", "patches"] = "class_token"
+    mlp: int | None = None  # channels inside the MLP; None for four times the width
+    gated: bool = False  # SwiGLU in place of the MLP: one half of the first layer's outputs gates the other
+    layer_scale: bool = False  # a learned factor on each channel behind attention and MLP
+    pre_norm: bool = True  # a LayerNorm before the first block
+    patch_bias: bool = False  # whether the patch embedding has a bias
+
+    @property
+    def mlp_width(self) -> int:
+        """The number of channels inside the MLP."""
+        return 4 * self.width if self.mlp is None else self.mlp
 
     @property
     def prefix_tokens(self) -> int:
@@ -28,12 +42,33 @@ class BackboneSize:
         return self.class_token + self.registers
 
 
-# The sizes of CLIP (arXiv:2103.00020, table 20). `tiny` is ours, for tests and the embedded dataset.
+def _dinov2(width: int, layers: int, heads: int, **changes: Any) -> BackboneSize:
+    return BackboneSize(
+        width, layers, heads, 14, 518, layer_scale=True, pre_norm=False, patch_bias=True, **changes
+    )
+
+
+_DINOV2 = {
+    "dinov2_vit_s14": _dinov2(384, 12, 6),
+    "dinov2_vit_b14": _dinov2(768, 12, 12),
+    "dinov2_vit_l14": _dinov2(1024, 24, 16),
+    "dinov2_vit_g14": _dinov2(1536, 40, 24, mlp=4096, gated=True),
+}
+
+# The sizes of CLIP (arXiv:2103.00020, table 20), of open_clip's larger models (arXiv:2212.07143), and of
+# DINOv2 (arXiv:2304.07193), also with registers (arXiv:2309.16588). `tiny` is ours, for tests and the
+# embedded dataset.
 BACKBONES = {
     "clip_vit_b32": BackboneSize(width=768, layers=12, heads=12, patch=32, resolution=224),
     "clip_vit_b16": BackboneSize(width=768, layers=12, heads=12, patch=16, resolution=224),
     "clip_vit_l14": BackboneSize(width=1024, layers=24, heads=16, patch=14, resolution=224),
     "clip_vit_l14_336": BackboneSize(width=1024, layers=24, heads=16, patch=14, resolution=336),
+    "clip_vit_b16_plus_240": BackboneSize(width=896, layers=12, heads=14, patch=16, resolution=240),
+    "clip_vit_h14": BackboneSize(width=1280, layers=32, heads=16, patch=14, resolution=224),
+    "clip_vit_g14": BackboneSize(width=1408, layers=40, heads=16, patch=14, resolution=224, mlp=6144),
+    "clip_vit_bigg14": BackboneSize(width=1664, layers=48, heads=16, patch=14, resolution=224, mlp=8192),
+    **_DINOV2,
+    **{f"{name}_reg": dataclasses.replace(size, registers=4) for name, size in _DINOV2.items()},
     "tiny": BackboneSize(width=96, layers=4, heads=4, patch=8, resolution=32),
 }
 
@@ -56,9 +91,14 @@ class Numerics:
         "quick_gelu"  # of every MLP; "gelu" is the exact GELU, with erf
     )
     eps: float = 1e-5  # epsilon of every LayerNorm
+    # How positions are resampled to another grid: bicubic, as in open_clip ("antialiased") or as in DINOv2
+    # without registers ("plain").
+    resampling: Literal["antialiased", "plain"] = "antialiased"
 
 
 OPENAI = Numerics()
+DINOV2 = Numerics("gelu", 1e-6, "plain")
+DINOV2_WITH_REGISTERS = Numerics("gelu", 1e-6)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,3 +113,11 @@ class Backbone:
     std: tuple[float, float, float] = CLIP_STD  # of the pixels, which are divided by it
     embed: int | None = None  # width of the space shared with texts; None where the head does not use it
     sha256: str | None = None  # of the file of converted weights; None for a random start
+
+
+def published(name: str) -> Backbone:
+    """Give the facts of the weights that the family of the backbone `name` was published with."""
+    if not name.startswith("dinov2"):
+        return Backbone()
+    numerics = DINOV2_WITH_REGISTERS if BACKBONES[name].registers else DINOV2
+    return Backbone(numerics, IMAGENET_MEAN, IMAGENET_STD)

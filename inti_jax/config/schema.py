@@ -166,7 +166,25 @@ class Model:
     """The model: its backbone, the modules added to it, and the parameters that train."""
 
     # The size of the image tower; see config/backbones.py.
-    backbone: Literal["clip_vit_b32", "clip_vit_b16", "clip_vit_l14", "clip_vit_l14_336", "tiny"] = "tiny"
+    backbone: Literal[
+        "clip_vit_b32",
+        "clip_vit_b16",
+        "clip_vit_b16_plus_240",
+        "clip_vit_l14",
+        "clip_vit_l14_336",
+        "clip_vit_h14",
+        "clip_vit_g14",
+        "clip_vit_bigg14",
+        "dinov2_vit_s14",
+        "dinov2_vit_b14",
+        "dinov2_vit_l14",
+        "dinov2_vit_g14",
+        "dinov2_vit_s14_reg",
+        "dinov2_vit_b14_reg",
+        "dinov2_vit_l14_reg",
+        "dinov2_vit_g14_reg",
+        "tiny",
+    ] = "tiny"
     # Path of the backbone's weights, a file that `convert` wrote; or "random" to start from scratch. It has
     # to be given. Read by pretrained/loading.py.
     pretrained: str = ""

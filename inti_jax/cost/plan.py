@@ -29,8 +29,17 @@ log = logging.getLogger("inti_jax")
 _EMBEDDED_CLASSES = {"motion_digits": 10, "still_digits": 40}
 
 
-# Width of the space that images and texts share in OpenAI's models.
-_EMBED = {"clip_vit_b32": 512, "clip_vit_b16": 512, "clip_vit_l14": 768, "clip_vit_l14_336": 768}
+# Width of the space that images and texts share in the published models.
+_EMBED = {
+    "clip_vit_b32": 512,
+    "clip_vit_b16": 512,
+    "clip_vit_b16_plus_240": 640,
+    "clip_vit_l14": 768,
+    "clip_vit_l14_336": 768,
+    "clip_vit_h14": 1024,
+    "clip_vit_g14": 1024,
+    "clip_vit_bigg14": 1280,
+}
 
 
 _LISTED = 10  # schedules for each group and number of compressors
@@ -242,8 +251,8 @@ def _classes(data: config.Data, given: int | None) -> int:
 
 
 def _backbone(model: config.Model) -> "Backbone":
-    """Return the backbone that `model.pretrained` describes or, where that is absent, OpenAI's."""
-    from inti_jax.config.backbones import Backbone
+    """Return the backbone that `model.pretrained` describes or, where that is absent, the published one."""
+    from inti_jax.config.backbones import published
 
     if model.pretrained != "random" and Path(model.pretrained).exists():
         from inti_jax.runs import initial
@@ -254,7 +263,8 @@ def _backbone(model: config.Model) -> "Backbone":
             f'config: `model.head.init` is "text" and {model.pretrained} is not there: without it, the width '
             f"of the space that {model.backbone} shares with texts is not known"
         )
-    return Backbone(embed=_EMBED[model.backbone] if model.head.init == "text" else None)
+    embed = _EMBED[model.backbone] if model.head.init == "text" else None
+    return dataclasses.replace(published(model.backbone), embed=embed)
 
 
 def render(plan: Plan) -> str:

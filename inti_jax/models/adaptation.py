@@ -100,9 +100,10 @@ def _modules(
                 )
         case "lora":
             for target in config.lora.targets:
+                outputs = (2 if size.gated else 1) * size.mlp_width
                 modules[f"lora_{target}"] = LowRank(
-                    4 * width if target == "proj" else width,
-                    4 * width if target == "fc" else width,
+                    size.mlp_width if target == "proj" else width,
+                    outputs if target == "fc" else width,
                     rank=config.lora.rank,
                     alpha=config.lora.alpha,
                     dtype=dtype,

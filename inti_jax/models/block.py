@@ -45,6 +45,11 @@ def quick_gelu(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
     return x * jax.nn.sigmoid(1.702 * x)
 
 
+def _swiglu(x: Float[Array, "*B 2*F"]) -> Float[Array, "*B F"]:
+    gate, value = jnp.split(x, 2, axis=-1)
+    return jax.nn.silu(gate) * value
+
+
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "quick_gelu": quick_gelu,
     "gelu": partial(jax.nn.gelu, approximate=False),
@@ -112,12 +117,25 @@ class Attention(nnx.Module):
 
 
 class Mlp(nnx.Module):
-    """The MLP of a block: two layers with the activation between them, four times as wide inside."""
+    """The MLP of a block: two layers with the activation between them, `inner` channels wide inside.
 
-    def __init__(self, width: int, *, numerics: Numerics = OPENAI, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.fc = nnx.Linear(width, 4 * width, dtype=dtype, rngs=rngs)
-        self.proj = nnx.Linear(4 * width, width, dtype=dtype, rngs=rngs)
-        self._activation = _ACTIVATIONS[numerics.activation]
+    With `gated` it is SwiGLU (arXiv:2002.05202): the first layer gives twice as many channels, and the second
+    half times the SiLU of the first goes on.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        inner: int,
+        *,
+        gated: bool = False,
+        numerics: Numerics = OPENAI,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        self.fc = nnx.Linear(width, 2 * inner if gated else inner, dtype=dtype, rngs=rngs)
+        self.proj = nnx.Linear(inner, width, dtype=dtype, rngs=rngs)
+        self._activation = _swiglu if gated else _ACTIVATIONS[numerics.activation]
 
     def __call__(self, x: Tokens, added: BlockAdapters) -> Tokens:
         """Apply the MLP to each token, with LoRA's updates."""
@@ -127,6 +145,18 @@ class Mlp(nnx.Module):
         hidden = jax.checkpoint(self._activation)(keep(hidden))
         out = self.proj(hidden)
         return keep(out if added.lora_proj is None else out + added.lora_proj(hidden))
+
+
+class LayerScale(nnx.Module):
+    """A learned factor on each channel (arXiv:2103.17239)."""
+
+    def __init__(self, width: int, *, dtype: DTypeLike):
+        self.scale = nnx.Param(jnp.ones(width))
+        self.dtype = dtype
+
+    def __call__(self, x: Tokens) -> Tokens:
+        """Scale the channels."""
+        return x * self.scale[...].astype(self.dtype)[None, None]
 
 
 class BlockMacs(NamedTuple):
@@ -139,14 +169,20 @@ class BlockMacs(NamedTuple):
 
 
 class Block(nnx.Module):
-    """One transformer block: attention, then MLP, each with a LayerNorm before and a residual around it."""
+    """One transformer block: attention, then MLP, each with a LayerNorm before and a residual around it.
+
+    The MLP is `mlp` channels wide inside. With `layer_scale`, a LayerScale is at the end of each of the two.
+    """
 
     def __init__(
         self,
         width: int,
         heads: int,
+        mlp: int,
         *,
         causal: bool = False,
+        gated: bool = False,
+        layer_scale: bool = False,
         numerics: Numerics = OPENAI,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
@@ -154,7 +190,9 @@ class Block(nnx.Module):
         self.ln_1 = LayerNorm(width, eps=numerics.eps, dtype=dtype, rngs=rngs)
         self.attn = Attention(width, heads, causal=causal, dtype=dtype, rngs=rngs)
         self.ln_2 = LayerNorm(width, eps=numerics.eps, dtype=dtype, rngs=rngs)
-        self.mlp = Mlp(width, numerics=numerics, dtype=dtype, rngs=rngs)
+        self.mlp = Mlp(width, mlp, gated=gated, numerics=numerics, dtype=dtype, rngs=rngs)
+        self.ls_1 = LayerScale(width, dtype=dtype) if layer_scale else None
+        self.ls_2 = LayerScale(width, dtype=dtype) if layer_scale else None
 
     def __call__(self, x: Tokens) -> Tokens:
         """Run the block by itself, as on single images and texts."""
@@ -190,6 +228,8 @@ class Block(nnx.Module):
         if added.shifts:
             k, v = (_shift(part, frames, added.shifts) for part in (k, v))
         attended = _through(added.attn_out, self.attn.mix(q, k, v, added, sizes), keys[2])
+        if self.ls_1 is not None:
+            attended = self.ls_1(attended)
         x = keep(x + drop_path(attended, frames, branch_rate, keys[3]))
 
         if added.merging:
@@ -199,6 +239,8 @@ class Block(nnx.Module):
             x = keep(added.before_mlp(x, frames))
         y = self.ln_2(x)
         hidden = _through(added.mlp_out, self.mlp(_through(added.mlp_in, y, keys[4]), added), keys[5])
+        if self.ls_2 is not None:
+            hidden = self.ls_2(hidden)
         x = x + drop_path(hidden, frames, branch_rate, keys[7])
         if added.mlp_beside is not None:
             x = x + drop_path(added.beside_scale * added.mlp_beside(y), frames, drop_rate, keys[6])
@@ -246,7 +288,8 @@ class Block(nnx.Module):
 
     def mlp_macs(self, tokens: int) -> int:
         """Count the multiply-accumulates of the MLP on `tokens` tokens."""
-        return 8 * tokens * self.mlp.fc.in_features**2
+        fc, proj = self.mlp.fc, self.mlp.proj
+        return tokens * (fc.in_features * fc.out_features + proj.in_features * proj.out_features)
 
 
 def _through(module: Adapter | LinearAdapter | None, x: Tokens, key: Key | None) -> Tokens:

@@ -49,7 +49,15 @@ class TextTower(nnx.Module):
         self.positional_embedding = nnx.Param(init(rngs.params(), (size.context, size.width)))
         self.blocks = nnx.List(
             [
-                Block(size.width, size.heads, causal=True, numerics=numerics, dtype=dtype, rngs=rngs)
+                Block(
+                    size.width,
+                    size.heads,
+                    4 * size.width,
+                    causal=True,
+                    numerics=numerics,
+                    dtype=dtype,
+                    rngs=rngs,
+                )
                 for _ in range(size.layers)
             ]
         )

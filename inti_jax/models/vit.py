@@ -1,4 +1,6 @@
-"""Define CLIP's image tower (arXiv:2103.00020): patches, positions, blocks and the pooling of their tokens.
+"""Define the image tower: patches, positions, blocks and the pooling of their tokens.
+
+With the defaults of `BackboneSize` it is CLIP's (arXiv:2103.00020); DINOv2's (arXiv:2304.07193) is another.
 
 Tokens before the patches (`ImageTower.prefix_tokens`) are the class token and registers, in this order. A
 backbone may have neither. N counts them.
@@ -24,7 +26,7 @@ EMBEDDING = tuple(
 
 
 class ImageTower(nnx.Module):
-    """CLIP's image tower: patches, position embedding and blocks, without the projection to the text space.
+    """The image tower: patches, position embedding and blocks, without the projection to the text space.
 
     A video model calls `embed`, the `blocks`, `reduce` and `finish` separately, so that it can put layers
     between the blocks. Calling the tower runs them in order on single images.
@@ -45,7 +47,7 @@ class ImageTower(nnx.Module):
             (size.patch, size.patch),
             strides=size.patch,
             padding="VALID",
-            use_bias=False,
+            use_bias=size.patch_bias,
             dtype=dtype,
             rngs=rngs,
         )
@@ -56,10 +58,21 @@ class ImageTower(nnx.Module):
         self.positional_embedding = nnx.Param(init(rngs.params(), (positions, size.width)))
         if size.registers:
             self.registers = nnx.Param(init(rngs.params(), (size.registers, size.width)))
-        self.ln_pre = LayerNorm(size.width, eps=numerics.eps, dtype=dtype, rngs=rngs)
+        self.ln_pre = (
+            LayerNorm(size.width, eps=numerics.eps, dtype=dtype, rngs=rngs) if size.pre_norm else None
+        )
         self.blocks = nnx.List(
             [
-                Block(size.width, size.heads, numerics=numerics, dtype=dtype, rngs=rngs)
+                Block(
+                    size.width,
+                    size.heads,
+                    size.mlp_width,
+                    gated=size.gated,
+                    layer_scale=size.layer_scale,
+                    numerics=numerics,
+                    dtype=dtype,
+                    rngs=rngs,
+                )
                 for _ in range(size.layers)
             ]
         )
@@ -84,7 +97,8 @@ class ImageTower(nnx.Module):
         if hasattr(self, "registers"):
             first = self.prefix_tokens - len(self.registers[...])
             x = jnp.concatenate([x[:, :first], self._prepend(self.registers[...], x[:, first:])], axis=1)
-        return self.ln_pre(x if offset is None else x + offset.astype(self.dtype)[:, None])
+        x = x if offset is None else x + offset.astype(self.dtype)[:, None]
+        return x if self.ln_pre is None else self.ln_pre(x)
 
     def _prepend(self, learned: Float[Array, "P D"], x: Float[Array, "B N D"]) -> Float[Array, "B P+N D"]:
         """Put the learned tokens in front of each image's."""

@@ -1,4 +1,4 @@
-"""Encode images and texts with a converted CLIP: `inti_jax.load_clip(FILE)`."""
+"""Encode images and texts with converted weights: `inti_jax.load_clip(FILE)`, `inti_jax.load_tower(FILE)`."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -13,7 +13,7 @@ from inti_jax.distributed import backend
 from inti_jax.errors import UserError
 from inti_jax.models import in_memory
 from inti_jax.models.tokenizer import Tokenizer
-from inti_jax.pretrained.clip_file import ClipFile, build
+from inti_jax.pretrained.clip_file import ClipFile, Description, build
 from inti_jax.pretrained.converted import open_converted
 
 _TEXTS_AT_ONCE = 256
@@ -52,6 +52,24 @@ class TextEncoder:
         return np.concatenate([np.zeros((0, self._embed), np.float32), *features])
 
 
+class TowerModel:
+    """An image tower in float32 on one device, with the pixel statistics of its file."""
+
+    def __init__(self, file: ClipFile):
+        self.description = file.description
+        self._params = {path: jnp.asarray(file[path].read()) for path in file if path.startswith("tower.")}
+        architecture = file.description.architecture
+        self._features = _jit(lambda params, images: build(architecture, params).tower(images))
+
+    def features(self, images: Any) -> Float[np.ndarray, "B D"]:
+        """Compute the pooled features of images.
+
+        With CLIP and DINOv2 that is the class token after the last LayerNorm. Takes images as
+        `ClipModel.encode_image` does, and raises the same errors.
+        """
+        return _on_images(self._features, self._params, images, self.description)
+
+
 class ClipModel:
     """A CLIP in float32 on one device, with the pixel statistics and the vocabulary of its file."""
 
@@ -88,19 +106,7 @@ class ClipModel:
         are taken as already normalised. Without a projection in the file, the result is the tower's feature.
         Raises UserError for another shape or type.
         """
-        side = self.description.architecture.image.resolution
-        images = in_memory.pixels(images)
-        if images.ndim != 4 or images.shape[1:] != (side, side, 3):
-            raise UserError(f"this model takes images [B, {side}, {side}, 3], not {list(images.shape)}")
-        if images.dtype == np.uint8:
-            mean, std = np.array(self.description.mean), np.array(self.description.std)
-            images = images * (1 / (255 * std)).astype(np.float32) - (mean / std).astype(np.float32)
-        elif not jnp.issubdtype(images.dtype, jnp.floating):
-            raise UserError(f"images are uint8, or floats that are already normalised, not {images.dtype}")
-        if len(images) == 0:
-            none = jax.ShapeDtypeStruct(images.shape, np.float32)
-            return np.zeros(jax.eval_shape(self._image, self._params, none).shape, np.float32)
-        return np.asarray(self._image(self._params, images.astype(np.float32)))
+        return _on_images(self._image, self._params, images, self.description)
 
     def encode_text(self, texts: Iterable[Any]) -> Float[np.ndarray, "B E"]:
         """Encode a list of texts, which may be empty, as features, not L2-normalised.
@@ -109,6 +115,25 @@ class ClipModel:
         UserError where the file has no text tower or no vocabulary, or where an item is no text.
         """
         return self._text(texts)
+
+
+def _on_images(
+    compute: Callable[..., jax.Array], params: dict[str, jax.Array], images: Any, description: Description
+) -> Float[np.ndarray, "B D"]:
+    """Call `compute(params, images)` with the images normalised."""
+    side = description.architecture.image.resolution
+    images = in_memory.pixels(images)
+    if images.ndim != 4 or images.shape[1:] != (side, side, 3):
+        raise UserError(f"this model takes images [B, {side}, {side}, 3], not {list(images.shape)}")
+    if images.dtype == np.uint8:
+        mean, std = np.array(description.mean), np.array(description.std)
+        images = images * (1 / (255 * std)).astype(np.float32) - (mean / std).astype(np.float32)
+    elif not jnp.issubdtype(images.dtype, jnp.floating):
+        raise UserError(f"images are uint8, or floats that are already normalised, not {images.dtype}")
+    if len(images) == 0:
+        none = jax.ShapeDtypeStruct(images.shape, np.float32)
+        return np.zeros(jax.eval_shape(compute, params, none).shape, np.float32)
+    return np.asarray(compute(params, images.astype(np.float32)))
 
 
 def _jit(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
@@ -129,3 +154,9 @@ def load_clip(path: str | Path) -> ClipModel:
     """
     backend.start()
     return ClipModel(open_converted(path))
+
+
+def load_tower(path: str | Path) -> TowerModel:
+    """Load the image tower of a file or checkpoint that `load_clip` takes, or of DINOv2."""
+    backend.start()
+    return TowerModel(open_converted(path))

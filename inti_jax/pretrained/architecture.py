@@ -1,17 +1,25 @@
 """Derive a checkpoint's architecture and settings from its array shapes and the files beside it."""
 
+import dataclasses
 import logging
 import math
 from pathlib import Path
 from typing import Any, Literal
 
-from inti_jax.config.backbones import CLIP_MEAN, CLIP_STD, BackboneSize, Numerics
+from inti_jax.config.backbones import (
+    CLIP_MEAN,
+    CLIP_STD,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    BackboneSize,
+    Numerics,
+)
 from inti_jax.errors import UsageError, UserError
 from inti_jax.models.clip import Architecture
 from inti_jax.models.text import TextSize
 from inti_jax.models.tokenizer import Vocabulary, find_vocabulary, read_vocabulary
 from inti_jax.pretrained.clip_file import Description
-from inti_jax.pretrained.clip_rules import OPENAI, Matched
+from inti_jax.pretrained.clip_rules import DINOV2_GATED, HUGGINGFACE, OPENAI, Matched
 from inti_jax.pretrained.sources import ForeignCheckpoint
 
 log = logging.getLogger("inti_jax")
@@ -42,19 +50,24 @@ def describe(
     states. Raises UsageError where such an argument is needed or does not fit the source, and UserError where
     the source cannot be described.
     """
+    default_mean, default_std = CLIP_MEAN, CLIP_STD
     if matched.naming is OPENAI:
         architecture = _from_shapes(source, matched, activation, head_size)
         preprocess = (source.open_clip_config or {}).get("preprocess_cfg", {})
         mean, std = preprocess.get("mean"), preprocess.get("std")
     else:
-        architecture = _from_hf(source, matched, activation)
+        if matched.naming is HUGGINGFACE:
+            architecture = _from_hf(source, matched, activation)
+        else:
+            architecture = _from_dinov2(source, matched, activation, head_size)
+            default_mean, default_std = IMAGENET_MEAN, IMAGENET_STD
         preprocess = source.preprocessor or {}
         mean, std = preprocess.get("image_mean"), preprocess.get("image_std")
     read = _vocabulary(source, architecture, vocabulary)
     return Description(
         architecture,
-        _channels(mean, CLIP_MEAN, source.path),
-        _channels(std, CLIP_STD, source.path),
+        _channels(mean, default_mean, source.path),
+        _channels(std, default_std, source.path),
         read,
         # open_clip cleans texts as OpenAI's library does.
         "openai" if matched.naming is OPENAI and read is not None else "huggingface",
@@ -95,7 +108,9 @@ def _from_shapes(
         raise UserError(f"{source.path}: {positions} positions are not a square grid")
     per_head = said or head_size or _HEAD_SIZES.get(width, 64)
     heads = _heads("image", width, per_head, common, source.path)
-    image = BackboneSize(width, _depth(matched, "tower"), heads, patch, side * patch)
+    inner = _size(matched, "tower.blocks.0.mlp.fc.kernel", 0)
+    mlp = None if inner == 4 * width else inner
+    image = BackboneSize(width, _depth(matched, "tower"), heads, patch, side * patch, mlp=mlp)
     embed = _size(matched, "projection.kernel", 1) if "projection.kernel" in matched.parts else None
     text = None
     if _has_text(matched):
@@ -168,6 +183,9 @@ def _from_hf(source: ForeignCheckpoint, matched: Matched, given: Activation | No
             patch=int(vision.get("patch_size", 32)),
             resolution=int(vision.get("image_size", 224)),
         )
+        inner = int(vision.get("intermediate_size", 3072))
+        if inner != image.mlp_width:
+            image = dataclasses.replace(image, mlp=inner)
         numerics = _hf_numerics(vision, given, source)
         embed = int((config if whole else vision).get("projection_dim", 512))
         text_size = None
@@ -194,6 +212,61 @@ def _from_hf(source: ForeignCheckpoint, matched: Matched, given: Activation | No
         )
     projected = text_size is not None or "projection.kernel" in matched.parts
     return Architecture(image, embed if projected else None, text_size, numerics)
+
+
+def _from_dinov2(
+    source: ForeignCheckpoint, matched: Matched, given: Activation | None, head_size: int | None
+) -> Architecture:
+    """Derive the architecture of DINOv2 in Hugging Face's naming.
+
+    Sizes come from the shapes, the rest from config.json or, where it leaves values out, Hugging Face's
+    defaults.
+    """
+    config = source.hf_config
+    settings = source.directory / "config.json"
+    if config is None:
+        raise UserError(
+            f"{source.directory} has no config.json, which states the heads of weights in Hugging Face's "
+            "naming: copy it there"
+        )
+    known = {"dinov2": "plain", "dinov2_with_registers": "antialiased"}
+    if config.get("model_type") not in known:
+        raise UserError(f"{settings} is of model type {config.get('model_type')!r}, not {' or '.join(known)}")
+    if given not in (None, "gelu") or head_size is not None:
+        raise UsageError(
+            f"{source.path} states its activation and its heads: leave out the arguments for them"
+        )
+    width = _size(matched, "tower.class_embedding", 2)
+    gated = matched.naming is DINOV2_GATED
+    try:
+        heads, eps = int(config.get("num_attention_heads", 12)), float(config.get("layer_norm_eps", 1e-6))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{settings}: {error}") from None
+    if config.get("hidden_act", "gelu") != "gelu":
+        raise UserError(f"{settings}: hidden_act {config['hidden_act']!r} is not gelu")
+    if heads < 1 or width % heads:
+        raise UserError(f"{settings}: the width {width} is no multiple of {heads} heads")
+    positions = _size(matched, "tower.positional_embedding", 1) - 1
+    side = round(max(positions, 0) ** 0.5)
+    if side**2 != positions:
+        raise UserError(f"{source.path}: {positions} positions are not a square grid")
+    patch = _size(matched, "tower.patch_embed.kernel", 2)
+    inner = _size(matched, "tower.blocks.0.mlp.fc.kernel", 0) // (2 if gated else 1)
+    image = BackboneSize(
+        width,
+        _depth(matched, "tower"),
+        heads,
+        patch,
+        side * patch,
+        registers=_size(matched, "tower.registers", 1) if "tower.registers" in matched.parts else 0,
+        mlp=None if inner == 4 * width else inner,
+        gated=gated,
+        layer_scale=True,
+        pre_norm=False,
+        patch_bias=True,
+    )
+    numerics = Numerics("gelu", eps, known[config["model_type"]])  # type: ignore[arg-type]
+    return Architecture(image, None, None, numerics)
 
 
 def _hf_numerics(tower: dict[str, Any], given: Activation | None, source: ForeignCheckpoint) -> Numerics:

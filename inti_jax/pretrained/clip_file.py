@@ -20,7 +20,7 @@ import numpy as np
 import safetensors
 from flax import nnx
 
-from inti_jax.config.backbones import BackboneSize, Numerics
+from inti_jax.config.backbones import OPENAI, BackboneSize, Numerics
 from inti_jax.errors import UserError
 from inti_jax.models import parameters
 from inti_jax.models.clip import CLIP, Architecture
@@ -253,6 +253,7 @@ def to_metadata(description: Description) -> dict[str, str]:
         "text": json.dumps(architecture.text and dataclasses.asdict(architecture.text)),
         "activation": architecture.numerics.activation,
         "layer_norm_eps": json.dumps(architecture.numerics.eps),
+        "resampling": architecture.numerics.resampling,
         "mean": json.dumps(description.mean),
         "std": json.dumps(description.std),
     }
@@ -268,7 +269,11 @@ def _from_metadata(metadata: Mapping[str, str]) -> Description:
         BackboneSize(**json.loads(metadata["image"])),
         json.loads(metadata["embed"]),
         text and TextSize(**text),
-        Numerics(metadata["activation"], json.loads(metadata["layer_norm_eps"])),  # type: ignore[arg-type]
+        Numerics(
+            metadata["activation"],  # type: ignore[arg-type]
+            json.loads(metadata["layer_norm_eps"]),
+            metadata.get("resampling", OPENAI.resampling),  # type: ignore[arg-type]
+        ),
     )
     mean, std = json.loads(metadata["mean"]), json.loads(metadata["std"])
     vocabulary = Vocabulary.from_json(metadata["vocabulary"]) if "vocabulary" in metadata else None

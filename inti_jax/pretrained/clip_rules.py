@@ -1,4 +1,4 @@
-"""Map CLIP's weights between other libraries' names and layouts and ours, by a table of rules per naming.
+"""Map weights of CLIP and DINOv2 between other libraries' names and layouts and ours, by tables of rules.
 
 Each rule pairs a name in the other library with a path here and the layout between the two. Rules are read
 both ways, so that converted weights can be converted back. `{i}` is a block's number. open_clip uses OpenAI's
@@ -51,6 +51,12 @@ FLAT = Layout(
 )
 MATRIX = _matrix(inputs=1)
 HEADS_MATRIX = _matrix(inputs=2)  # the inputs are [heads, head size]
+BATCHED = Layout(  # theirs has an axis for the batch
+    lambda shape: (1, *shape), lambda array, _: array[0], lambda array: array[None]
+)
+TOKEN = Layout(  # theirs has axes for the batch and for the token
+    lambda shape: (1, 1, *shape), lambda array, _: array[0, 0], lambda array: array[None, None]
+)
 CONV = Layout(  # OIHW to HWIO
     lambda shape: (shape[3], shape[2], shape[0], shape[1]),
     lambda array, _: array.transpose(2, 3, 1, 0),
@@ -165,7 +171,43 @@ HUGGINGFACE = Naming(
     ("embeddings.class_embedding", "embeddings.patch_embedding.weight", "pre_layrnorm.weight"),
 )
 
-NAMINGS = {naming.name: naming for naming in (OPENAI, HUGGINGFACE)}
+
+def _dinov2(name: str, mlp: tuple[str, str]) -> Naming:
+    """Make Hugging Face's naming of DINOv2, whose MLP has layers of the names `mlp`."""
+    theirs, ours = "encoder.layer.{i}", "tower.blocks.{i}"
+    qkv = tuple(
+        Rule(f"{theirs}.attention.attention.{part}.{kind}", f"{ours}.attn.qkv.{our_kind}", layout, index)
+        for index, part in enumerate(("query", "key", "value"))
+        for kind, our_kind, layout in (("weight", "kernel", MATRIX), ("bias", "bias", FLAT))
+    )
+    return Naming(
+        name,
+        (
+            Rule("embeddings.cls_token", "tower.class_embedding", TOKEN),
+            Rule("embeddings.register_tokens", "tower.registers", BATCHED),
+            Rule("embeddings.position_embeddings", "tower.positional_embedding", BATCHED),
+            Rule("embeddings.patch_embeddings.projection.weight", "tower.patch_embed.kernel", CONV),
+            Rule("embeddings.patch_embeddings.projection.bias", "tower.patch_embed.bias", SAME),
+            *_norm(f"{theirs}.norm1", f"{ours}.ln_1"),
+            *qkv,
+            *_linear(f"{theirs}.attention.output.dense", f"{ours}.attn.out", HEADS_MATRIX),
+            Rule(f"{theirs}.layer_scale1.lambda1", f"{ours}.ls_1.scale", SAME),
+            *_norm(f"{theirs}.norm2", f"{ours}.ln_2"),
+            *_linear(f"{theirs}.mlp.{mlp[0]}", f"{ours}.mlp.fc"),
+            *_linear(f"{theirs}.mlp.{mlp[1]}", f"{ours}.mlp.proj"),
+            Rule(f"{theirs}.layer_scale2.lambda1", f"{ours}.ls_2.scale", SAME),
+            *_norm("layernorm", "tower.ln_post"),
+        ),
+        (r"embeddings\.mask_token",),  # for pretraining alone
+        "",
+        ("embeddings.cls_token", "embeddings.patch_embeddings.projection.weight", "layernorm.weight"),
+    )
+
+
+DINOV2 = _dinov2("dinov2", ("fc1", "fc2"))
+DINOV2_GATED = _dinov2("dinov2 with SwiGLU", ("weights_in", "weights_out"))
+
+NAMINGS = {naming.name: naming for naming in (OPENAI, HUGGINGFACE, DINOV2, DINOV2_GATED)}
 
 
 # Modules that torch wraps around others anywhere in a model: torch.compile, FSDP, activation checkpointing.
@@ -380,7 +422,7 @@ def _remedy(dtype: np.dtype) -> str:
 
 def is_parameter(path: str) -> bool:
     """Tell whether our `path` is a parameter of CLIP's, as opposed to one of a module added to it."""
-    return _translate(path, OPENAI.rules, by="ours") is not None
+    return any(_translate(path, naming.rules, by="ours") is not None for naming in (OPENAI, DINOV2))
 
 
 def _filler(found: list[tuple[Rule, str, LazyArray]], shape: Shape) -> Callable[[], np.ndarray]:

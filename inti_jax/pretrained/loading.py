@@ -66,12 +66,15 @@ def load(
             f"{path} does not fit the model's backbone: it has width {image.width}, {image.layers} layers "
             f"and patches of {image.patch}; {named} is {there} in the file, {here} in the model"
         )
-    if shapes[_POSITIONS].shape[0] != grid[0] * grid[1] + 1:
+    image, numerics = file.description.architecture.image, file.description.architecture.numerics
+    prefix = int(image.class_token)  # registers have no position
+    if shapes[_POSITIONS].shape[0] != grid[0] * grid[1] + prefix:
         raise ValueError(f"the model has positions {shapes[_POSITIONS].shape}, but its grid is {grid}")
     params = {}
     for name in wanted:
         if name == _POSITIONS:
-            params[name] = place(_slices(resample(file.read(name), grid)), shapes[name], shardings[name])
+            positions = resample(file.read(name), grid, prefix=prefix, method=numerics.resampling)
+            params[name] = place(_slices(positions), shapes[name], shardings[name])
         else:
             params[name] = place(partial(file.read, name), shapes[name], shardings[name])
     used = set(wanted)
@@ -80,7 +83,7 @@ def load(
             params[name] = place(partial(file.read, theirs), shapes[name], shardings[name])
         params[_CLASSES] = place(_slices(classes.T), shapes[_CLASSES], shardings[_CLASSES])
         used |= {*_SHARED.values(), *(name for name in file if name.startswith("text."))}
-    side = round((file[_POSITIONS].shape[0] - 1) ** 0.5)
+    side = round((file[_POSITIONS].shape[0] - prefix) ** 0.5)
     changed = f"{side}x{side} to {grid[0]}x{grid[1]}" if grid != (side, side) else None
     new = tuple(name for name in shapes if name not in params)
     dropped = tuple(name for name in file if name not in used)

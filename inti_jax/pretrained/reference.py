@@ -14,7 +14,7 @@ from torch import nn
 
 from inti_jax.config.backbones import Numerics
 from inti_jax.models.clip import Architecture
-from inti_jax.pretrained.clip_rules import HUGGINGFACE, Matched
+from inti_jax.pretrained.clip_rules import HUGGINGFACE, OPENAI, Matched
 from inti_jax.pretrained.sources import ForeignCheckpoint
 
 Stages = dict[str, np.ndarray]
@@ -36,7 +36,7 @@ def stages(
         for name, array in matched.weights().items()
         if array.dtype.kind in "fV"
     }
-    build = _transformers if matched.naming is HUGGINGFACE else _openai
+    build = {OPENAI: _openai, HUGGINGFACE: _transformers}.get(matched.naming, _dinov2)
     with torch.no_grad():
         model, modules = build(weights, source, architecture)
         found: Stages = {}
@@ -92,6 +92,29 @@ def _transformers(
     return run, modules
 
 
+def _dinov2(weights: dict[str, torch.Tensor], source: ForeignCheckpoint, _: Architecture) -> Any:
+    """Load transformers' DINOv2; give a function that runs it, and the modules to observe by name."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    config = dict(source.hf_config or {})
+    model: Any
+    kind: Any = transformers.Dinov2Model
+    if config.get("model_type") == "dinov2_with_registers":
+        kind = transformers.Dinov2WithRegistersModel
+    # Not load_state_dict: the names of files and of modules differ, and the library translates.
+    model = kind.from_pretrained(None, config=kind.config_class(**config), state_dict=weights).eval()
+    last = nn.Identity()  # a module for the hook that copies the class token
+    modules = {"image embedding": model.embeddings}
+    modules |= {f"image block {i}": m for i, m in enumerate(model.encoder.layer, start=1)}
+    modules["image feature"] = last
+
+    def run(images: torch.Tensor, _: np.ndarray | None) -> None:
+        last(model(pixel_values=images).pooler_output)
+
+    return run, modules
+
+
 class _QuickGELU(nn.Module):
     """OpenAI's approximation of GELU."""
 
@@ -103,14 +126,14 @@ class _QuickGELU(nn.Module):
 class _Block(nn.Module):
     """A pre-norm transformer block under OpenAI's names. `causal` is the context of a causal mask."""
 
-    def __init__(self, width: int, heads: int, numerics: Numerics, causal: int | None):
+    def __init__(self, width: int, heads: int, mlp: int, numerics: Numerics, causal: int | None):
         super().__init__()
         self.ln_1 = nn.LayerNorm(width, eps=numerics.eps)
         self.attn = nn.MultiheadAttention(width, heads, batch_first=True)
         self.ln_2 = nn.LayerNorm(width, eps=numerics.eps)
         activation = _QuickGELU() if numerics.activation == "quick_gelu" else nn.GELU()
-        layers = [("c_fc", nn.Linear(width, 4 * width)), ("act", activation)]
-        self.mlp = nn.Sequential(OrderedDict([*layers, ("c_proj", nn.Linear(4 * width, width))]))
+        layers = [("c_fc", nn.Linear(width, mlp)), ("act", activation)]
+        self.mlp = nn.Sequential(OrderedDict([*layers, ("c_proj", nn.Linear(mlp, width))]))
         self.mask = None if causal is None else torch.full((causal, causal), -torch.inf).triu(1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -123,9 +146,11 @@ class _Block(nn.Module):
 class _Blocks(nn.Module):
     """A tower's blocks under OpenAI's names."""
 
-    def __init__(self, width: int, heads: int, layers: int, numerics: Numerics, causal: int | None = None):
+    def __init__(
+        self, width: int, heads: int, mlp: int, layers: int, numerics: Numerics, causal: int | None = None
+    ):
         super().__init__()
-        self.resblocks = nn.Sequential(*(_Block(width, heads, numerics, causal) for _ in range(layers)))
+        self.resblocks = nn.Sequential(*(_Block(width, heads, mlp, numerics, causal) for _ in range(layers)))
 
 
 class _Visual(nn.Module):
@@ -140,7 +165,7 @@ class _Visual(nn.Module):
             torch.empty((size.resolution // size.patch) ** 2 + 1, size.width)
         )
         self.ln_pre = nn.LayerNorm(size.width, eps=numerics.eps)
-        self.transformer = _Blocks(size.width, size.heads, size.layers, numerics)
+        self.transformer = _Blocks(size.width, size.heads, size.mlp_width, size.layers, numerics)
         self.ln_post = nn.LayerNorm(size.width, eps=numerics.eps)
         self.proj = None
         if architecture.embed is not None:
@@ -164,7 +189,9 @@ class _Text(nn.Module):
             raise ValueError("no text tower")
         self.token_embedding = nn.Embedding(size.vocabulary, size.width)
         self.positional_embedding = nn.Parameter(torch.empty(size.context, size.width))
-        self.transformer = _Blocks(size.width, size.heads, size.layers, architecture.numerics, size.context)
+        self.transformer = _Blocks(
+            size.width, size.heads, 4 * size.width, size.layers, architecture.numerics, size.context
+        )
         self.ln_final = nn.LayerNorm(size.width, eps=architecture.numerics.eps)
         self.text_projection = nn.Parameter(torch.empty(size.width, embed))
         self.first = nn.Identity()  # a module for the hook that copies the embedding

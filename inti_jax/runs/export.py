@@ -21,13 +21,13 @@ from inti_jax.runs.evaluations import Weights
 
 
 def export(arrays: Mapping[str, LazyArray], description: Description, naming: str, out: Path) -> int:
-    """Write CLIP's parameters for `naming`, "openai" or "huggingface"; return the number of arrays.
+    """Write the parameters for `naming`, "openai" or "huggingface"; return the number of arrays.
 
     `out` is a `.safetensors` or `.pt` file for OpenAI's naming, and a new directory for Hugging Face's. An
-    image tower without a text tower is enough. Raises UserError for parameters that CLIP does not have, such
+    image tower without a text tower is enough. Raises UserError for parameters that have no name there, such
     as compressors, and UsageError where `out` has another suffix or the directory exists.
     """
-    theirs = clip_rules.to_theirs(arrays, clip_rules.NAMINGS[naming])
+    theirs = clip_rules.to_theirs(arrays, _naming(description.architecture, naming))
     if naming == "huggingface":
         _write_directory(theirs, description, out)
     elif out.suffix == ".safetensors":
@@ -93,9 +93,43 @@ def _write_directory(arrays: Mapping[str, LazyArray], description: Description, 
             (directory / name).write_text(json.dumps(values, indent=2), encoding="utf-8")
 
 
+def _naming(architecture: Architecture, naming: str) -> clip_rules.Naming:
+    """Select the rules: Hugging Face has its own names for DINOv2."""
+    if naming == "huggingface" and architecture.image.layer_scale:
+        return clip_rules.DINOV2_GATED if architecture.image.gated else clip_rules.DINOV2
+    return clip_rules.NAMINGS[naming]
+
+
+def _dinov2_config(architecture: Architecture) -> dict[str, Any]:
+    image = architecture.image
+    kind: dict[str, Any] = {"architectures": ["Dinov2Model"], "model_type": "dinov2"}
+    if image.registers:
+        kind = {
+            "architectures": ["Dinov2WithRegistersModel"],
+            "model_type": "dinov2_with_registers",
+            "num_register_tokens": image.registers,
+        }
+    # With SwiGLU the library takes two thirds of mlp_ratio * width, rounded up to a multiple of 8.
+    ratio = 4 if image.gated else image.mlp_width / image.width
+    return {
+        **kind,
+        "hidden_size": image.width,
+        "num_hidden_layers": image.layers,
+        "num_attention_heads": image.heads,
+        "mlp_ratio": int(ratio) if ratio == int(ratio) else ratio,
+        "use_swiglu_ffn": image.gated,
+        "patch_size": image.patch,
+        "image_size": image.resolution,
+        "hidden_act": architecture.numerics.activation,
+        "layer_norm_eps": architecture.numerics.eps,
+    }
+
+
 def _config(description: Description) -> dict[str, Any]:
     architecture = description.architecture
     image, text = architecture.image, architecture.text
+    if image.layer_scale:
+        return _dinov2_config(architecture)
     common = {
         "hidden_act": architecture.numerics.activation,
         "layer_norm_eps": architecture.numerics.eps,
@@ -103,7 +137,7 @@ def _config(description: Description) -> dict[str, Any]:
     }
     vision = {
         "hidden_size": image.width,
-        "intermediate_size": 4 * image.width,
+        "intermediate_size": image.mlp_width,
         "num_hidden_layers": image.layers,
         "num_attention_heads": image.heads,
         "patch_size": image.patch,
@@ -138,9 +172,10 @@ def _config(description: Description) -> dict[str, Any]:
 
 
 def _preprocessor(description: Description) -> dict[str, Any]:
-    resolution = description.architecture.image.resolution
+    image = description.architecture.image
+    resolution = image.resolution
     return {
-        "image_processor_type": "CLIPImageProcessor",
+        "image_processor_type": "BitImageProcessor" if image.layer_scale else "CLIPImageProcessor",
         "do_resize": True,
         "size": {"shortest_edge": resolution},
         "resample": 3,

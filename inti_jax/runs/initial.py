@@ -12,7 +12,7 @@ from flax import nnx
 
 from inti_jax import config
 from inti_jax.config import ConfigError
-from inti_jax.config.backbones import BACKBONES, Backbone, BackboneSize, name_of
+from inti_jax.config.backbones import BACKBONES, Backbone, BackboneSize, name_of, published
 from inti_jax.errors import UserError
 from inti_jax.models import parameters
 from inti_jax.models.parameters import Params
@@ -34,7 +34,7 @@ def find_backbone(model: config.Model) -> Backbone:
     starts from.
     """
     if model.pretrained == "random":
-        return Backbone()
+        return published(model.backbone)
     try:
         file = open_converted(model.pretrained)
     except UserError as error:

@@ -8,10 +8,11 @@ from inti_jax.errors import UserError
 from inti_jax.pretrained.posemb import resample
 
 
-def _torch(embedding, source, grid):
-    patches = torch.from_numpy(embedding[1:]).reshape(1, *source, -1).permute(0, 3, 1, 2)
+def _torch(patches, source, grid, antialias):
+    embedding = patches
+    patches = torch.from_numpy(patches).reshape(1, *source, -1).permute(0, 3, 1, 2)
     resized = torch.nn.functional.interpolate(
-        patches, size=grid, mode="bicubic", antialias=True, align_corners=False
+        patches, size=grid, mode="bicubic", antialias=antialias, align_corners=False
     )
     return resized[0].permute(1, 2, 0).reshape(-1, embedding.shape[1]).numpy()
 
@@ -23,19 +24,22 @@ def _torch(embedding, source, grid):
         ((14, 14), (18, 18)),  # B/16, 224 to 288
         ((16, 16), (24, 24)),  # L/14, 224 to 336
         ((24, 24), (16, 16)),  # L/14, 336 to 224
+        ((37, 37), (16, 16)),  # DINOv2, 518 to 224
         ((14, 14), (10, 20)),
         ((14, 14), (7, 31)),
         ((10, 20), (14, 14)),
         ((7, 7), (1, 1)),
     ],
 )
-def test_equals_torch(source, grid):
-    size = (source[0] * source[1] + 1, 48)
+@pytest.mark.parametrize(("method", "prefix"), [("antialiased", 1), ("antialiased", 0), ("plain", 1)])
+def test_equals_torch(source, grid, method, prefix):
+    size = (source[0] * source[1] + prefix, 48)
     embedding = np.random.default_rng(0).standard_normal(size).astype(np.float32)
-    resized = resample(embedding, grid, source=source)
-    assert resized.shape == (grid[0] * grid[1] + 1, 48)
-    np.testing.assert_array_equal(resized[0], embedding[0])
-    np.testing.assert_allclose(resized[1:], _torch(embedding, source, grid), atol=1e-5)
+    resized = resample(embedding, grid, source=source, prefix=prefix, method=method)
+    assert resized.shape == (grid[0] * grid[1] + prefix, 48)
+    np.testing.assert_array_equal(resized[:prefix], embedding[:prefix])
+    expected = _torch(embedding[prefix:], source, grid, method == "antialiased")
+    np.testing.assert_allclose(resized[prefix:], expected, atol=1e-5)
 
 
 def test_the_same_grid_changes_nothing():

@@ -1,0 +1,141 @@
+"""Converted DINOv2 computes what transformers' models compute, and goes back bit for bit."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+import transformers
+from flax import nnx
+
+import inti_jax
+from inti_jax.config import Mesh
+from inti_jax.config.backbones import BACKBONES, DINOV2, DINOV2_WITH_REGISTERS, IMAGENET_MEAN, IMAGENET_STD
+from inti_jax.distributed import sharding
+from inti_jax.models import parameters
+from inti_jax.pretrained.clip_file import ClipFile
+from inti_jax.runs import initial, state
+from inti_jax.training import optim
+from tests.commands import convert
+from tests.configs import record, tiny
+
+KINDS = {
+    "plain": (transformers.Dinov2Model, transformers.Dinov2Config, {}),
+    "gated": (transformers.Dinov2Model, transformers.Dinov2Config, {"use_swiglu_ffn": True}),
+    "registers": (transformers.Dinov2WithRegistersModel, transformers.Dinov2WithRegistersConfig, {}),
+}
+
+
+def make(kind):
+    """transformers' model with every weight and bias random, none of them at its neutral value."""
+    model, config, changes = KINDS[kind]
+    config = config(
+        hidden_size=96, num_hidden_layers=2, num_attention_heads=3, image_size=70, patch_size=14, **changes
+    )
+    model = model(config).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if "norm" in name or "lambda" in name:
+                parameter.copy_(0.2 * noise + (0 if name.endswith("bias") else 1))
+            else:
+                fan_in = parameter[0].numel() if parameter.ndim in (2, 4) and "token" not in name else 25
+                parameter.copy_(noise * fan_in**-0.5)
+    return model
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def case(request, tmp_path_factory):
+    """A model, its directory and the converted file."""
+    directory = tmp_path_factory.mktemp("dinov2")
+    model = make(request.param)
+    model.save_pretrained(directory / "hf")
+    assert convert(directory / "hf", "--out", directory / "f.safetensors") == 0
+    return model, directory / "hf", directory / "f.safetensors"
+
+
+def images(side):
+    return np.random.default_rng(1).standard_normal((2, side, side, 3)).astype(np.float32)
+
+
+def theirs(model, pixels):
+    with torch.no_grad():
+        output = model(pixel_values=torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()))
+    return output.pooler_output.numpy()
+
+
+def gap(found, expected):
+    return (np.linalg.norm(found - expected, axis=-1) / np.linalg.norm(expected, axis=-1)).max()
+
+
+def test_features_are_those_of_transformers(case):
+    model, _, file = case
+    tower = inti_jax.load_tower(file)
+    assert gap(tower.features(images(70)), theirs(model, images(70))) <= 2e-5
+    assert (tower.description.mean, tower.description.std) == (IMAGENET_MEAN, IMAGENET_STD)
+    expected = DINOV2_WITH_REGISTERS if model.config.model_type.endswith("registers") else DINOV2
+    assert tower.description.architecture.numerics == expected
+
+
+def test_a_video_model_takes_it_at_another_resolution(case, monkeypatch):
+    """One frame of a video: positions are resampled as transformers does it."""
+    model, _, file = case
+    monkeypatch.setitem(BACKBONES, "tiny", ClipFile(file).description.architecture.image)
+    settings = tiny(
+        model__pretrained=str(file), model__adaptation="linear", data__num_frames=1, data__resolution=42
+    )
+    run = record(settings, backbone=initial.find_backbone(settings.model))
+    mesh = sharding.make_mesh(Mesh(), jax.devices()[:1])
+    transform, _ = optim.make_optimizer(settings.train, 1)
+    first = initial.initial_state(run, transform, state.abstract_state(run, transform, mesh))
+    built = parameters.merge(nnx.graphdef(state.abstract_model(run)), first.trainable | first.frozen)
+    pixels = np.random.default_rng(2).integers(0, 256, (2, 42, 42, 3), np.uint8)
+    normalized = ((pixels / 255 - IMAGENET_MEAN) / IMAGENET_STD).astype(np.float32)
+    found = jax.jit(lambda video: built.features(video))(pixels[:, None])
+    assert gap(np.asarray(found), theirs(model, normalized)) <= 2e-5
+
+
+def test_stages_are_verified_and_a_changed_weight_is_found(case, tmp_path, capsys):
+    _, directory, file = case
+    assert convert("--verify", file, "--against", directory) == 0
+    assert "image block 2" in capsys.readouterr().out
+    other = tmp_path / "other"
+    weights = safetensors.torch.load_file(directory / "model.safetensors")
+    weights["encoder.layer.1.layer_scale2.lambda1"] *= 1.01
+    other.mkdir()
+    safetensors.torch.save_file(weights, other / "model.safetensors")
+    (other / "config.json").write_text((directory / "config.json").read_text())
+    assert convert("--verify", file, "--against", other) == 1
+    assert "image block 2" in capsys.readouterr().err
+
+
+def test_the_way_back_is_bit_exact(case, tmp_path):
+    model, directory, file = case
+    assert convert(file, "--to", "huggingface", "--out", tmp_path / "back") == 0
+    before = safetensors.torch.load_file(directory / "model.safetensors")
+    after = safetensors.torch.load_file(tmp_path / "back" / "model.safetensors")
+    assert before.keys() - after.keys() == {"embeddings.mask_token"} and after.keys() <= before.keys()
+    for name, value in after.items():
+        assert torch.equal(value, before[name]), name
+    again = type(model).from_pretrained(tmp_path / "back").eval()
+    np.testing.assert_array_equal(theirs(again, images(70)), theirs(model, images(70)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "vit"}, "is of model type 'vit', not dinov2 or dinov2_with_registers"),
+        ({"num_attention_heads": 5}, "no multiple of 5 heads"),
+        ({"hidden_act": "relu"}, "hidden_act 'relu' is not gelu"),
+    ],
+)
+def test_other_settings_are_refused(case, tmp_path, changes, message, capsys):
+    _, directory, _ = case
+    config = json.loads((directory / "config.json").read_text()) | changes
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").write_bytes((directory / "model.safetensors").read_bytes())
+    assert convert(tmp_path, "--out", tmp_path / "f.safetensors") == 1
+    assert message in capsys.readouterr().err
