@@ -46,14 +46,19 @@ PREFIXES: dict[int, dict[str, Any]] = {
     5: {"registers": 4},
 }
 
-# A backbone such as DINOv2's largest, with registers.
-DINOV2: dict[str, Any] = {
-    "registers": 4,
-    "mlp": 128,
-    "gated": True,
-    "layer_scale": True,
-    "pre_norm": False,
-    "patch_bias": True,
+# Changes that make a backbone one of another family; "dinov2" is like its largest size, with registers.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "clip": {},
+    "clip_wide_mlp": {"mlp": 416},
+    "patches": PREFIXES[0],
+    "dinov2": {
+        "registers": 4,
+        "mlp": 128,
+        "gated": True,
+        "layer_scale": True,
+        "pre_norm": False,
+        "patch_bias": True,
+    },
 }
 
 INTI = {"model__compression__kind": "inti", "model__compression__after": (1,)}

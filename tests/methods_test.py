@@ -16,7 +16,7 @@ from inti_jax.models import parameters
 from inti_jax.runs import checkpoint, initial, state
 from inti_jax.runs.checkpoint import CheckpointManager
 from inti_jax.training import optim, train_step
-from tests.configs import record, tiny
+from tests.configs import FAMILIES, record, tiny
 from tests.pretrained.weights import write_tiny
 
 METHODS = ("full", "linear", "aim", "st_adapter", "zero_i2v", "lora")
@@ -85,7 +85,31 @@ def make_batch(mesh, frames):
 @pytest.mark.parametrize("compression", COMPRESSIONS)
 @pytest.mark.parametrize("method", METHODS)
 def test_it_trains_what_it_says_and_is_evaluated_and_restored(weights, tmp_path, method, compression, frames):
-    settings = make_settings(weights, method, compression, data__num_frames=frames)
+    check(make_settings(weights, method, compression, data__num_frames=frames), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("family", "method", "compression"),
+    [
+        ("dinov2", "aim", "inti"),
+        ("dinov2", "st_adapter", "inti"),
+        ("dinov2", "lora", "tome"),
+        ("patches", "full", "inti"),
+        ("patches", "st_adapter", "tome"),
+    ],
+)
+def test_other_backbones_are_trained_evaluated_and_restored(
+    tmp_path, family, method, compression, monkeypatch
+):
+    size = dataclasses.replace(SHALLOW, **FAMILIES[family])
+    monkeypatch.setitem(BACKBONES, "tiny", size)
+    weights = write_tiny(tmp_path / "weights.safetensors", image=size)
+    check(make_settings(weights, method, compression, data__num_frames=4), tmp_path)
+
+
+def check(settings, tmp_path):
+    """Train two steps, evaluate, save and restore."""
+    method, frames = settings.model.adaptation, settings.data.num_frames
     step, first, target, graphdef, mesh = start(settings)
     before = jax.device_get({**first.trainable, **first.frozen})
     batch = make_batch(mesh, frames)

@@ -45,7 +45,7 @@ def quick_gelu(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
     return x * jax.nn.sigmoid(1.702 * x)
 
 
-def _swiglu(x: Float[Array, "*B 2*F"]) -> Float[Array, "*B F"]:
+def _swiglu(x: Float[Array, "*B G"]) -> Float[Array, "*B G//2"]:
     gate, value = jnp.split(x, 2, axis=-1)
     return jax.nn.silu(gate) * value
 

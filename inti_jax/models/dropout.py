@@ -23,6 +23,8 @@ def drop_path(x: Float[Array, "BT N D"], frames: int, rate: Rate, key: Key | Non
 
     A video is `frames` rows of `x`. The videos that keep the branch have it scaled up to keep the mean.
     """
+    if key is None:  # as for a batch of no images, which has no shape by videos
+        return x
     videos = x.shape[0] // frames
     by_video = x.reshape(videos, -1)
     return _drop(by_video, rate, key, (videos, 1)).reshape(x.shape)

@@ -1,5 +1,7 @@
+import dataclasses
 import functools
 import math
+from unittest import mock
 
 import hypothesis
 import jax
@@ -9,11 +11,12 @@ from hypothesis import strategies as st
 from jax.sharding import PartitionSpec
 
 from inti_jax.config import ConfigError, Mesh
+from inti_jax.config.backbones import BACKBONES
 from inti_jax.distributed import sharding
 from inti_jax.models import parameters
 from inti_jax.runs import initial, state
 from inti_jax.training import optim
-from tests.configs import INTI, record, tiny
+from tests.configs import FAMILIES, INTI, record, tiny
 
 
 def shapes_of(**changes):
@@ -95,19 +98,22 @@ def mesh_of(sizes):
     return sharding.make_mesh(sizes, jax.devices()[: sizes.data * sizes.fsdp * sizes.tensor])
 
 
-METHOD_SHAPES = functools.cache(
-    lambda method: shapes_of(
-        model__adaptation=method, model__pretrained="random" if method == "full" else "absent", **INTI
-    )
-)
+@functools.cache
+def shapes_by(method, family):
+    size = dataclasses.replace(BACKBONES["tiny"], **FAMILIES[family])
+    with mock.patch.dict(BACKBONES, tiny=size):
+        pretrained = "random" if method == "full" else "absent"
+        return shapes_of(model__adaptation=method, model__pretrained=pretrained, **INTI)
 
 
 @hypothesis.settings(deadline=None)
 @hypothesis.given(
-    sizes=mesh_sizes(), method=st.sampled_from(["full", "linear", "aim", "st_adapter", "zero_i2v", "lora"])
+    sizes=mesh_sizes(),
+    method=st.sampled_from(["full", "linear", "aim", "st_adapter", "zero_i2v", "lora"]),
+    family=st.sampled_from(list(FAMILIES)),
 )
-def test_every_mesh_slices_every_method_by_the_same_rules(sizes, method):
-    mesh, shapes = mesh_of(sizes), METHOD_SHAPES(method)
+def test_every_mesh_slices_every_method_by_the_same_rules(sizes, method, family):
+    mesh, shapes = mesh_of(sizes), shapes_by(method, family)
     found = sharding.parameter_shardings(shapes, mesh)
     assert found.keys() == shapes.keys()
     fsdp = mesh.shape["fsdp"]

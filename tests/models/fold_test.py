@@ -1,14 +1,18 @@
 """Folding changes the parameters and not the function."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 from flax import nnx
 
 from inti_jax.config import Compression, Lora, Model, ZeroI2V
+from inti_jax.config.backbones import BACKBONES
 from inti_jax.models import parameters
 from inti_jax.models.fold import fold
 from inti_jax.models.video import VideoModel
+from tests.configs import FAMILIES
 
 INTI = Compression(kind="inti", after=(2,))
 FOLDING = {
@@ -44,8 +48,17 @@ def apply(model: VideoModel, params: dict[str, jax.Array], video: jax.Array) -> 
     return jax.jit(lambda params: parameters.merge(graphdef, params)(video))(params)
 
 
-@pytest.mark.parametrize("config", FOLDING.values(), ids=FOLDING)
-def test_a_folded_model_is_the_same_function_at_no_added_cost(config):
+@pytest.mark.parametrize(
+    ("config", "family"),
+    [
+        *((config, "clip") for config in FOLDING.values()),
+        (FOLDING["lora"], "dinov2"),
+        (FOLDING["zero_i2v"], "dinov2"),
+    ],
+    ids=[*FOLDING, "lora in dinov2", "zero_i2v in dinov2"],
+)
+def test_a_folded_model_is_the_same_function_at_no_added_cost(config, family, monkeypatch):
+    monkeypatch.setitem(BACKBONES, "tiny", dataclasses.replace(BACKBONES["tiny"], **FAMILIES[family]))
     model, folded = build(config), build(config, folded=True)
     params = random_params(model)
     after = fold(config, params)

@@ -9,7 +9,7 @@ from flax import nnx
 from inti_jax.config import Compression, Model, StAdapter
 from inti_jax.config.backbones import BACKBONES, Backbone
 from inti_jax.models.video import VideoModel, normalize
-from tests.configs import PREFIXES
+from tests.configs import FAMILIES
 from tests.cost.compiled import call, initialize, products
 
 
@@ -198,7 +198,7 @@ def elementwise(method, kind, frames, tokens, patches):
     return counts.get(kind, 0) + convolved
 
 
-@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
     ("method", "kind"),
     [
@@ -210,12 +210,12 @@ def elementwise(method, kind, frames, tokens, patches):
         ("lora", "static"),
     ],
 )
-def test_the_cost_is_that_of_all_products(method, kind, prefix, monkeypatch):
-    small = dataclasses.replace(BACKBONES["tiny"], layers=2, **PREFIXES[prefix])
+def test_the_cost_is_that_of_all_products(method, kind, family, monkeypatch):
+    small = dataclasses.replace(BACKBONES["tiny"], layers=2, **FAMILIES[family])
     monkeypatch.setitem(BACKBONES, "tiny", small)
     after = () if kind in ("none", "tome") else (1,)
     model = abstract(kind, after, adaptation=method, st_adapter=StAdapter(width=ST_WIDTH))
     graphdef, params = nnx.split(model)
     video = jax.ShapeDtypeStruct((1, 8, 32, 32, 3), jnp.uint8)
     counted = products(lambda params, video: nnx.merge(graphdef, params)(video), params, video)
-    assert counted + elementwise(method, kind, 8, 16 + prefix, 16) == model.macs(8)
+    assert counted + elementwise(method, kind, 8, model.tower.tokens, 16) == model.macs(8)

@@ -15,6 +15,7 @@ SIZES = {
     "b32": (768, 12, 32, 512, 8, 512),
     "b16": (768, 12, 16, 512, 8, 512),
     "l14": (1024, 16, 14, 768, 12, 768),
+    "h14": (1280, 16, 14, 1024, 16, 1024),  # open_clip's: heads 80 wide
     "small": (128, 2, 16, 64, 1, 32),
     "tiny": (96, 4, 8, 64, 1, 32),  # the project's own; 4 layers, 32 pixels
 }
@@ -48,9 +49,17 @@ def vocabulary() -> tuple[dict[str, int], list[str]]:
 
 
 def huggingface_model(
-    size: str = "small", *, activation: str = "quick_gelu", layers: int = 2, resolution: int = 224
+    size: str = "small",
+    *,
+    activation: str = "quick_gelu",
+    layers: int = 2,
+    resolution: int = 224,
+    mlp: int | None = None,
 ) -> transformers.CLIPModel:
-    """transformers' CLIP with every weight and bias random, none of them at its neutral value."""
+    """transformers' CLIP with every weight and bias random, none of them at its neutral value.
+
+    `mlp` is the image tower's width inside the MLP.
+    """
     width, heads, patch, text_width, text_heads, embed = SIZES[size]
     tokens = len(vocabulary()[0])
     common = {"num_hidden_layers": layers, "hidden_act": activation, "projection_dim": embed}
@@ -58,7 +67,7 @@ def huggingface_model(
         projection_dim=embed,
         vision_config={
             "hidden_size": width,
-            "intermediate_size": 4 * width,
+            "intermediate_size": mlp or 4 * width,
             "num_attention_heads": heads,
             "patch_size": patch,
             "image_size": resolution,
