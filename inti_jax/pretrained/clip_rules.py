@@ -188,15 +188,15 @@ def _dinov2(name: str, mlp: tuple[str, str]) -> Naming:
             Rule("embeddings.position_embeddings", "tower.positional_embedding", BATCHED),
             Rule("embeddings.patch_embeddings.projection.weight", "tower.patch_embed.kernel", CONV),
             Rule("embeddings.patch_embeddings.projection.bias", "tower.patch_embed.bias", SAME),
-            *_norm(f"{theirs}.norm1", f"{ours}.ln_1"),
+            *norm(f"{theirs}.norm1", f"{ours}.ln_1"),
             *qkv,
-            *_linear(f"{theirs}.attention.output.dense", f"{ours}.attn.out", HEADS_MATRIX),
+            *linear(f"{theirs}.attention.output.dense", f"{ours}.attn.out", HEADS_MATRIX),
             Rule(f"{theirs}.layer_scale1.lambda1", f"{ours}.ls_1.scale", SAME),
-            *_norm(f"{theirs}.norm2", f"{ours}.ln_2"),
-            *_linear(f"{theirs}.mlp.{mlp[0]}", f"{ours}.mlp.fc"),
-            *_linear(f"{theirs}.mlp.{mlp[1]}", f"{ours}.mlp.proj"),
+            *norm(f"{theirs}.norm2", f"{ours}.ln_2"),
+            *linear(f"{theirs}.mlp.{mlp[0]}", f"{ours}.mlp.fc"),
+            *linear(f"{theirs}.mlp.{mlp[1]}", f"{ours}.mlp.proj"),
             Rule(f"{theirs}.layer_scale2.lambda1", f"{ours}.ls_2.scale", SAME),
-            *_norm("layernorm", "tower.ln_post"),
+            *norm("layernorm", "tower.ln_post"),
         ),
         (r"embeddings\.mask_token",),  # for pretraining alone
         "",
@@ -354,7 +354,7 @@ def _what_else(path: Path, names: Iterable[str]) -> str:
     return (
         f"{path} is not a CLIP image transformer{f' but {kind}' if kind else ''}: its keys are "
         f"{_some(names) or 'none'}; convert takes CLIP's ViTs under the names of OpenAI, open_clip or "
-        "Hugging Face"
+        "Hugging Face, and DINOv2 under Hugging Face's"
     )
 
 

@@ -97,14 +97,14 @@ def test_positions_for_another_resolution(tmp_path, model):
 def test_another_backbone_is_refused(tmp_path, model, change):
     path = write_tiny(tmp_path / "f.safetensors", image=dataclasses.replace(TINY, **change))
     shapes = parameters.parameter_shapes(model)
-    with pytest.raises(UserError, match="another backbone"):
+    with pytest.raises(UserError, match="does not fit the model's backbone"):
         load(path, shapes, _one_device(shapes), grid=GRID)
 
 
 def test_fewer_layers_than_the_model(tmp_path, model):
     path = write_tiny(tmp_path / "f.safetensors", image=dataclasses.replace(TINY, layers=3))
     shapes = parameters.parameter_shapes(model)
-    with pytest.raises(UserError, match=r"another backbone.*tower\.blocks\.3"):
+    with pytest.raises(UserError, match=r"does not fit the model's backbone.*tower\.blocks\.3"):
         load(path, shapes, _one_device(shapes), grid=GRID)
 
 
