@@ -1,9 +1,11 @@
 """Small real videos for tests, made in memory."""
 
+import contextlib
 import io
+import os
 import subprocess
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -45,6 +47,16 @@ def numbers(video: np.ndarray) -> list[int]:
     return (bright << np.arange(_BITS)).sum(1).tolist()
 
 
+@contextlib.contextmanager
+def own_priority() -> Iterator[None]:
+    """Give the thread its priority back: SVT-AV1 makes its caller a real-time thread where it may."""
+    policy, parameter = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, parameter)
+
+
 def encode(
     video: np.ndarray,
     *,
@@ -59,7 +71,7 @@ def encode(
     audio: bool = False,
 ) -> bytes:
     """The video as a file. `times` are presentation times in units of 1 / fps (default 0, 1, 2...)."""
-    with tempfile.TemporaryDirectory() as directory:  # `faststart` opens its output twice
+    with own_priority(), tempfile.TemporaryDirectory() as directory:  # `faststart` opens its output twice
         path = Path(directory, "video")
         with av.open(str(path), "w", format=container, options=muxer or {}) as output:
             # With x264's `mbtree`, the same frames give other bytes now and then.

@@ -1,4 +1,5 @@
 import io
+import os
 import shutil
 import time
 from fractions import Fraction
@@ -58,6 +59,11 @@ def _videos() -> dict[str, bytes]:
 
 VIDEOS = _videos()
 FULL = {name: clips.decode_all(video) for name, video in VIDEOS.items()}
+
+
+def test_encoding_leaves_the_priority_as_it_was():
+    """Real-time tests would starve the processes that they wait for."""
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
 
 
 @pytest.mark.parametrize("name", VIDEOS)
