@@ -47,7 +47,7 @@ def extended(tmp_path_factory):
 
 def test_the_examples_run(extended, tmp_path):
     tree, runs = extended
-    assert len(runs) >= 6
+    assert len(runs) >= 7
     # One process for all, which imports JAX once. Each section has its own names.
     script = f"for title, code in {runs!r}.items():\n    print(title, flush=True)\n    exec(code, {{}})"
     result = subprocess.run(
