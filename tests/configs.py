@@ -59,6 +59,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "pre_norm": False,
         "patch_bias": True,
     },
+    "siglip": {
+        "class_token": False,
+        "pooling": "attention",
+        "mlp": 368,
+        "pre_norm": False,
+        "patch_bias": True,
+    },
 }
 
 INTI = {"model__compression__kind": "inti", "model__compression__after": (1,)}

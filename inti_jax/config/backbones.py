@@ -11,6 +11,9 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+# Those of SigLIP.
+HALF = (0.5, 0.5, 0.5)
+
 
 @dataclasses.dataclass(frozen=True)
 class BackboneSize:
@@ -23,8 +26,9 @@ class BackboneSize:
     resolution: int  # pixels a side
     class_token: bool = True  # whether a class token is the first token
     registers: int = 0  # learned tokens without a position, between the class token and the patches
-    # How the tokens of the last block become a frame's feature: "class_token" or the mean of the "patches".
-    pooling: Literal["class_token", "patches"] = "class_token"
+    # How the tokens of the last block become a frame's feature: "class_token", the mean of the "patches", or
+    # "attention" of a learned token to them all, with an MLP behind it.
+    pooling: Literal["class_token", "patches", "attention"] = "class_token"
     mlp: int | None = None  # channels inside the MLP; None for four times the width
     gated: bool = False  # SwiGLU in place of the MLP: one half of the first layer's outputs gates the other
     layer_scale: bool = False  # a learned factor on each channel behind attention and MLP
@@ -48,6 +52,21 @@ def _dinov2(width: int, layers: int, heads: int, **changes: Any) -> BackboneSize
     )
 
 
+def _siglip(width: int, layers: int, heads: int, patch: int, resolution: int, **changes: Any) -> BackboneSize:
+    return BackboneSize(
+        width,
+        layers,
+        heads,
+        patch,
+        resolution,
+        class_token=False,
+        pooling="attention",
+        pre_norm=False,
+        patch_bias=True,
+        **changes,
+    )
+
+
 _DINOV2 = {
     "dinov2_vit_s14": _dinov2(384, 12, 6),
     "dinov2_vit_b14": _dinov2(768, 12, 12),
@@ -55,8 +74,20 @@ _DINOV2 = {
     "dinov2_vit_g14": _dinov2(1536, 40, 24, mlp=4096, gated=True),
 }
 
-# The sizes of CLIP (arXiv:2103.00020, table 20), of open_clip's larger models (arXiv:2212.07143), and of
-# DINOv2 (arXiv:2304.07193), also with registers (arXiv:2309.16588). `tiny` is ours, for tests and the
+# Those of SigLIP (arXiv:2303.15343) and SigLIP 2 (arXiv:2502.14786), each at the first of its published
+# resolutions. These are 256 for B/32 and g/16; 224, 256, 384 and 512 for B/16; 256, 384 and 512 for L/16 and
+# so400m/16; 224 and 384 for so400m/14, where 384 makes the grid of 378, which is a multiple of 14.
+_SIGLIP = {
+    "siglip_vit_b32": _siglip(768, 12, 12, 32, 256),
+    "siglip_vit_b16": _siglip(768, 12, 12, 16, 224),
+    "siglip_vit_l16": _siglip(1024, 24, 16, 16, 256),
+    "siglip_vit_g16": _siglip(1536, 40, 16, 16, 256),
+    "siglip_so400m_14": _siglip(1152, 27, 16, 14, 224, mlp=4304),
+    "siglip_so400m_16": _siglip(1152, 27, 16, 16, 256, mlp=4304),
+}
+
+# The sizes of CLIP (arXiv:2103.00020, table 20), of open_clip's larger models (arXiv:2212.07143), of DINOv2
+# (arXiv:2304.07193), also with registers (arXiv:2309.16588), and of SigLIP. `tiny` is ours, for tests and the
 # embedded dataset.
 BACKBONES = {
     "clip_vit_b32": BackboneSize(width=768, layers=12, heads=12, patch=32, resolution=224),
@@ -69,6 +100,7 @@ BACKBONES = {
     "clip_vit_bigg14": BackboneSize(width=1664, layers=48, heads=16, patch=14, resolution=224, mlp=8192),
     **_DINOV2,
     **{f"{name}_reg": dataclasses.replace(size, registers=4) for name, size in _DINOV2.items()},
+    **_SIGLIP,
     "tiny": BackboneSize(width=96, layers=4, heads=4, patch=8, resolution=32),
 }
 
@@ -87,18 +119,18 @@ def name_of(size: BackboneSize) -> str | None:
 class Numerics:
     """The numerics that a checkpoint was trained with, which the shapes of its weights do not tell."""
 
-    activation: Literal["quick_gelu", "gelu"] = (
-        "quick_gelu"  # of every MLP; "gelu" is the exact GELU, with erf
-    )
+    # Of every MLP: "gelu" is the exact GELU, with erf, and "gelu_tanh" its approximation with tanh.
+    activation: Literal["quick_gelu", "gelu", "gelu_tanh"] = "quick_gelu"
     eps: float = 1e-5  # epsilon of every LayerNorm
-    # How positions are resampled to another grid: bicubic, as in open_clip ("antialiased") or as in DINOv2
-    # without registers ("plain").
+    # How positions are resampled to another grid: bicubic, as in open_clip ("antialiased"), or as in DINOv2
+    # without registers and in transformers' SigLIP ("plain").
     resampling: Literal["antialiased", "plain"] = "antialiased"
 
 
 OPENAI = Numerics()
 DINOV2 = Numerics("gelu", 1e-6, "plain")
 DINOV2_WITH_REGISTERS = Numerics("gelu", 1e-6)
+SIGLIP = Numerics("gelu_tanh", 1e-6, "plain")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +149,8 @@ class Backbone:
 
 def published(name: str) -> Backbone:
     """Give the facts of the weights that the family of the backbone `name` was published with."""
+    if name.startswith("siglip"):
+        return Backbone(SIGLIP, HALF, HALF)
     if not name.startswith("dinov2"):
         return Backbone()
     numerics = DINOV2_WITH_REGISTERS if BACKBONES[name].registers else DINOV2

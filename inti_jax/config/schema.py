@@ -183,6 +183,12 @@ class Model:
         "dinov2_vit_b14_reg",
         "dinov2_vit_l14_reg",
         "dinov2_vit_g14_reg",
+        "siglip_vit_b32",
+        "siglip_vit_b16",
+        "siglip_vit_l16",
+        "siglip_vit_g16",
+        "siglip_so400m_14",
+        "siglip_so400m_16",
         "tiny",
     ] = "tiny"
     # Path of the backbone's weights, a file that `convert` wrote; or "random" to start from scratch. It has
@@ -202,7 +208,8 @@ class Model:
     freeze: tuple[str, ...] = ()
     # With "full" only: so many first blocks, and the embeddings below them, do not train.
     freeze_blocks: NonNegative = 0
-    # With the other methods only: so many last blocks, and the LayerNorm behind them, train as well.
+    # With the other methods only: so many last blocks, and the LayerNorm and pooling behind them, train as
+    # well.
     unfreeze_last: NonNegative = 0
     # Settings of the methods' modules.
     aim: Aim = Aim()

@@ -98,7 +98,8 @@ def _compressed(
         for t in left
     ]
     layers = [compressor.macs(t) for t in left[:-1]]
-    fixed = frames * model.tower.embed_macs() + model.head.macs() + sum(layers)
+    pooling = model.tower.pooling.macs(model.tower.tokens, left[-1])
+    fixed = frames * model.tower.embed_macs() + pooling + model.head.macs() + sum(layers)
     for after in itertools.combinations(range(1, last), count):
         edges = (0, *after, last)
         stages = itertools.pairwise(edges)

@@ -39,6 +39,12 @@ _EMBED = {
     "clip_vit_h14": 1024,
     "clip_vit_g14": 1024,
     "clip_vit_bigg14": 1280,
+    "siglip_vit_b32": 768,
+    "siglip_vit_b16": 768,
+    "siglip_vit_l16": 1024,
+    "siglip_vit_g16": 1536,
+    "siglip_so400m_14": 1152,
+    "siglip_so400m_16": 1152,
 }
 
 
@@ -47,7 +53,7 @@ _LISTED = 10  # schedules for each group and number of compressors
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """The cost of the embedding or of the head."""
+    """The cost of the embedding, or of the head with the tower's pooling."""
 
     gmacs: float  # of one view
     added_params: int
@@ -185,7 +191,9 @@ def make_plan(
             frames * model.tower.embed_macs() / 1e9, parameters("temporal."), saved.embedding / 2**20
         ),
         blocks=blocks,
-        head=Part(model.head.macs() / 1e9, parameters("head."), saved.head / 2**20),
+        head=Part(
+            (model.pooling_macs(frames) + model.head.macs()) / 1e9, parameters("head."), saved.head / 2**20
+        ),
     )
     return plan, None if budget is None else _fitting(model, compression, frames, budget)
 

@@ -30,14 +30,14 @@ _SMALLEST_SLICED = 2**12
 # first match counts. A parameter without a match is an error, and so is a rule that matches nothing.
 _RULES: dict[str, Sequence[tuple[str, int | None]]] = {
     "tower": (
-        (r"blocks\.\d+\.attn\.qkv\.(kernel|bias)", -2),
-        (r"blocks\.\d+\.attn\.out\.kernel", -3),
-        (r"blocks\.\d+\.mlp\.fc\.(kernel|bias)", -1),
-        (r"blocks\.\d+\.mlp\.proj\.kernel", -2),
-        (r"blocks\.\d+\.(attn\.out|mlp\.proj)\.bias", None),
-        (r"(blocks\.\d+\.)?(ln|ls)_\w+\.(scale|bias)", None),
+        (r"(blocks\.\d+|pooling)\.attn\.qkv\.(kernel|bias)", -2),
+        (r"(blocks\.\d+|pooling)\.attn\.out\.kernel", -3),
+        (r"(blocks\.\d+|pooling)\.mlp\.fc\.(kernel|bias)", -1),
+        (r"(blocks\.\d+|pooling)\.mlp\.proj\.kernel", -2),
+        (r"(blocks\.\d+|pooling)\.(attn\.out|mlp\.proj)\.bias", None),
+        (r"((blocks\.\d+|pooling)\.)?(ln|ls)_\w+\.(scale|bias)", None),
         (r"patch_embed\.(kernel|bias)", None),
-        (r"(class|positional)_embedding|registers", None),
+        (r"(class|positional)_embedding|registers|pooling\.probe", None),
     ),
     # Adapters are narrow beside the layers they are added to. With `tensor` each device computes all of them,
     # from inputs that every device of a `tensor` group has anyway, so no sum over the group has to follow.

@@ -53,6 +53,7 @@ def _swiglu(x: Float[Array, "*B G"]) -> Float[Array, "*B G//2"]:
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "quick_gelu": quick_gelu,
     "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
 }
 
 
@@ -96,16 +97,16 @@ class Attention(nnx.Module):
 
     def mix(
         self,
-        q: Float[Array, "B N A Dh"],
+        q: Float[Array, "B M A Dh"],
         k: Float[Array, "B N A Dh"],
         v: Float[Array, "B N A Dh"],
         added: BlockAdapters,
         sizes: Sizes | None = None,
-    ) -> Tokens:
+    ) -> Float[Array, "B M D"]:
         """Attend, with the softmax in float32, then apply the output matrix with LoRA's update.
 
-        Logits are scaled by 1/sqrt(head size). With `sizes`, attention to a token is in proportion to the
-        patches it stands for (ToMe).
+        Each token has a query, but for a pooling, which has one alone. Logits are scaled by 1/sqrt(head
+        size). With `sizes`, attention to a token is in proportion to the patches it stands for (ToMe).
         """
         bias = None if sizes is None else jnp.log(sizes).astype(q.dtype)[:, None, None, :]
         attend = partial(jax.nn.dot_product_attention, is_causal=self.causal)

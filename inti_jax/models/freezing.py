@@ -69,7 +69,7 @@ def _by_rules(model: Model, path: str) -> bool:
     if model.unfreeze_last:
         layers = BACKBONES[model.backbone].layers
         blocks = "|".join(map(str, range(layers - model.unfreeze_last, layers)))
-        rules = ((rf"tower\.(blocks\.({blocks})|ln_post)\..*", True), *rules)
+        rules = ((rf"tower\.(blocks\.({blocks})|ln_post|pooling)\..*", True), *rules)
     if model.freeze_blocks:
         blocks = "|".join(map(str, range(model.freeze_blocks)))
         rules = ((_BELOW_BLOCKS, False), (rf"tower\.blocks\.({blocks})\..*", False), *rules)

@@ -1,17 +1,20 @@
 """Define how the tokens of a backbone's last block become the feature of a frame.
 
-A pooling reduces a frame's tokens to one vector, then finishes the vector with the tower's last LayerNorm.
-The two steps are apart because ST-Adapter averages the frames of a video between them.
+A pooling reduces a frame's tokens to one vector, then finishes the vector. The tower's last LayerNorm is in
+one of the two steps. They are apart because ST-Adapter averages the frames of a video between them.
 """
 
 from typing import Protocol, runtime_checkable
 
+import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from inti_jax.config.backbones import BackboneSize
-from inti_jax.models.block import LayerNorm
+from inti_jax.config.backbones import BackboneSize, Numerics
+from inti_jax.models.adapters import NOTHING
+from inti_jax.models.block import Attention, LayerNorm, Mlp
 
 
 @runtime_checkable
@@ -29,6 +32,9 @@ class Pooling(Protocol):
     def finish(self, reduced: Float[Array, "*B D"], norm: LayerNorm) -> Float[Array, "*B D"]:
         """Compute features from what `reduce` gave, or from means of that."""
 
+    def macs(self, tokens: int, frames: int) -> int:
+        """Count the multiply-accumulates for `frames` frames of `tokens` tokens."""
+
 
 class ClassToken(nnx.Module):
     """CLIP's pooling: the class token, normalised."""
@@ -42,6 +48,10 @@ class ClassToken(nnx.Module):
     def finish(self, reduced: Float[Array, "*B D"], norm: LayerNorm) -> Float[Array, "*B D"]:
         """Normalise."""
         return norm(reduced)
+
+    def macs(self, tokens: int, frames: int) -> int:
+        """Count nothing: there is no product."""
+        return 0
 
 
 class MeanOfPatches(nnx.Module):
@@ -64,11 +74,62 @@ class MeanOfPatches(nnx.Module):
         """Normalise."""
         return norm(reduced)
 
+    def macs(self, tokens: int, frames: int) -> int:
+        """Count nothing: there is no product."""
+        return 0
 
-def build_pooling(size: BackboneSize) -> Pooling:
+
+class AttentionPooling(nnx.Module):
+    """SigLIP's pooling (arXiv:2303.15343): a learned token, the probe, attends to the normalised tokens.
+
+    A LayerNorm and an MLP follow, with a residual around them.
+    """
+
+    def __init__(self, size: BackboneSize, *, numerics: Numerics, dtype: DTypeLike, rngs: nnx.Rngs):
+        init = nnx.initializers.normal(size.width**-0.5)
+        self.probe = nnx.Param(init(rngs.params(), (size.width,)))
+        self.attn = Attention(size.width, size.heads, dtype=dtype, rngs=rngs)
+        self.ln_mlp = LayerNorm(size.width, eps=numerics.eps, dtype=dtype, rngs=rngs)
+        self.mlp = Mlp(size.width, size.mlp_width, numerics=numerics, dtype=dtype, rngs=rngs)
+
+    def reduce(
+        self, x: Float[Array, "B N D"], sizes: Float[Array, "B N"] | None, norm: LayerNorm
+    ) -> Float[Array, "B D"]:
+        """Normalise the tokens and pool them; a token draws attention in proportion to its patches."""
+        x = norm(x)
+        probe = self.probe[...].astype(x.dtype)[None, None]
+        (q,) = self._project(probe, slice(0, 1))
+        k, v = self._project(x, slice(1, 3))
+        q = jnp.broadcast_to(q, (len(x), *q.shape[1:]))
+        y = self.attn.mix(q, k, v, NOTHING, sizes)
+        return (y + self.mlp(self.ln_mlp(y), NOTHING))[:, 0]
+
+    def _project(self, x: Float[Array, "B N D"], parts: slice) -> tuple[Float[Array, "B N A Dh"], ...]:
+        """Compute some of queries, keys and values, which the packed kernel has in this order."""
+        qkv = self.attn.qkv
+        kernel = qkv.kernel[:, parts].astype(x.dtype)
+        bias = qkv.bias[parts].astype(x.dtype)  # type: ignore[index]  # it has one
+        return jnp.unstack(jnp.einsum("bnd,dpah->bnpah", x, kernel) + bias[None, None], axis=2)
+
+    def finish(self, reduced: Float[Array, "*B D"], norm: LayerNorm) -> Float[Array, "*B D"]:
+        """Return the features as they are: the LayerNorm came before the attention."""
+        return reduced
+
+    def macs(self, tokens: int, frames: int) -> int:
+        """Count keys, values, both products of attention, the output matrix and the MLP; the query once."""
+        fc, proj = self.mlp.fc, self.mlp.proj
+        width = fc.in_features
+        mlp = fc.in_features * fc.out_features + proj.in_features * proj.out_features
+        each = 2 * tokens * width**2 + 2 * tokens * width + width**2 + mlp
+        return width**2 + frames * each
+
+
+def build_pooling(size: BackboneSize, *, numerics: Numerics, dtype: DTypeLike, rngs: nnx.Rngs) -> Pooling:
     """Build the pooling that `size.pooling` names."""
     match size.pooling:
         case "class_token":
             return ClassToken()
         case "patches":
             return MeanOfPatches(size.prefix_tokens)
+        case "attention":
+            return AttentionPooling(size, numerics=numerics, dtype=dtype, rngs=rngs)

@@ -128,10 +128,11 @@ class VideoModel(nnx.Module):
         elif self.backbone.embed is None:
             raise ValueError("a head that starts from class names needs a backbone with a text space")
         else:
-            self.head = TextHead(size.width, self.backbone.embed, classes, rngs=rngs)
+            projects = size.pooling != "attention"  # SigLIP's feature is in the text space
+            self.head = TextHead(size.width, self.backbone.embed, classes, projects=projects, rngs=rngs)
         self.size = size
         self.after = config.compression.compresses_after
-        # ST-Adapter averages the frames before the last LayerNorm, the other methods after.
+        # ST-Adapter averages the frames before the pooling's last step, the other methods after.
         self.mean_first = config.adaptation == "st_adapter"
         self.head_dropout = config.head.dropout
         adapters_dropout = config.zero_i2v.dropout if config.adaptation == "zero_i2v" else 0.0
@@ -158,14 +159,15 @@ class VideoModel(nnx.Module):
         """Compute the feature of each video, in float32.
 
         It is the mean over the last stage's frames of the tower's feature: with CLIP, of the normalised class
-        token. With ST-Adapter, it is the mean of the class tokens, normalised.
+        token; with SigLIP, of the attention pooling's output. With ST-Adapter on CLIP, it is the mean of the
+        class tokens, normalised.
         """
         return self.pool(*self._last_tokens(video, key), video.shape[0])
 
     def frame_features(self, video: UInt8[Array, "B T H W 3"]) -> Float[Array, "B S D"]:
         """Compute the features of the S frames of the last stage, which `features` averages, in float32.
 
-        With ST-Adapter they are what it averages, before the LayerNorm.
+        With ST-Adapter they are what it averages, on CLIP before the LayerNorm.
         """
         return self._pool_frames(*self._last_tokens(video), video.shape[0]).astype(jnp.float32)
 
@@ -202,7 +204,7 @@ class VideoModel(nnx.Module):
     def _pool_frames(
         self, x: Float[Array, "BS N D"], sizes: Float[Array, "BS N"] | None, batch: int
     ) -> Float[Array, "{batch} S D"]:
-        """Pool each frame's tokens; the last LayerNorm is left out where the method averages before it."""
+        """Pool each frame's tokens; the last step is left out where the method averages before it."""
         reduced = rearrange(self.tower.reduce(x, sizes), "(b t) d -> b t d", b=batch)
         return reduced if self.mean_first else self.tower.finish(reduced).astype(jnp.float32)
 
@@ -298,7 +300,17 @@ class VideoModel(nnx.Module):
         it is as if the model compressed by that schedule.
         """
         blocks = self.block_costs(frames, folded=folded, schedule=schedule)
-        return frames * self.tower.embed_macs() + sum(block.macs for block in blocks) + self.head.macs()
+        inside = sum(block.macs for block in blocks) + self.pooling_macs(frames, schedule=schedule)
+        return frames * self.tower.embed_macs() + inside + self.head.macs()
+
+    def pooling_macs(self, frames: int, *, schedule: Schedule | None = None) -> int:
+        """Count the multiply-accumulates of the pooling for one view of `frames` frames; see `macs`."""
+        if schedule is None:
+            schedule = self.schedule
+        last = self.block_costs(frames, schedule=schedule)[-1]
+        compressor = schedule.compressing.get(last.index)
+        left = last.frames if compressor is None else last.frames // compressor.ratio
+        return self.tower.pooling.macs(last.tokens_out, left)
 
     def block_costs(
         self, frames: int, *, folded: bool = False, schedule: Schedule | None = None

@@ -1,6 +1,7 @@
 """Define the image tower: patches, positions, blocks and the pooling of their tokens.
 
-With the defaults of `BackboneSize` it is CLIP's (arXiv:2103.00020); DINOv2's (arXiv:2304.07193) is another.
+With the defaults of `BackboneSize` it is CLIP's (arXiv:2103.00020); DINOv2's (arXiv:2304.07193) and SigLIP's
+(arXiv:2303.15343) are others.
 
 Tokens before the patches (`ImageTower.prefix_tokens`) are the class token and registers, in this order. A
 backbone may have neither. N counts them.
@@ -77,7 +78,7 @@ class ImageTower(nnx.Module):
             ]
         )
         self.ln_post = LayerNorm(size.width, eps=numerics.eps, dtype=dtype, rngs=rngs)
-        self.pooling = build_pooling(size)
+        self.pooling = build_pooling(size, numerics=numerics, dtype=dtype, rngs=rngs)
         self.grid = (grid, grid)
         self.prefix_tokens = size.prefix_tokens
         self.tokens = grid * grid + size.prefix_tokens

@@ -60,7 +60,10 @@ def training_macs(model: VideoModel, settings: Model, frames: int) -> int:
             compressor_trains = trains(f"compressors.{number}.")
             total += compressor.macs(cost.frames) * (1 + reached + compressor_trains)
             reached = reached or compressor_trains
-    return total + model.head.macs() * (1 + trains("head.") + reached)
+    reached = reached or trains("tower.ln_post.")
+    pooling_trains = trains("tower.pooling.")
+    total += model.pooling_macs(frames) * (1 + reached + pooling_trains)
+    return total + model.head.macs() * (1 + trains("head.") + (reached or pooling_trains))
 
 
 def _share_of_matrices(shapes: Mapping[str, Any], trained: frozenset[str], prefix: str) -> float:

@@ -16,7 +16,7 @@ from inti_jax.models.heads import LOGIT_SCALE_RANGE
 # (pattern of parameter paths, weight decay applies). The first match counts; each path has to match one.
 _DECAY_RULES = (
     (r".*\.(bias|scale|logit_scale)", False),
-    (r".*\.(class_embedding|positional_embedding|registers|embedding)", False),
+    (r".*\.(class_embedding|positional_embedding|registers|probe|embedding)", False),
     (r".*\.logits", False),
     (r".*\.kernel", True),
 )
@@ -54,16 +54,20 @@ def rates(config: Train, paths: Iterable[str]) -> dict[str, float]:
         if match := _BLOCK.match(path):
             above = depth - int(match[1])
         else:
-            above = 0 if path.startswith("tower.ln_post.") else depth + 1
+            above = 0 if path.startswith(("tower.ln_post.", "tower.pooling.")) else depth + 1
         return config.tower_rate * config.layer_decay**above
 
     return {path: rate(path) for path in paths}
 
 
 def within_range(updates: dict[str, Array], params: dict[str, Array]) -> dict[str, Array]:
-    """Clip updates so that the logit scale of a text head stays in CLIP's range."""
+    """Clip updates so that the logit scale of a text head stays in CLIP's range.
+
+    A scale that starts above it, as SigLIP's, does not grow.
+    """
+    low, high = LOGIT_SCALE_RANGE
     return {
-        path: jnp.clip(params[path] + update, *LOGIT_SCALE_RANGE) - params[path]
+        path: jnp.clip(params[path] + update, low, jnp.maximum(high, params[path])) - params[path]
         if path.endswith(".logit_scale")
         else update
         for path, update in updates.items()

@@ -295,12 +295,17 @@ def test_a_budget_gives_the_best_of_many():
         assert settings("full", "inti", one.after, **changes).model.compression.after == one.after
 
 
-def test_a_plan_of_a_schedule_has_the_share_in_the_budgets_list():
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+def test_a_plan_of_a_schedule_has_the_share_in_the_budgets_list(family, monkeypatch):
+    size = dataclasses.replace(backbones.BACKBONES["tiny"], **configs.FAMILIES[family])
+    monkeypatch.setitem(backbones.BACKBONES, "tiny", size)
     config = settings("aim", "static", (1, 2), 9, "tiny", model__compression__group=3)
     found, listed = plan.make_plan(config, budget=0.6)
     assert (found.compression, found.group, found.after) == ("static", 3, (1, 2))
     assert [block.frames for block in found.blocks] == [9, 3, 1, 1]
     assert {one.after: one.share for one in listed.schedules}[(1, 2)] == found.share
+    parts = found.embedding.gmacs + sum(block.gmacs for block in found.blocks) + found.head.gmacs
+    assert parts == pytest.approx(found.gmacs_per_view)
     lines = plan.render_budget(listed).splitlines()
     assert any(line.startswith(f"group=3 after=(1, 2)  {100 * found.share:.2f} %") for line in lines)
     assert "tiny, aim, compression static (group 3): 9 frames" in plan.render(found)

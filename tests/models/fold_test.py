@@ -54,8 +54,9 @@ def apply(model: VideoModel, params: dict[str, jax.Array], video: jax.Array) -> 
         *((config, "clip") for config in FOLDING.values()),
         (FOLDING["lora"], "dinov2"),
         (FOLDING["zero_i2v"], "dinov2"),
+        (FOLDING["lora_of_values_on_a_compressed_clip"], "siglip"),
     ],
-    ids=[*FOLDING, "lora in dinov2", "zero_i2v in dinov2"],
+    ids=[*FOLDING, "lora in dinov2", "zero_i2v in dinov2", "lora in siglip"],
 )
 def test_a_folded_model_is_the_same_function_at_no_added_cost(config, family, monkeypatch):
     monkeypatch.setitem(BACKBONES, "tiny", dataclasses.replace(BACKBONES["tiny"], **FAMILIES[family]))

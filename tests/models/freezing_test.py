@@ -1,5 +1,6 @@
 """Freezing and unfreezing: what trains, what it costs, and what is saved and folded of it."""
 
+import dataclasses
 import json
 
 import jax
@@ -8,6 +9,7 @@ import pytest
 
 import inti_jax
 from inti_jax.config import ConfigError, Mesh
+from inti_jax.config.backbones import BACKBONES
 from inti_jax.distributed.sharding import make_mesh
 from inti_jax.errors import UserError
 from inti_jax.models import freezing, parameters
@@ -15,7 +17,7 @@ from inti_jax.runs import state, trained, trained_file
 from inti_jax.runs.record import RunRecord
 from inti_jax.training import loop
 from tests.commands import convert
-from tests.configs import INTI, record, tiny
+from tests.configs import FAMILIES, INTI, record, tiny
 from tests.main_test import call
 from tests.pretrained.weights import write_tiny
 
@@ -54,6 +56,17 @@ def test_the_last_blocks_train_with_any_method(method):
     frozen, _ = names(method, model__unfreeze_last=2)
     freed = under(paths, "tower.blocks.2", "tower.blocks.3", "tower.ln_post")
     assert frozen == before - freed and freed & before
+
+
+def test_the_pooling_is_a_part_of_the_tower_behind_its_blocks(monkeypatch):
+    monkeypatch.setitem(BACKBONES, "tiny", dataclasses.replace(BACKBONES["tiny"], **FAMILIES["siglip"]))
+    for method in ("linear", "aim"):
+        frozen, paths = names(method)
+        assert under(paths, "tower.pooling") <= frozen and "tower.pooling.probe" in paths
+        freed, _ = names(method, model__unfreeze_last=1)
+        assert not under(freed, "tower.pooling", "tower.ln_post", "tower.blocks.3")
+    frozen, _ = names(model__freeze_blocks=4)
+    assert "tower.patch_embed.bias" in frozen and not under(frozen, "tower.pooling")
 
 
 def test_patterns_are_of_parameters_and_modules():

@@ -23,11 +23,11 @@ def nothing_twice(monkeypatch):
     monkeypatch.setattr(jax, "checkpoint", lambda function, **_: function)
 
 
-def settings_of(method, kind, changes):
+def settings_of(method, kind, changes, name="clip_vit_b16"):
     """B/16, of which three blocks are left in these tests."""
     after = () if kind in ("none", "tome") else (2,)
     return tiny(
-        model__backbone="clip_vit_b16",
+        model__backbone=name,
         model__adaptation=method,
         model__pretrained="elsewhere.safetensors",
         model__compression__kind=kind,
@@ -65,9 +65,26 @@ def counted(model, settings):
     ],
 )  # fmt: skip
 def test_a_step_costs_what_xla_counts(method, kind, changes, monkeypatch, nothing_twice):
-    shallow = dataclasses.replace(BACKBONES["clip_vit_b16"], layers=3)
-    monkeypatch.setitem(BACKBONES, "clip_vit_b16", shallow)
-    settings = settings_of(method, kind, changes)
+    check("clip_vit_b16", method, kind, changes, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("method", "kind", "changes"),
+    [
+        ("full", "inti", {}), ("linear", "none", {}), ("linear", "inti", {}), ("aim", "tome", {}),
+        ("full", "none", {"model__freeze": ("tower.pooling",)}),
+    ],
+)  # fmt: skip
+def test_a_step_with_an_attention_pooling_costs_what_xla_counts(
+    method, kind, changes, monkeypatch, nothing_twice
+):
+    check("siglip_vit_b16", method, kind, changes, monkeypatch)
+
+
+def check(name, method, kind, changes, monkeypatch):
+    shallow = dataclasses.replace(BACKBONES[name], layers=3)
+    monkeypatch.setitem(BACKBONES, name, shallow)
+    settings = settings_of(method, kind, changes, name)
     model = state.abstract_model(record(settings))
     ours = utilization.training_macs(model, settings.model, FRAMES)
     theirs = counted(model, settings.model)

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -7,11 +8,12 @@ import optax
 import pytest
 
 from inti_jax.config import ConfigError, Mesh
+from inti_jax.config.backbones import BACKBONES
 from inti_jax.distributed import sharding
 from inti_jax.models import parameters
 from inti_jax.runs import checkpoint, state
 from inti_jax.training import optim
-from tests.configs import INTI, record, tiny
+from tests.configs import FAMILIES, INTI, record, tiny
 
 
 @pytest.mark.parametrize("kind", ["none", "inti", "static"])
@@ -204,6 +206,18 @@ def test_rates_go_by_group_and_by_depth():
     assert blocks == [0.5 * 0.5**above for above in (4, 3, 2, 1)]
     assert found["tower.positional_embedding"] == found["tower.ln_pre.scale"] == 0.5 * 0.5**5
     assert found["tower.ln_post.scale"] == 0.5
+
+
+def test_the_pooling_is_behind_the_last_block_and_its_vectors_do_not_decay(monkeypatch):
+    monkeypatch.setitem(BACKBONES, "tiny", dataclasses.replace(BACKBONES["tiny"], **FAMILIES["siglip"]))
+    settings = tiny(train__layer_decay=0.5)
+    shapes = parameters.parameter_shapes(state.abstract_model(record(settings)))
+    pooling = [path for path in shapes if path.startswith("tower.pooling.")]
+    assert {optim.rates(settings.train, shapes)[path] for path in pooling} == {1.0}
+    decays = optim.decayed(shapes)
+    assert {path for path in pooling if decays[path]} == {
+        f"tower.pooling.{name}.kernel" for name in ("attn.qkv", "attn.out", "mlp.fc", "mlp.proj")
+    }
 
 
 def test_a_rate_scales_the_whole_update():
