@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 # activation, epsilon or layout makes them differ by far more.
 _TOLERANCE = 1e-4
 
-_LIBRARIES = {"openai": "OpenAI's library does", "huggingface": "transformers does"}
+_LIBRARIES = {
+    "openai": "OpenAI's library does",
+    "huggingface": "transformers does",
+    "siglip": "SigLIP's training does",
+    "siglip2": "SigLIP 2's training does",
+}
 
 # The arguments that go with a checkpoint of a published method alone.
 _PEER_ARGUMENTS = ("labels", "pretrained", "frames", "sampling", "scale", "shifts")
@@ -43,9 +48,9 @@ def main(prog: str = "python -m inti_jax.convert") -> None:
     """Run the command, which usage texts call `prog`."""
     parser = argparse.ArgumentParser(
         prog=prog,
-        description="Converts weights of CLIP (OpenAI's, open_clip's or Hugging Face's) and DINOv2 (Hugging "
-        "Face's), a .pt, .bin or .safetensors file or a directory, to this project's file or back, or "
-        "verifies a converted file against its source.",
+        description="Converts weights of CLIP (OpenAI's, open_clip's or Hugging Face's), DINOv2 and SigLIP "
+        "(both Hugging Face's), a .pt, .bin or .safetensors file or a directory, to this project's file or "
+        "back, or verifies a converted file against its source.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -1,6 +1,7 @@
-"""Define CLIP's text tower (arXiv:2103.00020).
+"""Define the text tower of CLIP (arXiv:2103.00020) and SigLIP (arXiv:2303.15343).
 
-Its blocks are those of the image tower with causal attention: a token sees itself and those before it.
+Its blocks are those of the image tower. In CLIP attention is causal: a token sees itself and those before it.
+In SigLIP all tokens see each other, padding too.
 """
 
 import dataclasses
@@ -23,7 +24,15 @@ class TextSize:
     heads: int
     vocabulary: int
     context: int  # tokens of a text, including its start and end tokens
-    end_token: int  # id of the token that ends a text; features are read there
+    end_token: int | None  # id of the token that ends a text; features are read there; None: at the last
+    mlp: int | None = None  # channels inside the MLP; None for four times the width
+    causal: bool = True  # whether a token sees only itself and those before it
+    bias: bool = False  # whether the projection has one
+
+    @property
+    def mlp_width(self) -> int:
+        """The number of channels inside the MLP."""
+        return 4 * self.width if self.mlp is None else self.mlp
 
 
 class TextTower(nnx.Module):
@@ -52,8 +61,8 @@ class TextTower(nnx.Module):
                 Block(
                     size.width,
                     size.heads,
-                    4 * size.width,
-                    causal=True,
+                    size.mlp_width,
+                    causal=size.causal,
                     numerics=numerics,
                     dtype=dtype,
                     rngs=rngs,
@@ -62,7 +71,7 @@ class TextTower(nnx.Module):
             ]
         )
         self.ln_final = LayerNorm(size.width, eps=numerics.eps, dtype=dtype, rngs=rngs)
-        self.projection = nnx.Linear(size.width, embed, use_bias=False, dtype=dtype, rngs=rngs)
+        self.projection = nnx.Linear(size.width, embed, use_bias=size.bias, dtype=dtype, rngs=rngs)
         self.end_token = size.end_token
         self.dtype = dtype
 
@@ -72,7 +81,12 @@ class TextTower(nnx.Module):
         return self.token_embedding(tokens) + positions[None]
 
     def pool(self, x: Float[Array, "B L D"], tokens: Int[Array, "B L"]) -> Float[Array, "B D"]:
-        """Select the token at the first `end_token` of each text, which must hold one, and normalise it."""
+        """Select the token where the feature is read, and normalise it.
+
+        It is at the first `end_token` of each text, which must hold one, or else the last.
+        """
+        if self.end_token is None:
+            return self.ln_final(x[:, -1])
         last = jnp.argmax(tokens == self.end_token, axis=1)
         return self.ln_final(jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0])
 

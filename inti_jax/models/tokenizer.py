@@ -37,8 +37,9 @@ VOCABULARY_FILES = (
     "bpe_simple_vocab_16e6.txt",
 )
 
-# The libraries whose cleaning of texts is followed: OpenAI's CLIP and open_clip, or transformers.
-Cleaning = Literal["openai", "huggingface"]
+# Whose cleaning of texts is followed: that of OpenAI's CLIP and open_clip, of transformers' CLIP, of SigLIP
+# or of SigLIP 2. The last two go with `pieces.Pieces`.
+Cleaning = Literal["openai", "huggingface", "siglip", "siglip2"]
 
 # The number of tokens that OpenAI's file is for, although it holds merges for many more.
 _OPENAI_TOKENS = 49408

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from inti_jax.distributed import backend
 from inti_jax.errors import UserError
 from inti_jax.models import in_memory
+from inti_jax.models.pieces import Pieces, PieceTokenizer
 from inti_jax.models.tokenizer import Tokenizer
 from inti_jax.pretrained.clip_file import ClipFile, Description, build
 from inti_jax.pretrained.converted import open_converted
@@ -30,10 +31,14 @@ class TextEncoder:
         architecture = description.architecture
         self._path = file.path
         self._params = {path: jnp.asarray(file[path].read()) for path in file if path.startswith("text.")}
-        self._tokenizer = None
-        if architecture.text is not None and description.vocabulary is not None:
-            self._tokenizer = Tokenizer(
-                description.vocabulary, architecture.text.context, description.cleaning
+        self._tokenizer: Tokenizer | PieceTokenizer | None = None
+        vocabulary = description.vocabulary
+        if architecture.text is not None and vocabulary is not None:
+            context = architecture.text.context
+            self._tokenizer = (
+                PieceTokenizer(vocabulary, context)
+                if isinstance(vocabulary, Pieces)
+                else Tokenizer(vocabulary, context, description.cleaning)
             )
         self._embed = architecture.embed or 0
         self._encode = _jit(lambda params, tokens: build(architecture, params).encode_text(tokens))
@@ -64,7 +69,8 @@ class TowerModel:
     def features(self, images: Any) -> Float[np.ndarray, "B D"]:
         """Compute the pooled features of images.
 
-        With CLIP and DINOv2 that is the class token after the last LayerNorm. Takes images as
+        With CLIP and DINOv2 that is the class token after the last LayerNorm, with SigLIP the attention
+        pooling's output. Takes images as
         `ClipModel.encode_image` does, and raises the same errors.
         """
         return _on_images(self._features, self._params, images, self.description)
@@ -97,6 +103,11 @@ class ClipModel:
         if "logit_scale" not in self._params:
             raise UserError(f"{self._path} has no text tower: convert a whole CLIP")
         return float(np.exp(self._params["logit_scale"]))
+
+    @property
+    def logit_bias(self) -> float:
+        """What SigLIP's logits add to scaled cosines; 0 for CLIP, whose logits add nothing."""
+        return float(self._params.get("logit_bias", 0.0))
 
     def encode_image(self, images: Any) -> Float[np.ndarray, "B E"]:
         """Encode RGB images `[B, H, W, 3]` at the model's resolution as features, not L2-normalised.
@@ -157,6 +168,6 @@ def load_clip(path: str | Path) -> ClipModel:
 
 
 def load_tower(path: str | Path) -> TowerModel:
-    """Load the image tower of a file or checkpoint that `load_clip` takes, or of DINOv2."""
+    """Load the image tower of a file or checkpoint that `load_clip` takes, or of DINOv2 or SigLIP."""
     backend.start()
     return TowerModel(open_converted(path))

@@ -9,17 +9,20 @@ from typing import Any, Literal
 from inti_jax.config.backbones import (
     CLIP_MEAN,
     CLIP_STD,
+    HALF,
     IMAGENET_MEAN,
     IMAGENET_STD,
     BackboneSize,
     Numerics,
 )
+from inti_jax.config.backbones import SIGLIP as SIGLIP_NUMERICS
 from inti_jax.errors import UsageError, UserError
 from inti_jax.models.clip import Architecture
+from inti_jax.models.pieces import Pieces, has_pieces, read_pieces
 from inti_jax.models.text import TextSize
-from inti_jax.models.tokenizer import Vocabulary, find_vocabulary, read_vocabulary
+from inti_jax.models.tokenizer import Cleaning, Vocabulary, find_vocabulary, read_vocabulary
 from inti_jax.pretrained.clip_file import Description
-from inti_jax.pretrained.clip_rules import DINOV2_GATED, HUGGINGFACE, OPENAI, Matched
+from inti_jax.pretrained.clip_rules import DINOV2_GATED, HUGGINGFACE, OPENAI, SIGLIP, Matched
 from inti_jax.pretrained.sources import ForeignCheckpoint
 
 log = logging.getLogger("inti_jax")
@@ -58,19 +61,26 @@ def describe(
     else:
         if matched.naming is HUGGINGFACE:
             architecture = _from_hf(source, matched, activation)
+        elif matched.naming is SIGLIP:
+            architecture = _from_siglip(source, matched, activation, head_size)
+            default_mean = default_std = HALF
         else:
             architecture = _from_dinov2(source, matched, activation, head_size)
             default_mean, default_std = IMAGENET_MEAN, IMAGENET_STD
         preprocess = source.preprocessor or {}
         mean, std = preprocess.get("image_mean"), preprocess.get("image_std")
     read = _vocabulary(source, architecture, vocabulary)
+    cleaning: Cleaning = "huggingface"
+    if isinstance(read, Pieces):
+        cleaning = read.cleaning
+    elif matched.naming is OPENAI and read is not None:
+        cleaning = "openai"  # open_clip cleans texts as OpenAI's library does
     return Description(
         architecture,
         _channels(mean, default_mean, source.path),
         _channels(std, default_std, source.path),
         read,
-        # open_clip cleans texts as OpenAI's library does.
-        "openai" if matched.naming is OPENAI and read is not None else "huggingface",
+        cleaning,
     )
 
 
@@ -222,20 +232,11 @@ def _from_dinov2(
     Sizes come from the shapes, the rest from config.json or, where it leaves values out, Hugging Face's
     defaults.
     """
-    config = source.hf_config
+    config = _hf_settings(source, "gelu", given, head_size)
     settings = source.directory / "config.json"
-    if config is None:
-        raise UserError(
-            f"{source.directory} has no config.json, which states the heads of weights in Hugging Face's "
-            "naming: copy it there"
-        )
     known = {"dinov2": "plain", "dinov2_with_registers": "antialiased"}
     if config.get("model_type") not in known:
         raise UserError(f"{settings} is of model type {config.get('model_type')!r}, not {' or '.join(known)}")
-    if given not in (None, "gelu") or head_size is not None:
-        raise UsageError(
-            f"{source.path} states its activation and its heads: leave out the arguments for them"
-        )
     width = _size(matched, "tower.class_embedding", 2)
     gated = matched.naming is DINOV2_GATED
     try:
@@ -269,6 +270,106 @@ def _from_dinov2(
     return Architecture(image, None, None, numerics)
 
 
+def _from_siglip(
+    source: ForeignCheckpoint, matched: Matched, given: Activation | None, head_size: int | None
+) -> Architecture:
+    """Derive the architecture of SigLIP in Hugging Face's naming.
+
+    Sizes come from the shapes, the rest from config.json or, where it leaves values out, Hugging Face's
+    defaults.
+    """
+    config = _hf_settings(source, "gelu_tanh", given, head_size)
+    settings = source.directory / "config.json"
+    kind = config.get("model_type")
+    if kind in ("siglip2", "siglip2_vision_model"):
+        raise UserError(
+            f"{settings} is of model type {kind!r}, SigLIP 2 for images of any shape (NaFlex), which is not "
+            "supported: give a checkpoint of fixed resolution, such as siglip2-base-patch16-224"
+        )
+    if kind not in ("siglip", "siglip_vision_model"):
+        raise UserError(f"{settings} is of model type {kind!r}, not siglip or siglip_vision_model")
+    if "tower.pooling.probe" not in matched.parts:
+        raise UserError(
+            f"{source.path} is a SigLIP without its attention pooling (vision_model.head), as other models "
+            "hold it: give a SigLIP by itself"
+        )
+    vision = config.get("vision_config") or {} if kind == "siglip" else config
+    text = config.get("text_config") or {}
+    width, patch = _size(matched, "tower.ln_post.scale", 0), _size(matched, "tower.patch_embed.kernel", 2)
+    try:
+        numerics, heads = _siglip_numerics(vision, settings), int(vision.get("num_attention_heads", 12))
+        resolution = int(vision.get("image_size", 224))
+        text_heads = int(text.get("num_attention_heads", 12))
+        text_numerics = _siglip_numerics(text, settings)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{settings}: {error}") from None
+    positions = _size(matched, "tower.positional_embedding", 0)
+    if positions != (resolution // patch) ** 2:
+        raise UserError(
+            f"{settings}: image_size {resolution} and patches of {patch} do not make {positions} positions"
+        )
+    text_width = _size(matched, "text.ln_final.scale", 0) if _has_text(matched) else 0
+    for size, count in ((width, heads), (text_width, text_heads)):
+        if count < 1 or size % count:
+            raise UserError(f"{settings}: the width {size} is no multiple of {count} heads")
+    inner = _size(matched, "tower.blocks.0.mlp.fc.kernel", 0)
+    image = BackboneSize(
+        width,
+        _depth(matched, "tower"),
+        heads,
+        patch,
+        resolution,
+        class_token=False,
+        pooling="attention",
+        mlp=None if inner == 4 * width else inner,
+        pre_norm=False,
+        patch_bias=True,
+    )
+    if not _has_text(matched):
+        return Architecture(image, None, None, numerics)
+    if text_numerics != numerics:
+        raise UserError(f"{settings}: the towers differ in activation or epsilon")
+    inner = _size(matched, "text.blocks.0.mlp.fc.kernel", 0)
+    text_size = TextSize(
+        text_width,
+        _depth(matched, "text"),
+        text_heads,
+        _size(matched, "text.token_embedding.embedding", 0),
+        _size(matched, "text.positional_embedding", 0),
+        end_token=None,
+        mlp=None if inner == 4 * text_width else inner,
+        causal=False,
+        bias=True,
+    )
+    return Architecture(image, _size(matched, "text.projection.kernel", 0), text_size, numerics)
+
+
+def _siglip_numerics(tower: dict[str, Any], settings: Path) -> Numerics:
+    activation = tower.get("hidden_act", "gelu_pytorch_tanh")
+    if activation != "gelu_pytorch_tanh":
+        raise UserError(f"{settings}: hidden_act {activation!r} is not gelu_pytorch_tanh")
+    return dataclasses.replace(SIGLIP_NUMERICS, eps=float(tower.get("layer_norm_eps", 1e-6)))
+
+
+def _hf_settings(
+    source: ForeignCheckpoint, stated: str, given: Activation | None, head_size: int | None
+) -> dict[str, Any]:
+    """Return the config.json of weights that state all, with `stated` as their activation.
+
+    Raises UsageError where an argument says otherwise.
+    """
+    if source.hf_config is None:
+        raise UserError(
+            f"{source.directory} has no config.json, which states the heads of weights in Hugging Face's "
+            "naming: copy it there"
+        )
+    if given not in (None, stated) or head_size is not None:
+        raise UsageError(
+            f"{source.path} states its activation and its heads: leave out the arguments for them"
+        )
+    return source.hf_config
+
+
 def _hf_numerics(tower: dict[str, Any], given: Activation | None, source: ForeignCheckpoint) -> Numerics:
     activation = tower.get("hidden_act", "quick_gelu")
     if activation not in ("quick_gelu", "gelu"):
@@ -282,11 +383,15 @@ def _hf_numerics(tower: dict[str, Any], given: Activation | None, source: Foreig
 
 def _vocabulary(
     source: ForeignCheckpoint, architecture: Architecture, given: Path | None
-) -> Vocabulary | None:
+) -> Vocabulary | Pieces | None:
     if architecture.text is None:
         if given is not None:
             raise UsageError(f"--vocab {given}: {source.path} has no text tower")
         return None
+    if architecture.sigmoid:
+        if given is None and not has_pieces(source.directory):
+            return None
+        return read_pieces(given or source.directory, architecture.text.vocabulary)
     path = given or find_vocabulary(source.directory)
     return None if path is None else read_vocabulary(path, architecture.text.vocabulary)
 

@@ -24,6 +24,7 @@ from inti_jax.config.backbones import OPENAI, BackboneSize, Numerics
 from inti_jax.errors import UserError
 from inti_jax.models import parameters
 from inti_jax.models.clip import CLIP, Architecture
+from inti_jax.models.pieces import Pieces
 from inti_jax.models.rngs import make_rngs
 from inti_jax.models.text import TextSize
 from inti_jax.models.tokenizer import Cleaning, Vocabulary
@@ -50,7 +51,7 @@ class Description:
     architecture: Architecture
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    vocabulary: Vocabulary | None = None
+    vocabulary: Vocabulary | Pieces | None = None
     cleaning: Cleaning = "huggingface"
 
 
@@ -257,8 +258,9 @@ def to_metadata(description: Description) -> dict[str, str]:
         "mean": json.dumps(description.mean),
         "std": json.dumps(description.std),
     }
-    if description.vocabulary is not None:
-        metadata["vocabulary"] = description.vocabulary.to_json()
+    vocabulary = description.vocabulary
+    if vocabulary is not None:
+        metadata["vocabulary"] = vocabulary.json if isinstance(vocabulary, Pieces) else vocabulary.to_json()
         metadata["cleaning"] = description.cleaning
     return metadata
 
@@ -276,8 +278,13 @@ def _from_metadata(metadata: Mapping[str, str]) -> Description:
         ),
     )
     mean, std = json.loads(metadata["mean"]), json.loads(metadata["std"])
-    vocabulary = Vocabulary.from_json(metadata["vocabulary"]) if "vocabulary" in metadata else None
     cleaning = metadata.get("cleaning", "huggingface")
     if cleaning not in get_args(Cleaning):
         raise ValueError(f"cleaning {cleaning!r}")
+    vocabulary: Vocabulary | Pieces | None = None
+    if "vocabulary" in metadata:
+        given = metadata["vocabulary"]
+        # The type checker does not narrow a literal by `in`.
+        is_pieces = cleaning in ("siglip", "siglip2")
+        vocabulary = Pieces(given, cleaning) if is_pieces else Vocabulary.from_json(given)  # type: ignore[arg-type]
     return Description(architecture, tuple(mean), tuple(std), vocabulary, cleaning)  # type: ignore[arg-type]

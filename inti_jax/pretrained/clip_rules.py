@@ -1,8 +1,8 @@
-"""Map weights of CLIP and DINOv2 between other libraries' names and layouts and ours, by tables of rules.
+"""Map weights between other libraries' names and layouts and ours, by tables of rules.
 
-Each rule pairs a name in the other library with a path here and the layout between the two. Rules are read
-both ways, so that converted weights can be converted back. `{i}` is a block's number. open_clip uses OpenAI's
-names.
+Each naming of CLIP, DINOv2 and SigLIP has a table. A rule pairs a name in the other library with a path here
+and the layout between the two. Rules are read both ways, so that converted weights can be converted back.
+`{i}` is a block's number. open_clip uses OpenAI's names.
 """
 
 import dataclasses
@@ -207,7 +207,36 @@ def _dinov2(name: str, mlp: tuple[str, str]) -> Naming:
 DINOV2 = _dinov2("dinov2", ("fc1", "fc2"))
 DINOV2_GATED = _dinov2("dinov2 with SwiGLU", ("weights_in", "weights_out"))
 
-NAMINGS = {naming.name: naming for naming in (OPENAI, HUGGINGFACE, DINOV2, DINOV2_GATED)}
+# Hugging Face's naming of SigLIP, and of SigLIP 2 with a fixed resolution.
+SIGLIP = Naming(
+    "siglip",
+    (
+        Rule("vision_model.embeddings.patch_embedding.weight", "tower.patch_embed.kernel", CONV),
+        Rule("vision_model.embeddings.patch_embedding.bias", "tower.patch_embed.bias", SAME),
+        Rule("vision_model.embeddings.position_embedding.weight", "tower.positional_embedding", SAME),
+        *_hf_block("vision_model.encoder.layers.{i}", "tower.blocks.{i}"),
+        *norm("vision_model.post_layernorm", "tower.ln_post"),
+        Rule("vision_model.head.probe", "tower.pooling.probe", TOKEN),
+        Rule("vision_model.head.attention.in_proj_weight", "tower.pooling.attn.qkv.kernel", MATRIX),
+        Rule("vision_model.head.attention.in_proj_bias", "tower.pooling.attn.qkv.bias", FLAT),
+        *linear("vision_model.head.attention.out_proj", "tower.pooling.attn.out", HEADS_MATRIX),
+        *norm("vision_model.head.layernorm", "tower.pooling.ln_mlp"),
+        *linear("vision_model.head.mlp.fc1", "tower.pooling.mlp.fc"),
+        *linear("vision_model.head.mlp.fc2", "tower.pooling.mlp.proj"),
+        Rule("text_model.embeddings.token_embedding.weight", "text.token_embedding.embedding", SAME),
+        Rule("text_model.embeddings.position_embedding.weight", "text.positional_embedding", SAME),
+        *_hf_block("text_model.encoder.layers.{i}", "text.blocks.{i}"),
+        *norm("text_model.final_layer_norm", "text.ln_final"),
+        *linear("text_model.head", "text.projection"),
+        Rule("logit_scale", "logit_scale", BATCHED),
+        Rule("logit_bias", "logit_bias", BATCHED),
+    ),
+    (r"(text|vision)_model\.embeddings\.position_ids",),
+    "vision_model.",
+    ("embeddings.patch_embedding.weight", "post_layernorm.weight", "head.probe"),
+)
+
+NAMINGS = {naming.name: naming for naming in (OPENAI, HUGGINGFACE, DINOV2, DINOV2_GATED, SIGLIP)}
 
 
 # Modules that torch wraps around others anywhere in a model: torch.compile, FSDP, activation checkpointing.
@@ -354,7 +383,7 @@ def _what_else(path: Path, names: Iterable[str]) -> str:
     return (
         f"{path} is not a CLIP image transformer{f' but {kind}' if kind else ''}: its keys are "
         f"{_some(names) or 'none'}; convert takes CLIP's ViTs under the names of OpenAI, open_clip or "
-        "Hugging Face, and DINOv2 under Hugging Face's"
+        "Hugging Face, and DINOv2 and SigLIP under Hugging Face's"
     )
 
 
@@ -422,7 +451,7 @@ def _remedy(dtype: np.dtype) -> str:
 
 def is_parameter(path: str) -> bool:
     """Tell whether our `path` is a parameter of CLIP's, as opposed to one of a module added to it."""
-    return any(_translate(path, naming.rules, by="ours") is not None for naming in (OPENAI, DINOV2))
+    return any(_translate(path, naming.rules, by="ours") is not None for naming in (OPENAI, DINOV2, SIGLIP))
 
 
 def _filler(found: list[tuple[Rule, str, LazyArray]], shape: Shape) -> Callable[[], np.ndarray]:

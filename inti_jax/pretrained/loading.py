@@ -79,10 +79,11 @@ def load(
             params[name] = place(partial(file.read, name), shapes[name], shardings[name])
     used = set(wanted)
     if classes is not None:
-        for name, theirs in _SHARED.items():
+        shared = {name: theirs for name, theirs in _SHARED.items() if name in shapes}  # SigLIP projects none
+        for name, theirs in shared.items():
             params[name] = place(partial(file.read, theirs), shapes[name], shardings[name])
         params[_CLASSES] = place(_slices(classes.T), shapes[_CLASSES], shardings[_CLASSES])
-        used |= {*_SHARED.values(), *(name for name in file if name.startswith("text."))}
+        used |= {*shared.values(), *(name for name in file if name.startswith("text."))}
     side = round((file[_POSITIONS].shape[0] - prefix) ** 0.5)
     changed = f"{side}x{side} to {grid[0]}x{grid[1]}" if grid != (side, side) else None
     new = tuple(name for name in shapes if name not in params)

@@ -14,7 +14,7 @@ from torch import nn
 
 from inti_jax.config.backbones import Numerics
 from inti_jax.models.clip import Architecture
-from inti_jax.pretrained.clip_rules import HUGGINGFACE, OPENAI, Matched
+from inti_jax.pretrained.clip_rules import HUGGINGFACE, OPENAI, SIGLIP, Matched
 from inti_jax.pretrained.sources import ForeignCheckpoint
 
 Stages = dict[str, np.ndarray]
@@ -36,7 +36,8 @@ def stages(
         for name, array in matched.weights().items()
         if array.dtype.kind in "fV"
     }
-    build = {OPENAI: _openai, HUGGINGFACE: _transformers}.get(matched.naming, _dinov2)
+    builders = {OPENAI: _openai, HUGGINGFACE: _transformers, SIGLIP: _siglip}
+    build = builders.get(matched.naming, _dinov2)
     with torch.no_grad():
         model, modules = build(weights, source, architecture)
         found: Stages = {}
@@ -111,6 +112,41 @@ def _dinov2(weights: dict[str, torch.Tensor], source: ForeignCheckpoint, _: Arch
 
     def run(images: torch.Tensor, _: np.ndarray | None) -> None:
         last(model(pixel_values=images).pooler_output)
+
+    return run, modules
+
+
+def _siglip(weights: dict[str, torch.Tensor], source: ForeignCheckpoint, architecture: Architecture) -> Any:
+    """Load transformers' SigLIP; give a function that runs it, and the modules to observe by name."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    config = dict(source.hf_config or {})
+    text: Any = None
+    if architecture.text is not None:
+        whole = transformers.SiglipModel(transformers.SiglipConfig(**config))
+        known = {name: weight for name, weight in weights.items() if name in whole.state_dict()}
+        whole.load_state_dict(known, strict=True)
+        vision, text = whole.vision_model.eval(), whole.text_model.eval()
+    else:
+        vision = transformers.SiglipVisionModel(
+            transformers.SiglipVisionConfig(**config.get("vision_config", config))
+        )
+        tower = {name.removeprefix("vision_model."): weight for name, weight in weights.items()}
+        vision.load_state_dict(tower, strict=True)
+        vision.eval()
+    modules: dict[str, nn.Module] = {"image embedding": vision.embeddings}
+    modules |= {f"image block {i}": m for i, m in enumerate(vision.encoder.layers, start=1)}
+    modules["image feature"] = vision.head
+    if text is not None:
+        modules["text embedding"] = text.embeddings
+        modules |= {f"text block {i}": m for i, m in enumerate(text.encoder.layers, start=1)}
+        modules["text feature"] = text.head
+
+    def run(images: torch.Tensor, tokens: np.ndarray | None) -> None:
+        vision(pixel_values=images)
+        if text is not None:
+            text(input_ids=torch.from_numpy(np.asarray(tokens).astype(np.int64)))
 
     return run, modules
 

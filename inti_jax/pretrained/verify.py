@@ -42,9 +42,10 @@ def compare(path: Path, against: Path) -> list[Difference]:
     tokens = None
     if architecture.text is not None:
         text = architecture.text
-        tokens = rng.integers(0, text.end_token, (2, text.context), np.int32)
-        tokens[0, -1] = tokens[1, text.context // 2] = text.end_token
-        tokens[1, text.context // 2 + 1 :] = 0
+        tokens = rng.integers(0, text.end_token or text.vocabulary, (2, text.context), np.int32)
+        if text.end_token is not None:
+            tokens[0, -1] = tokens[1, text.context // 2] = text.end_token
+            tokens[1, text.context // 2 + 1 :] = 0
     try:
         from inti_jax.pretrained import reference
 

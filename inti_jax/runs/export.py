@@ -12,7 +12,8 @@ from inti_jax.config.backbones import BACKBONES
 from inti_jax.distributed import sharding
 from inti_jax.errors import UsageError, UserError
 from inti_jax.models.clip import Architecture
-from inti_jax.models.tokenizer import END, START
+from inti_jax.models.pieces import Pieces
+from inti_jax.models.tokenizer import END, START, Vocabulary
 from inti_jax.pretrained import clip_rules
 from inti_jax.pretrained.clip_file import Description, replacing, write_safetensors
 from inti_jax.pretrained.lazy_array import LazyArray, held
@@ -57,7 +58,7 @@ def read_run(
     backbone = record.backbone
     architecture = Architecture(image, backbone.embed, None, backbone.numerics)
     names = {path: path for path in params if clip_rules.is_parameter(path)}
-    if backbone.embed is not None:
+    if backbone.embed is not None and not architecture.sigmoid:
         names["head.projection.kernel"] = "projection.kernel"
     arrays = {name: held(np.asarray(params[path], np.float32)) for path, name in names.items()}
     description = Description(architecture, backbone.mean, backbone.std)
@@ -84,7 +85,13 @@ def _write_directory(arrays: Mapping[str, LazyArray], description: Description, 
     with replacing(out) as directory:
         directory.mkdir()
         write_safetensors(directory / "model.safetensors", arrays, lambda _: {"format": "pt"})
-        if description.vocabulary is not None:
+        if isinstance(description.vocabulary, Pieces):
+            (directory / "tokenizer.json").write_text(description.vocabulary.json, encoding="utf-8")
+            files["tokenizer_config.json"] = {
+                "tokenizer_class": description.vocabulary.library_class,
+                "model_max_length": description.architecture.text and description.architecture.text.context,
+            }
+        elif description.vocabulary is not None:
             tokens, merges = description.vocabulary.tokens, description.vocabulary.merges
             files["vocab.json"] = {token: index for index, token in enumerate(tokens)}
             files["tokenizer_config.json"] = {"tokenizer_class": "CLIPTokenizer"}
@@ -94,7 +101,9 @@ def _write_directory(arrays: Mapping[str, LazyArray], description: Description, 
 
 
 def _naming(architecture: Architecture, naming: str) -> clip_rules.Naming:
-    """Select the rules: Hugging Face has its own names for DINOv2."""
+    """Select the rules: Hugging Face has its own names for DINOv2 and SigLIP."""
+    if naming == "huggingface" and architecture.sigmoid:
+        return clip_rules.SIGLIP
     if naming == "huggingface" and architecture.image.layer_scale:
         return clip_rules.DINOV2_GATED if architecture.image.gated else clip_rules.DINOV2
     return clip_rules.NAMINGS[naming]
@@ -125,11 +134,47 @@ def _dinov2_config(architecture: Architecture) -> dict[str, Any]:
     }
 
 
+def _siglip_config(architecture: Architecture) -> dict[str, Any]:
+    image, text = architecture.image, architecture.text
+    common = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": architecture.numerics.eps}
+    vision = {
+        "model_type": "siglip_vision_model",
+        "hidden_size": image.width,
+        "intermediate_size": image.mlp_width,
+        "num_hidden_layers": image.layers,
+        "num_attention_heads": image.heads,
+        "patch_size": image.patch,
+        "image_size": image.resolution,
+        "num_channels": 3,
+        **common,
+    }
+    if text is None:
+        return {"architectures": ["SiglipVisionModel"], **vision}
+    return {
+        "architectures": ["SiglipModel"],
+        "model_type": "siglip",
+        "vision_config": vision,
+        "text_config": {
+            "model_type": "siglip_text_model",
+            "hidden_size": text.width,
+            "intermediate_size": text.mlp_width,
+            "num_hidden_layers": text.layers,
+            "num_attention_heads": text.heads,
+            "vocab_size": text.vocabulary,
+            "max_position_embeddings": text.context,
+            "projection_size": architecture.embed,
+            **common,
+        },
+    }
+
+
 def _config(description: Description) -> dict[str, Any]:
     architecture = description.architecture
     image, text = architecture.image, architecture.text
     if image.layer_scale:
         return _dinov2_config(architecture)
+    if architecture.sigmoid:
+        return _siglip_config(architecture)
     common = {
         "hidden_act": architecture.numerics.activation,
         "layer_norm_eps": architecture.numerics.eps,
@@ -148,7 +193,8 @@ def _config(description: Description) -> dict[str, Any]:
     if text is None:
         kind = "CLIPVisionModel" if architecture.embed is None else "CLIPVisionModelWithProjection"
         return {"architectures": [kind], "model_type": "clip_vision_model", **vision}
-    tokens = description.vocabulary and description.vocabulary.tokens
+    vocabulary, end = description.vocabulary, text.end_token or text.vocabulary - 1
+    tokens = vocabulary.tokens if isinstance(vocabulary, Vocabulary) else None
     return {
         "architectures": ["CLIPModel"],
         "model_type": "clip",
@@ -157,15 +203,15 @@ def _config(description: Description) -> dict[str, Any]:
         "text_config": {
             "model_type": "clip_text_model",
             "hidden_size": text.width,
-            "intermediate_size": 4 * text.width,
+            "intermediate_size": text.mlp_width,
             "num_hidden_layers": text.layers,
             "num_attention_heads": text.heads,
             "vocab_size": text.vocabulary,
             "max_position_embeddings": text.context,
             # Without a vocabulary, as in OpenAI's: just before the end token.
-            "bos_token_id": tokens.index(START) if tokens else text.end_token - 1,
-            "eos_token_id": tokens.index(END) if tokens else text.end_token,
-            "pad_token_id": text.end_token,
+            "bos_token_id": tokens.index(START) if tokens else end - 1,
+            "eos_token_id": tokens.index(END) if tokens else end,
+            "pad_token_id": end,
             **common,
         },
     }
@@ -174,6 +220,19 @@ def _config(description: Description) -> dict[str, Any]:
 def _preprocessor(description: Description) -> dict[str, Any]:
     image = description.architecture.image
     resolution = image.resolution
+    if description.architecture.sigmoid:  # the whole picture, whatever its shape
+        return {
+            "image_processor_type": "SiglipImageProcessor",
+            "do_resize": True,
+            "size": {"height": resolution, "width": resolution},
+            "resample": 3,
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": description.mean,
+            "image_std": description.std,
+            "do_convert_rgb": True,
+        }
     return {
         "image_processor_type": "BitImageProcessor" if image.layer_scale else "CLIPImageProcessor",
         "do_resize": True,
