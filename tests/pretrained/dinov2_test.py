@@ -8,18 +8,12 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
-from flax import nnx
 
 import inti_jax
-from inti_jax.config import Mesh
 from inti_jax.config.backbones import BACKBONES, DINOV2, DINOV2_WITH_REGISTERS, IMAGENET_MEAN, IMAGENET_STD
-from inti_jax.distributed import sharding
-from inti_jax.models import parameters
 from inti_jax.pretrained.clip_file import ClipFile
-from inti_jax.runs import initial, state
-from inti_jax.training import optim
 from tests.commands import convert
-from tests.configs import record, tiny
+from tests.pretrained.one_frame import one_frame_model
 
 KINDS = {
     "plain": (transformers.Dinov2Model, transformers.Dinov2Config, {}),
@@ -84,14 +78,7 @@ def test_a_video_model_takes_it_at_another_resolution(case, monkeypatch):
     """One frame of a video: positions are resampled as transformers does it."""
     model, _, file = case
     monkeypatch.setitem(BACKBONES, "tiny", ClipFile(file).description.architecture.image)
-    settings = tiny(
-        model__pretrained=str(file), model__adaptation="linear", data__num_frames=1, data__resolution=42
-    )
-    run = record(settings, backbone=initial.find_backbone(settings.model))
-    mesh = sharding.make_mesh(Mesh(), jax.devices()[:1])
-    transform, _ = optim.make_optimizer(settings.train, 1)
-    first = initial.initial_state(run, transform, state.abstract_state(run, transform, mesh))
-    built = parameters.merge(nnx.graphdef(state.abstract_model(run)), first.trainable | first.frozen)
+    built = one_frame_model(file, "tiny", 42)
     pixels = np.random.default_rng(2).integers(0, 256, (2, 42, 42, 3), np.uint8)
     normalized = ((pixels / 255 - IMAGENET_MEAN) / IMAGENET_STD).astype(np.float32)
     found = jax.jit(lambda video: built.features(video))(pixels[:, None])
