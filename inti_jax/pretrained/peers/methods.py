@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from inti_jax.config.backbones import BACKBONES, CLIP_MEAN, CLIP_STD, OPENAI
+from inti_jax.config.backbones import BACKBONES, CLIP_MEAN, CLIP_STD, OPENAI, BackboneSize
 from inti_jax.errors import UsageError, UserError
 from inti_jax.models.clip import Architecture
 from inti_jax.pretrained import clip_rules
@@ -115,15 +115,21 @@ class Found:
         side = math.isqrt(max(positions, 0))
         if side**2 != positions or not side:
             raise UserError(f"{self.matched.path}: {positions} positions are not a square grid")
+        # Other families have towers of the same width and depth.
+        known = {
+            name: size
+            for name, size in BACKBONES.items()
+            if size == BackboneSize(size.width, size.layers, size.heads, size.patch, size.resolution)
+        }
         fitting = {
             dataclasses.replace(size, resolution=side * patch)
-            for size in BACKBONES.values()
+            for size in known.values()
             if (size.width, size.layers, size.patch) == (self.width, self.layers, patch)
         }
         if not fitting:
             raise UserError(
                 f"{self.matched.path} has width {self.width}, {self.layers} layers and patches of {patch}, "
-                f"which is none of {', '.join(BACKBONES)}"
+                f"which is none of {', '.join(known)}"
             )
         architecture = Architecture(fitting.pop(), None, None, OPENAI)
         return Description(architecture, self.method.mean, self.method.std)
