@@ -141,7 +141,7 @@ def test_without_libtpu_the_remedy_is_named(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--platform", "cuda"], "JAX finds no such device here"),
+        (["--platform", "cuda"], "JAX finds no such device"),
         (["--platform", "cuda", "--topology", "v5e:2x2"], "exclude each other"),
         (["--topology", "v5e:3x3"], "not divisible"),
         (["--topology", "v5e:2x2", "--config.mesh.data=8"], "there are 4 devices"),

@@ -338,7 +338,7 @@ def test_the_launcher_passes_on_what_fails():
         timeout=60,
     )
     assert failed.returncode == 2
-    assert "[1] error: --config absent.py: there is no such file" in failed.stderr.splitlines()
+    assert "\n[1] error: --config absent.py: there is no such file" in f"\n{failed.stderr}"
 
 
 def test_the_launcher_passes_on_signals(tmp_path):
