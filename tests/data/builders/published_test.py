@@ -274,7 +274,7 @@ TREES = {"kinetics400": _kinetics, "ssv2": _ssv2, "ucf101": _ucf101, "hmdb51": _
 
 
 def _labels_of(name: str, root: Path) -> tuple[str, ...]:
-    return registry.OFFICIAL[name].read(tree.Tree(root), 1).labels
+    return registry.OFFICIAL[name].annotations(tree.Tree(root), 1).labels
 
 
 @pytest.mark.skipif(not LABELS.is_dir(), reason=f"the published label maps are not in {LABELS}")
@@ -602,7 +602,7 @@ def _read(name: str, files: dict[str, bytes], root: Path) -> annotations.Annotat
     try:
         if name == "lists":
             return lists.read({"train": root / "list.txt"}, ("a", "b"), root)
-        found = registry.OFFICIAL[name].read(tree.Tree(root), 1)
+        found = registry.OFFICIAL[name].annotations(tree.Tree(root), 1)
     except UserError as error:
         assert len(str(error).splitlines()) == 1 and len(str(error)) < 1000
         str(error).encode("utf-8", "backslashreplace")
