@@ -130,7 +130,7 @@ def test_an_error_of_a_decoder_ends_the_run_with_it(workers, decoder, kind, mess
 
 @pytest.mark.parametrize("video", [np.zeros((1, 8, 8, 3), np.uint8), np.zeros((4, 8, 8, 3), np.float32)])
 def test_a_row_of_another_shape_or_type_is_refused(video):
-    with pytest.raises(ValueError, match=rf"is {video.dtype} \({len(video)}, .*: uint8 \(4, 8, 8, 3\) is"):
+    with pytest.raises(ValueError, match=rf"is {video.dtype} \({len(video)}, .*, not uint8 \(4, 8, 8, 3\)"):
         rows.checked(lambda element: {"video": video}, (4, 8, 8, 3))(0)
 
 
@@ -148,7 +148,7 @@ def test_a_program_that_does_not_close_ends_soon_and_says_nothing(tmp_path):
     script = tmp_path / "unclosed.py"
     script.write_text(_UNCLOSED)
     command, environment = [sys.executable, script], os.environ | {"PYTHONPATH": "."}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=20, check=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
     assert "Traceback" not in done.stderr
 
 
