@@ -201,7 +201,7 @@ def test_a_run_leaves_all_its_files_and_is_continued_only_by_its_own_config(moti
     # What a smaller mesh needs may differ.
     less_memory = tiny(motion_data, **changes, model__remat=True, train__accumulate=2)
     loop.train(less_memory, tmp_path)
-    with pytest.raises(ConfigError, match=r"`train.learning_rate` is 0.001, here it is 0.1"):
+    with pytest.raises(ConfigError, match=r"`train.learning_rate` is 0.001; here it is 0.1"):
         loop.train(tiny(motion_data, **changes, train__learning_rate=0.1), tmp_path)
     assert (tmp_path / "metrics.jsonl").read_text() == before
     assert RunRecord.read(tmp_path).config == less_memory
@@ -217,7 +217,7 @@ def test_a_finished_run_trains_longer_by_the_schedule_of_the_longer_run(motion_d
     (said,) = [text for text in caplog.messages if "instead of 2" in text]
     before, now = (optim.make_schedule(longer.train, steps) for steps in (2, 6))
     assert f"the learning rate was {before(1):.3g} at step 2; from step 3 on" in said
-    assert f"of a run of 6 steps: {now(2):.3g} there" in said
+    assert f"of a run of 6 steps, from {now(2):.3g} there to 0 at the end" in said
     records = computed(run_dir)
     assert records[: len(first)] == first
     rates = {r["step"]: r["learning_rate"] for r in records if r["split"] == "train"}
