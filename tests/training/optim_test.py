@@ -236,14 +236,15 @@ def test_the_scale_of_a_text_head_stays_in_clips_range():
     """Clamped after each step, as open_clip does it; what pulls it back in is not cut."""
     settings = tiny(train__learning_rate=0.5, train__warmup_fraction=0.0)
     transform, _ = optim.make_optimizer(settings.train, 1000)
-    for first, gradient, end in ((2.66, -1.0, np.log(100)), (2.66, 1.0, 0.0), (4.7, -1.0, np.log(100))):
+    for first, gradient, end in ((2.66, -1.0, np.log(100)), (2.66, 1.0, 0.0), (4.7, -1.0, 4.7)):
         params = {"head.logit_scale": jnp.float32(first), "head.kernel": jnp.full((2, 2), 4.0)}
         opt_state = transform.init(params)
         for _ in range(12):
             grads = jax.tree.map(lambda x, gradient=gradient: gradient * jnp.ones_like(x), params)
             updates, opt_state = transform.update(grads, opt_state, params)
             params = optax.apply_updates(params, updates)
-            assert 0 <= params["head.logit_scale"] <= np.float32(np.log(100))
+            # One that starts above the range, as SigLIP's, does not grow.
+            assert 0 <= params["head.logit_scale"] <= np.float32(max(first, np.log(100)))
         assert params["head.logit_scale"] == np.float32(end)
         assert np.abs(params["head.kernel"] - 4).max() > 1  # nothing else is limited
         for _ in range(30):
