@@ -1,4 +1,4 @@
-"""What is private or undocumented in libraries: where it is used, and that it is still what it was.
+"""Find each use of a library's private or undocumented interface, and check that it is still there.
 
 docs/architecture.md lists all of it. Where using it is tested in other modules, that table names them.
 """
@@ -97,7 +97,7 @@ def test_jax_says_whether_this_is_a_tpu_machine():
 
 
 def test_jax_aborts_a_process_whose_coordinator_is_gone():
-    """Where this fails, a client outlives the broken connection, and relay.py may not be needed."""
+    """Break a client's connection; if the client outlives it, relay.py may not be needed any more."""
     script = (
         "import sys, time, jax\n"
         "jax.config.update('jax_enable_recoverability', sys.argv[3] == 'True')\n"

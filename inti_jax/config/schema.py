@@ -449,7 +449,7 @@ class Train:
 
     @property
     def multi_label(self) -> bool:
-        """Whether the loss is for datasets with several labels a video."""
+        """True where the loss is for datasets with several labels a video."""
         return self.loss in MULTI_LABEL_LOSSES
 
 

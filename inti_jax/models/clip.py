@@ -30,7 +30,7 @@ class Architecture:
 
     @property
     def sigmoid(self) -> bool:
-        """Whether it is SigLIP's: pooled features are in the shared space, and logits have a bias."""
+        """True for SigLIP: pooled features are in the shared space, and logits have a bias."""
         return self.image.pooling == "attention"
 
 

@@ -106,7 +106,7 @@ class ClipModel:
 
     @property
     def logit_bias(self) -> float:
-        """What SigLIP's logits add to scaled cosines; 0 for CLIP, whose logits add nothing."""
+        """The bias that SigLIP's logits add to scaled cosines; 0 for CLIP."""
         return float(self._params.get("logit_bias", 0.0))
 
     def encode_image(self, images: Any) -> Float[np.ndarray, "B E"]:

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from inti_jax.config.backbones import BACKBONES
+from inti_jax.config.backbones import BACKBONES, BackboneSize
 from inti_jax.distributed import sharding
 from inti_jax.errors import UsageError, UserError
 from inti_jax.models.clip import Architecture
 from inti_jax.models.pieces import Pieces
+from inti_jax.models.text import TextSize
 from inti_jax.models.tokenizer import END, START, Vocabulary
 from inti_jax.pretrained import clip_rules
 from inti_jax.pretrained.clip_file import Description, replacing, write_safetensors
@@ -134,11 +135,9 @@ def _dinov2_config(architecture: Architecture) -> dict[str, Any]:
     }
 
 
-def _siglip_config(architecture: Architecture) -> dict[str, Any]:
-    image, text = architecture.image, architecture.text
-    common = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": architecture.numerics.eps}
-    vision = {
-        "model_type": "siglip_vision_model",
+def _vision_sizes(image: BackboneSize) -> dict[str, int]:
+    """Give the sizes of the image tower by the keys that transformers' CLIP and SigLIP share."""
+    return {
         "hidden_size": image.width,
         "intermediate_size": image.mlp_width,
         "num_hidden_layers": image.layers,
@@ -146,6 +145,27 @@ def _siglip_config(architecture: Architecture) -> dict[str, Any]:
         "patch_size": image.patch,
         "image_size": image.resolution,
         "num_channels": 3,
+    }
+
+
+def _text_sizes(text: TextSize) -> dict[str, int]:
+    """Give the sizes of the text tower by the keys that transformers' CLIP and SigLIP share."""
+    return {
+        "hidden_size": text.width,
+        "intermediate_size": text.mlp_width,
+        "num_hidden_layers": text.layers,
+        "num_attention_heads": text.heads,
+        "vocab_size": text.vocabulary,
+        "max_position_embeddings": text.context,
+    }
+
+
+def _siglip_config(architecture: Architecture) -> dict[str, Any]:
+    image, text = architecture.image, architecture.text
+    common = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": architecture.numerics.eps}
+    vision = {
+        "model_type": "siglip_vision_model",
+        **_vision_sizes(image),
         **common,
     }
     if text is None:
@@ -156,12 +176,7 @@ def _siglip_config(architecture: Architecture) -> dict[str, Any]:
         "vision_config": vision,
         "text_config": {
             "model_type": "siglip_text_model",
-            "hidden_size": text.width,
-            "intermediate_size": text.mlp_width,
-            "num_hidden_layers": text.layers,
-            "num_attention_heads": text.heads,
-            "vocab_size": text.vocabulary,
-            "max_position_embeddings": text.context,
+            **_text_sizes(text),
             "projection_size": architecture.embed,
             **common,
         },
@@ -181,13 +196,7 @@ def _config(description: Description) -> dict[str, Any]:
         "projection_dim": architecture.embed or image.width,
     }
     vision = {
-        "hidden_size": image.width,
-        "intermediate_size": image.mlp_width,
-        "num_hidden_layers": image.layers,
-        "num_attention_heads": image.heads,
-        "patch_size": image.patch,
-        "image_size": image.resolution,
-        "num_channels": 3,
+        **_vision_sizes(image),
         **common,
     }
     if text is None:
@@ -202,12 +211,7 @@ def _config(description: Description) -> dict[str, Any]:
         "vision_config": {"model_type": "clip_vision_model", **vision},
         "text_config": {
             "model_type": "clip_text_model",
-            "hidden_size": text.width,
-            "intermediate_size": text.mlp_width,
-            "num_hidden_layers": text.layers,
-            "num_attention_heads": text.heads,
-            "vocab_size": text.vocabulary,
-            "max_position_embeddings": text.context,
+            **_text_sizes(text),
             # Without a vocabulary, as in OpenAI's: just before the end token.
             "bos_token_id": tokens.index(START) if tokens else end - 1,
             "eos_token_id": tokens.index(END) if tokens else end,

@@ -18,7 +18,7 @@ from inti_jax.training import mixing
 
 
 class Targets(NamedTuple):
-    """What a loss compares the logits of B videos with.
+    """The labels of B videos, with which a loss compares their logits.
 
     `label` is the class of each video, or, with several labels a video, True for those of each. In a mixed
     batch, `own` is the share of each video's own label, and the rest is the share of its

@@ -40,7 +40,7 @@ def numbered(frames: int, height: int, width: int) -> np.ndarray:
 
 
 def numbers(video: np.ndarray) -> list[int]:
-    """What the frames of `numbered` show."""
+    """Read the numbers that the frames of `numbered` show."""
     width = video.shape[2]
     middles = [width * (2 * bit + 1) // (2 * _BITS) for bit in range(_BITS)]
     bright = video[:, :, middles].mean((1, 3)) > 125

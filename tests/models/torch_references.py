@@ -47,7 +47,7 @@ def embed(params: Params, frames: torch.Tensor) -> torch.Tensor:
 
 
 def prefix_tokens(params: Params) -> int:
-    """How many tokens are before the patches."""
+    """Count the tokens before the patches."""
     return ("tower.class_embedding" in params) + len(params.get("tower.registers", ()))
 
 

@@ -13,7 +13,7 @@ import inti_jax
 from inti_jax.config.backbones import BACKBONES, DINOV2, DINOV2_WITH_REGISTERS, IMAGENET_MEAN, IMAGENET_STD
 from inti_jax.pretrained.clip_file import ClipFile
 from tests.commands import convert
-from tests.pretrained.one_frame import one_frame_model
+from tests.pretrained.towers import gap, images, one_frame_model, pooled
 
 KINDS = {
     "plain": (transformers.Dinov2Model, transformers.Dinov2Config, {}),
@@ -51,24 +51,10 @@ def case(request, tmp_path_factory):
     return model, directory / "hf", directory / "f.safetensors"
 
 
-def images(side):
-    return np.random.default_rng(1).standard_normal((2, side, side, 3)).astype(np.float32)
-
-
-def theirs(model, pixels):
-    with torch.no_grad():
-        output = model(pixel_values=torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()))
-    return output.pooler_output.numpy()
-
-
-def gap(found, expected):
-    return (np.linalg.norm(found - expected, axis=-1) / np.linalg.norm(expected, axis=-1)).max()
-
-
 def test_features_are_those_of_transformers(case):
     model, _, file = case
     tower = inti_jax.load_tower(file)
-    assert gap(tower.features(images(70)), theirs(model, images(70))) <= 2e-5
+    assert gap(tower.features(images(70)), pooled(model, images(70))) <= 2e-5
     assert (tower.description.mean, tower.description.std) == (IMAGENET_MEAN, IMAGENET_STD)
     expected = DINOV2_WITH_REGISTERS if model.config.model_type.endswith("registers") else DINOV2
     assert tower.description.architecture.numerics == expected
@@ -82,7 +68,7 @@ def test_a_video_model_takes_it_at_another_resolution(case, monkeypatch):
     pixels = np.random.default_rng(2).integers(0, 256, (2, 42, 42, 3), np.uint8)
     normalized = ((pixels / 255 - IMAGENET_MEAN) / IMAGENET_STD).astype(np.float32)
     found = jax.jit(lambda video: built.features(video))(pixels[:, None])
-    assert gap(np.asarray(found), theirs(model, normalized)) <= 2e-5
+    assert gap(np.asarray(found), pooled(model, normalized)) <= 2e-5
 
 
 def test_stages_are_verified_and_a_changed_weight_is_found(case, tmp_path, capsys):
@@ -108,7 +94,7 @@ def test_the_way_back_is_bit_exact(case, tmp_path):
     for name, value in after.items():
         assert torch.equal(value, before[name]), name
     again = type(model).from_pretrained(tmp_path / "back").eval()
-    np.testing.assert_array_equal(theirs(again, images(70)), theirs(model, images(70)))
+    np.testing.assert_array_equal(pooled(again, images(70)), pooled(model, images(70)))
 
 
 @pytest.mark.parametrize(

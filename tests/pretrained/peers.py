@@ -142,7 +142,7 @@ def write(path: Path, kind: str, weights: dict[str, torch.Tensor]) -> Path:
 
 
 class _HistoryBuffer:
-    """What mmengine keeps of the figures of training. Loading it runs code."""
+    """Stand in for mmengine's buffer of training figures, whose loading runs code."""
 
     loaded: ClassVar[list[Any]] = []
 

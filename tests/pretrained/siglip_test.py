@@ -9,19 +9,14 @@ import safetensors.torch
 import tokenizers
 import torch
 import transformers
-from flax import nnx
 from tokenizers import models, normalizers, pre_tokenizers
 
 import inti_jax
-from inti_jax.config import Mesh
 from inti_jax.config.backbones import BACKBONES, HALF, SIGLIP
-from inti_jax.distributed import sharding
-from inti_jax.models import parameters, pieces
+from inti_jax.models import pieces
 from inti_jax.pretrained.clip_file import ClipFile
-from inti_jax.runs import initial, state
-from inti_jax.training import optim
 from tests.commands import convert
-from tests.configs import record, tiny
+from tests.pretrained.towers import gap, images, one_frame_model, pooled
 
 VISION = {
     "hidden_size": 96,
@@ -109,25 +104,15 @@ def case(request, tmp_path_factory):
     return model, directory / "hf", directory / "f.safetensors"
 
 
-def images(side):
-    return np.random.default_rng(1).standard_normal((2, side, side, 3)).astype(np.float32)
-
-
-def theirs(model, pixels, **arguments):
-    model = getattr(model, "vision_model", model)
-    with torch.no_grad():
-        output = model(pixel_values=torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()), **arguments)
-    return output.pooler_output.numpy()
-
-
-def gap(found, expected):
-    return (np.linalg.norm(found - expected, axis=-1) / np.linalg.norm(expected, axis=-1)).max()
+def tower_of(model):
+    """Give the image tower of a SigLIP, which may be one itself."""
+    return getattr(model, "vision_model", model)
 
 
 def test_features_are_those_of_transformers(case):
     model, _, file = case
     tower = inti_jax.load_tower(file)
-    assert gap(tower.features(images(58)), theirs(model, images(58))) <= 2e-5
+    assert gap(tower.features(images(58)), pooled(tower_of(model), images(58))) <= 2e-5
     assert (tower.description.mean, tower.description.std) == (HALF, HALF)
     assert tower.description.architecture.numerics == SIGLIP
 
@@ -157,7 +142,7 @@ def test_the_way_back_is_bit_exact(case, tmp_path):
     for name, value in before.items():
         assert torch.equal(value, after[prefix + name]), name
     again = type(model).from_pretrained(tmp_path / "back").eval()
-    np.testing.assert_array_equal(theirs(again, images(58)), theirs(model, images(58)))
+    np.testing.assert_array_equal(pooled(tower_of(again), images(58)), pooled(tower_of(model), images(58)))
     if (directory / "tokenizer.json").exists():
         library = transformers.AutoTokenizer.from_pretrained(tmp_path / "back")
         assert library("the dog").input_ids == byte_pairs().encode("the dog").ids
@@ -200,21 +185,18 @@ def test_a_video_model_starts_from_class_names(case, monkeypatch, side):
     """One frame of a video gives SigLIP's zero-shot probabilities, also where positions are resampled."""
     model, _, file = case
     monkeypatch.setitem(BACKBONES, "tiny", ClipFile(file).description.architecture.image)
-    settings = tiny(
-        model__pretrained=str(file),
-        model__adaptation="linear",
+    built = one_frame_model(
+        file,
+        "tiny",
+        side,
+        classes=3,
         model__head__init="text",
         model__head__templates=("a photo of {}",),
-        data__num_frames=1,
-        data__resolution=side,
     )
-    run = record(settings, backbone=initial.find_backbone(settings.model), classes=3)
-    mesh = sharding.make_mesh(Mesh(), jax.devices()[:1])
-    transform, _ = optim.make_optimizer(settings.train, 1)
-    first = initial.initial_state(run, transform, state.abstract_state(run, transform, mesh))
-    built = parameters.merge(nnx.graphdef(state.abstract_model(run)), first.trainable | first.frozen)
     pixels = np.random.default_rng(2).integers(0, 256, (2, side, side, 3), np.uint8)
-    image = theirs(model, (pixels / 127.5 - 1).astype(np.float32), interpolate_pos_encoding=side != 56)
+    image = pooled(
+        tower_of(model), (pixels / 127.5 - 1).astype(np.float32), interpolate_pos_encoding=side != 56
+    )
     assert gap(np.asarray(jax.jit(lambda video: built.features(video))(pixels[:, None])), image) <= 2e-5
     clip = inti_jax.load_clip(file)
     text = clip.encode_text([f"a photo of class {k}" for k in range(3)])

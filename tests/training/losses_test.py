@@ -130,7 +130,7 @@ def test_positives_weigh_by_what_they_are_rarer_than_negatives():
 
 @pytest.fixture(scope="module")
 def several_labels(tmp_path_factory):
-    """Where `acts` is prepared: 8 training and 6 validation videos with several labels each, one broken."""
+    """Prepare `acts`: 8 training and 6 validation videos with several labels each, one broken."""
     place = tmp_path_factory.mktemp("acts")
     splits = {"train": [], "val": []}
     own = (

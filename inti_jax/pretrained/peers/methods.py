@@ -53,7 +53,7 @@ class Method:
 
     @property
     def has_tower(self) -> bool:
-        """Whether the checkpoint holds the image tower."""
+        """True where the checkpoint holds the image tower."""
         return any(rule.ours.startswith("tower.") for rule in self.naming.rules)
 
 
