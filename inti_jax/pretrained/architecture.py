@@ -113,13 +113,10 @@ def _from_shapes(
     # --head_size has to divide the width of each tower whose heads the config does not state.
     common = math.gcd(0 if said else width, 0 if text_config.get("heads") else text_width)
     positions = _size(matched, "tower.positional_embedding", 0) - 1
-    patch, side = _size(matched, "tower.patch_embed.kernel", 2), round(max(positions, 0) ** 0.5)
-    if side**2 != positions:
-        raise UserError(f"{source.path}: {positions} positions are not a square grid")
+    patch, side = _size(matched, "tower.patch_embed.kernel", 2), _side(positions, source.path)
     per_head = said or head_size or _HEAD_SIZES.get(width, 64)
     heads = _heads("image", width, per_head, common, source.path)
-    inner = _size(matched, "tower.blocks.0.mlp.fc.kernel", 0)
-    mlp = None if inner == 4 * width else inner
+    mlp = _mlp(matched, "tower", width)
     image = BackboneSize(width, _depth(matched, "tower"), heads, patch, side * patch, mlp=mlp)
     embed = _size(matched, "projection.kernel", 1) if "projection.kernel" in matched.parts else None
     text = None
@@ -248,11 +245,8 @@ def _from_dinov2(
     if heads < 1 or width % heads:
         raise UserError(f"{settings}: the width {width} is no multiple of {heads} heads")
     positions = _size(matched, "tower.positional_embedding", 1) - 1
-    side = round(max(positions, 0) ** 0.5)
-    if side**2 != positions:
-        raise UserError(f"{source.path}: {positions} positions are not a square grid")
+    side = _side(positions, source.path)
     patch = _size(matched, "tower.patch_embed.kernel", 2)
-    inner = _size(matched, "tower.blocks.0.mlp.fc.kernel", 0) // (2 if gated else 1)
     image = BackboneSize(
         width,
         _depth(matched, "tower"),
@@ -260,7 +254,7 @@ def _from_dinov2(
         patch,
         side * patch,
         registers=_size(matched, "tower.registers", 1) if "tower.registers" in matched.parts else 0,
-        mlp=None if inner == 4 * width else inner,
+        mlp=_mlp(matched, "tower", width, parts=2 if gated else 1),
         gated=gated,
         layer_scale=True,
         pre_norm=False,
@@ -312,7 +306,6 @@ def _from_siglip(
     for size, count in ((width, heads), (text_width, text_heads)):
         if count < 1 or size % count:
             raise UserError(f"{settings}: the width {size} is no multiple of {count} heads")
-    inner = _size(matched, "tower.blocks.0.mlp.fc.kernel", 0)
     image = BackboneSize(
         width,
         _depth(matched, "tower"),
@@ -321,7 +314,7 @@ def _from_siglip(
         resolution,
         class_token=False,
         pooling="attention",
-        mlp=None if inner == 4 * width else inner,
+        mlp=_mlp(matched, "tower", width),
         pre_norm=False,
         patch_bias=True,
     )
@@ -329,7 +322,6 @@ def _from_siglip(
         return Architecture(image, None, None, numerics)
     if text_numerics != numerics:
         raise UserError(f"{settings}: the towers differ in activation or epsilon")
-    inner = _size(matched, "text.blocks.0.mlp.fc.kernel", 0)
     text_size = TextSize(
         text_width,
         _depth(matched, "text"),
@@ -337,7 +329,7 @@ def _from_siglip(
         _size(matched, "text.token_embedding.embedding", 0),
         _size(matched, "text.positional_embedding", 0),
         end_token=None,
-        mlp=None if inner == 4 * text_width else inner,
+        mlp=_mlp(matched, "text", text_width),
         causal=False,
         bias=True,
     )
@@ -349,6 +341,20 @@ def _siglip_numerics(tower: dict[str, Any], settings: Path) -> Numerics:
     if activation != "gelu_pytorch_tanh":
         raise UserError(f"{settings}: hidden_act {activation!r} is not gelu_pytorch_tanh")
     return dataclasses.replace(SIGLIP_NUMERICS, eps=float(tower.get("layer_norm_eps", 1e-6)))
+
+
+def _side(positions: int, path: Path) -> int:
+    """Compute the side of the square grid that `positions` make. Raises UserError where they make none."""
+    side = round(max(positions, 0) ** 0.5)
+    if side**2 != positions:
+        raise UserError(f"{path}: {positions} positions are not a square grid")
+    return side
+
+
+def _mlp(matched: Matched, tower: str, width: int, parts: int = 1) -> int | None:
+    """Return the width of the MLPs, whose first layer has `parts` parts of it; None for 4 times `width`."""
+    inner = _size(matched, f"{tower}.blocks.0.mlp.fc.kernel", 0) // parts
+    return None if inner == 4 * width else inner
 
 
 def _hf_settings(
