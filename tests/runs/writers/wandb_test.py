@@ -74,6 +74,7 @@ def test_the_offline_file_holds_config_and_curves_of_one_run(tmp_path):
         if from_step == 0:
             time.sleep(1.1)  # directories are named by the second
 
+    wandb.teardown()  # as at a process's end: wandb's own process may write for a moment after a run's
     starts = sent(workdir)
     for start, (_, steps) in zip(starts, expected, strict=True):
         assert curves(start) == [
