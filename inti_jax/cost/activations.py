@@ -70,10 +70,10 @@ def saved(model: VideoModel, settings: Model, frames: int) -> Saved:
 
 def _parts(model: VideoModel, frames: int) -> Iterator[_Part]:
     """Yield the embedding, the blocks and the head, in this order."""
-    side, width = model.size.resolution, model.size.width
+    width = model.size.width
     key = jax.eval_shape(lambda: jax.random.key(0)) if model.random else None
 
-    video = jax.ShapeDtypeStruct((1, frames, side, side, 3), jnp.uint8)
+    video = jax.ShapeDtypeStruct((1, frames, *model.size.height_width, 3), jnp.uint8)
     yield _Part(lambda model, data: model.embed(data[0]), (video,), (*EMBEDDING, "temporal."), "embedding")
 
     sizes = None

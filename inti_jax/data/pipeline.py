@@ -32,7 +32,7 @@ class TrainBatch(TypedDict):
     is -1. In a dataset with several labels a video, `label` is True for those of each video.
     """
 
-    video: UInt8[np.ndarray, "b T R R 3"]
+    video: UInt8[np.ndarray, "b T H W 3"]
     label: Int32[np.ndarray, " b"] | Bool[np.ndarray, "b K"]
     mask: Bool[np.ndarray, " b"]
     index: Int32[np.ndarray, " b"]
@@ -45,7 +45,7 @@ class EvalBatch(TypedDict):
     that pad the last batch have neither, and index -1.
     """
 
-    video: UInt8[np.ndarray, "b V T R R 3"]
+    video: UInt8[np.ndarray, "b V T H W 3"]
     label: Int32[np.ndarray, " b"] | Bool[np.ndarray, "b K"]
     mask: Bool[np.ndarray, " b"]
     missing: Bool[np.ndarray, " b"]
@@ -223,14 +223,14 @@ def view_indices(total: int, cfg: config.Data, eval_cfg: config.Eval) -> Int64[n
     return np.concatenate(clips)
 
 
-def load_views(example: Example, cfg: config.Data, eval_cfg: config.Eval) -> UInt8[np.ndarray, "V T R R 3"]:
+def load_views(example: Example, cfg: config.Data, eval_cfg: config.Eval) -> UInt8[np.ndarray, "V T H W 3"]:
     """Decode the evaluation views of one video: `eval_cfg.clips` x `eval_cfg.crops`, clip by clip.
 
     Raises DecodeError.
     """
     frames = example.frames_at(view_indices(example.frames, cfg, eval_cfg))
-    crops = augment.test_views(frames, resolution=cfg.resolution, crops=eval_cfg.crops)
-    # [crops, clips * T, R, R, 3] to [clips * crops, T, R, R, 3]
+    crops = augment.test_views(frames, cfg.height_width, crops=eval_cfg.crops)
+    # [crops, clips * T, H, W, 3] to [clips * crops, T, H, W, 3]
     shape = (eval_cfg.crops, eval_cfg.clips, cfg.num_frames, *crops.shape[2:])
     return np.moveaxis(crops.reshape(shape), 0, 1).reshape(-1, *shape[2:])
 
@@ -308,7 +308,7 @@ def _label(
 
 def _shape(cfg: config.Data) -> tuple[int, int, int, int]:
     """Return the shape of a clip."""
-    return cfg.num_frames, cfg.resolution, cfg.resolution, 3
+    return cfg.num_frames, *cfg.height_width, 3
 
 
 @functools.lru_cache(maxsize=2)  # a step touches two epochs at most, unless an epoch is shorter than a step

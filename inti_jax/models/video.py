@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, UInt8
 
 from inti_jax.config import Model
 from inti_jax.config.backbones import BACKBONES, Backbone
+from inti_jax.config.resolution import Resolution
 from inti_jax.distributed import sharding
 from inti_jax.models import freezing, remat, tome
 from inti_jax.models.adaptation import build_adapters, has_temporal_embedding
@@ -83,7 +84,7 @@ class VideoModel(nnx.Module):
         config: Model,
         classes: int,
         *,
-        resolution: int | None = None,
+        resolution: Resolution | None = None,
         num_frames: int = 8,
         backbone: Backbone | None = None,
         folded: bool = False,
@@ -92,10 +93,10 @@ class VideoModel(nnx.Module):
     ):
         """Build the model for `classes` classes.
 
-        `resolution`, in pixels a side, defaults to the backbone's own; `backbone` to the facts of OpenAI's
-        CLIP. `num_frames` is the T of the temporal embedding, which is interpolated for others. `folded` is
-        for the parameters that `fold.fold` returns. Raises ValueError where the head starts from class names
-        and the backbone has no space shared with texts.
+        `resolution`, the pixels of a square's side or (height, width), defaults to the backbone's own;
+        `backbone` to the facts of OpenAI's CLIP. `num_frames` is the T of the temporal embedding, which is
+        interpolated for others. `folded` is for the parameters that `fold.fold` returns. Raises ValueError
+        where the head starts from class names and the backbone has no space shared with texts.
         """
         named = BACKBONES[config.backbone]
         size = dataclasses.replace(named, resolution=resolution or named.resolution)
