@@ -312,6 +312,12 @@ class Data:
     crop_scale: tuple[Fraction, Fraction] = (0.5, 1.0)
     crop_ratio: tuple[float, float] = (0.75, 4 / 3)
     flip: bool = False  # mirror half of the clips left to right; labels that name a side change with them
+    # With `flip` only: the labels whose clips it may mirror. Clips of others stay as they are. Empty: all.
+    flip_labels: tuple[str, ...] = ()
+    # Play half of the clips backwards; labels that name a direction of movement change with them. The texts
+    # of labels do not tell which others it leaves as they are, so list those that it may reverse.
+    reverse: bool = False
+    reverse_labels: tuple[str, ...] = ()  # with `reverse` only, as `flip_labels`
     rand_augment: RandAugment = RandAugment()
     jitter: Jitter = Jitter()
     grayscale: Fraction = 0.0  # probability that a clip becomes grey

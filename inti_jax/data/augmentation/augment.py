@@ -21,11 +21,17 @@ class TrainClip(NamedTuple):
     mirrored: bool
 
 
-def train_clip(frames: UInt8[np.ndarray, "T H W 3"], rng: np.random.Generator, cfg: config.Data) -> TrainClip:
+def train_clip(
+    frames: UInt8[np.ndarray, "T H W 3"],
+    rng: np.random.Generator,
+    cfg: config.Data,
+    *,
+    may_flip: bool = True,
+) -> TrainClip:
     """Crop a random box of the frames to `cfg.resolution`, and augment as `cfg` says.
 
     The order is that of the published recipes: RandAugment of whole frames, crop, flip, colour jitter, grey,
-    erasing.
+    erasing. `may_flip` is False for a clip that has no mirror image among the labels.
     """
     # Box and flip draw from `rng`, each other step from a child of it. So turning one on changes no draw of
     # the others.
@@ -39,7 +45,7 @@ def train_clip(frames: UInt8[np.ndarray, "T H W 3"], rng: np.random.Generator, c
         box = random_resized_box(rng, height, width, cfg.crop_scale, (low, high))
     clip = resize_box(frames, box, shape)
     # The draw is unconditional, so that a run without flips sees the same crops.
-    mirrored = bool(rng.random() < 0.5) and cfg.flip
+    mirrored = bool(rng.random() < 0.5) and cfg.flip and may_flip
     if mirrored:
         clip = np.ascontiguousarray(clip[:, :, ::-1])
     clip = colour.jitter(clip, jitter_rng, cfg.jitter)
