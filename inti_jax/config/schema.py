@@ -55,6 +55,9 @@ class Compression:
     after: tuple[Positive, ...] = ()
     # Frames of a group. T has to be a multiple of group ** len(after). "tome" has no groups.
     group: Group = 2
+    # The blend with which "inti" and "static" start. "mean": all frames of a group have the same weight.
+    # "first": the first frame has 0.88, and the others share the rest.
+    start: Literal["mean", "first"] = "mean"
     # The next four are read by "inti" only.
     scales: tuple[Scale, ...] = SCALES  # one or more branches that compute the weights
     normalizer: Literal["softmax", "sigmoid"] = "softmax"  # makes the weights of a group sum to 1

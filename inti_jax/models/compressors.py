@@ -5,6 +5,7 @@ of it. Output frame i depends only on its group, the input frames r * i to r * i
 the cost for one video.
 """
 
+import dataclasses
 import functools
 from typing import Protocol, runtime_checkable
 
@@ -15,7 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from inti_jax.config import Compression
-from inti_jax.models.inti import Grid, InTI
+from inti_jax.models.inti import Grid, InTI, start_logits
 
 
 @runtime_checkable
@@ -51,12 +52,12 @@ class Mean(nnx.Module):
 class Static(nnx.Module):
     """Baseline with one learned weight for each place in a group, the same for all tokens.
 
-    It starts as the mean. The weights are positive and sum to 1.
+    It starts as InTI does. The weights are positive and sum to 1.
     """
 
-    def __init__(self, group: int, tokens: int, width: int):
-        self.logits = nnx.Param(jnp.zeros(group))
-        self.ratio = group
+    def __init__(self, config: Compression, tokens: int, width: int):
+        self.logits = nnx.Param(start_logits(dataclasses.replace(config, normalizer="softmax")))
+        self.ratio = config.group
         self.tokens = tokens
         self.width = width
 
@@ -100,7 +101,7 @@ def build_compressor(
         case "mean":
             return Mean(config.group, tokens, width)
         case "static":
-            return Static(config.group, tokens, width)
+            return Static(config, tokens, width)
         case "drop":
             return Drop(config.group)
         case _:
