@@ -57,7 +57,7 @@ class Static(nnx.Module):
 
     def __init__(self, config: Compression, tokens: int, width: int):
         self.logits = nnx.Param(start_logits(dataclasses.replace(config, normalizer="softmax")))
-        self.ratio = config.group
+        self.ratio: int = config.group
         self.tokens = tokens
         self.width = width
 

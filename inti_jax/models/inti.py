@@ -107,9 +107,13 @@ class InTI(nnx.Module):
         if "global" in config.scales:
             self.frame = nnx.Linear(channels, channels, dtype=dtype, rngs=rngs)
         self.out = nnx.Linear(
-            channels, config.group, kernel_init=nnx.initializers.zeros, dtype=dtype, rngs=rngs
+            channels,
+            config.group,
+            kernel_init=nnx.initializers.zeros,
+            bias_init=lambda *_: start_logits(config),
+            dtype=dtype,
+            rngs=rngs,
         )
-        self.out.bias[...] = start_logits(config)
         self.ratio: int = config.group
         self.scales: Sequence[str] = config.scales
         self.normalizer = config.normalizer
