@@ -100,7 +100,7 @@ def _block(model: VideoModel, cost: BlockCost, data: tuple[Any, ...]) -> _Part:
 
     def run(model: VideoModel, data: Any) -> jax.Array:
         x, sizes, key = data
-        y, _ = model.block(index, x, sizes, cost.frames, key)
+        y = model.block(index, x, sizes, cost.frames, key).tokens
         return y if behind is None else compress(model.compressors[behind], y, cost.frames)
 
     names = [f"tower.blocks.{index}.", f"adapters.{index}."]

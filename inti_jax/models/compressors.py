@@ -1,8 +1,8 @@
 """Build the layers that make frames fewer between two blocks: InTI and the baselines it is compared with.
 
 All share one interface: `[B, T, N, D] -> [B, T / r, N, D]`, where r is the layer's `ratio` and T a multiple
-of it. Output frame i depends only on its group, the input frames r * i to r * i + r - 1. `macs(frames)` is
-the cost for one video.
+of it. Output frame i depends only on its group, the input frames r * i to r * i + r - 1. It is their sum with
+`weights(x)`, token by token. `macs(frames)` is the cost for one video.
 """
 
 import dataclasses
@@ -28,6 +28,9 @@ class Compressor(Protocol):
     def __call__(self, x: Float[Array, "B T N D"], /) -> Float[Array, "B T//{self.ratio} N D"]:
         """Compress each group of `ratio` neighbouring frames into one."""
 
+    def weights(self, x: Float[Array, "B T N D"], /) -> Float[Array, "B T//{self.ratio} N {self.ratio}"]:
+        """Compute the weights of a group's frames in each blended token, in float32; they sum to 1."""
+
     def macs(self, frames: int) -> int:
         """Count the multiply-accumulates for one video with `frames` frames before the layer."""
 
@@ -43,6 +46,10 @@ class Mean(nnx.Module):
     def __call__(self, x: Float[Array, "B T N D"]) -> Float[Array, "B T//{self.ratio} N D"]:
         """Average each group of frames."""
         return functools.reduce(jnp.add, (x[:, i :: self.ratio] for i in range(self.ratio))) / self.ratio
+
+    def weights(self, x: Float[Array, "B T N D"]) -> Float[Array, "B T//{self.ratio} N {self.ratio}"]:
+        """Give the weights of a group's frames: equal ones."""
+        return _for_all_tokens(jnp.full(self.ratio, 1 / self.ratio), x)
 
     def macs(self, frames: int) -> int:
         """Count the multiply-accumulates for one video of `frames` frames."""
@@ -66,6 +73,10 @@ class Static(nnx.Module):
         weights = jax.nn.softmax(self.logits[...]).astype(x.dtype)
         return functools.reduce(jnp.add, (weight * x[:, i :: self.ratio] for i, weight in enumerate(weights)))
 
+    def weights(self, x: Float[Array, "B T N D"]) -> Float[Array, "B T//{self.ratio} N {self.ratio}"]:
+        """Give the learned weights of a group's frames."""
+        return _for_all_tokens(jax.nn.softmax(self.logits[...]), x)
+
     def macs(self, frames: int) -> int:
         """Count the multiply-accumulates for one video of `frames` frames."""
         return frames * self.tokens * self.width
@@ -81,9 +92,20 @@ class Drop(nnx.Module):
         """Keep the first frame of each group."""
         return x[:, :: self.ratio]
 
+    def weights(self, x: Float[Array, "B T N D"]) -> Float[Array, "B T//{self.ratio} N {self.ratio}"]:
+        """Give the weights of a group's frames: 1 for the first."""
+        return _for_all_tokens(jnp.eye(self.ratio)[0], x)
+
     def macs(self, frames: int) -> int:
         """Count the multiply-accumulates for one video of `frames` frames."""
         return 0
+
+
+def _for_all_tokens(
+    weights: Float[Array, " g"], x: Float[Array, "B T N D"]
+) -> Float[Array, "B T//{len(weights)} N {len(weights)}"]:
+    batch, frames, tokens, _ = x.shape
+    return jnp.broadcast_to(weights, (batch, frames // len(weights), tokens, len(weights)))
 
 
 def build_compressor(

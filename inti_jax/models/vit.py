@@ -116,6 +116,12 @@ class ImageTower(nnx.Module):
         """Reduce the tokens of the last block to one vector for each frame; see `Pooling`."""
         return self.pooling.reduce(x, sizes, self.ln_post)
 
+    def pooling_weights(
+        self, x: Float[Array, "B N D"], sizes: Float[Array, "B N"] | None = None
+    ) -> Float[Array, "B N"]:
+        """Compute the share of each token in what `reduce` gives of its frame; see `Pooling`."""
+        return self.pooling.weights(x, sizes, self.ln_post)
+
     def finish(self, reduced: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         """Compute features from what `reduce` gave, or from means of that."""
         return self.pooling.finish(reduced, self.ln_post)
