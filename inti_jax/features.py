@@ -6,7 +6,6 @@ import logging
 import shutil
 import sys
 import tempfile
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -17,6 +16,7 @@ from jaxtyping import Float, Int64
 from inti_jax import cli
 from inti_jax.errors import UsageError, UserError, naming, run_command
 from inti_jax.evaluation import inputs
+from inti_jax.host import archives
 from inti_jax.host.paths import local_path
 
 if TYPE_CHECKING:
@@ -166,20 +166,13 @@ def _write_archive(
 
     `features` are copied from their file. `np.savez` would need them in memory.
     """
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        with naming(partial), zipfile.ZipFile(partial, "w") as archive:
-            for name, array in arrays.items():
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                    np.lib.format.write_array(member, array, allow_pickle=False)
-            with archive.open("features.npy", "w", force_zip64=True) as member:
-                header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_1_0(member, header)
-                shutil.copyfileobj(features, member, 2**20)
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with archives.written(path) as archive:
+        for name, array in arrays.items():
+            archives.add(archive, name, array)
+        with archive.open("features.npy", "w", force_zip64=True) as member:
+            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(member, header)
+            shutil.copyfileobj(features, member, 2**20)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from inti_jax import config
 from inti_jax.config import Config
-from inti_jax.config.resolution import Resolution, height_width
 from inti_jax.cost import topology
 from inti_jax.errors import UsageError
 
@@ -92,7 +91,7 @@ class Plan:
     group: int | None  # frames that become one at each compressor; None if there is none
     after: tuple[int, ...]
     frames: int
-    resolution: Resolution  # pixels of a square's side, or height and width
+    resolution: int
     dtype: str
     classes: int
     gmacs_per_view: float
@@ -319,10 +318,9 @@ def render(plan: Plan) -> str:
     compression = plan.compression + ("" if plan.group is None else f" (group {plan.group})")
     method = plan.adaptation + (f" ({plan.freezing})" if plan.freezing else "")
     method += "" if plan.temporal == "none" else f" with temporal {plan.temporal}"
-    height, width = height_width(plan.resolution)
     lines = [
         f"{plan.backbone}, {method}, compression {compression}: {plan.frames} frames of "
-        f"{height} x {width}, {plan.classes} classes",
+        f"{plan.resolution} x {plan.resolution}, {plan.classes} classes",
         "",
         text_table(headers, cells),
         "",

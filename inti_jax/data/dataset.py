@@ -139,9 +139,15 @@ class VideoDataset:
         rows = [[index[label] for label in contents.labels_of(video)] for video in videos]
         return np.array([multi_hot(row, len(self.labels)) for row in rows])
 
+    @cached_property
+    def frames(self) -> Int32[np.ndarray, " N"]:
+        """Every video's number of frames, in dataset order."""
+        videos = manifest.read(self.directory).splits[self.split].videos
+        return np.array([video.frames for video in videos], np.int32)
+
     def short(self, frames: int) -> int:
         """Count the videos with fewer than `frames` frames, see `sampling.span`."""
-        return sum(video.frames < frames for video in manifest.read(self.directory).splits[self.split].videos)
+        return int((self.frames < frames).sum())
 
     def _records(self):
         with self._lock:

@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, Int32, UInt8
 
 from inti_jax import config
 from inti_jax.config import Config
 from inti_jax.data import pipeline, views
-from inti_jax.data.dataset import Source, check_loss, open_dataset
+from inti_jax.data.dataset import Source, VideoDataset, check_loss, open_dataset
 from inti_jax.data.loading.workers import Workers
 from inti_jax.distributed import agreement, liveness, sharding
 from inti_jax.errors import UsageError, UserError
@@ -28,7 +28,7 @@ from inti_jax.evaluation import metrics
 from inti_jax.models import parameters
 from inti_jax.models.parameters import Params
 from inti_jax.models.video import VideoModel
-from inti_jax.runs import checkpoint, initial, layout, trained
+from inti_jax.runs import checkpoint, initial, layout, predictions, trained
 from inti_jax.runs.evaluations import Setting, Weights
 from inti_jax.runs.record import Dataset, RunRecord
 from inti_jax.runs.writers import metrics_writer
@@ -144,20 +144,20 @@ def predict(
     results = []
     with contextlib.closing(Progress("evaluate", -(-len(source) // settings.batch))) as progress:
         for rows in forward_batches(forward, params, source, data, settings, mesh, after_batch, workers):
-            results.append(rows)
+            results.append(dict(rows))
             progress.advance()
-    return _in_order({key: np.concatenate([result[key] for result in results]) for key in results[0]})
+    # Popped, so that a key's parts do not stay beside the whole.
+    return _in_order({key: np.concatenate([rows.pop(key) for rows in results]) for key in list(results[0])})
 
 
 def _in_order(rows: dict[str, np.ndarray]) -> Predictions:
-    mask = rows["mask"]
-    order = np.argsort(rows["index"][mask])
-    views = rows["values"][mask][order]
-    index = rows["index"][mask][order]
+    decoded = np.flatnonzero(rows["mask"])
+    order = decoded[np.argsort(rows["index"][decoded])]
+    views, index = rows["values"][order], rows["index"][order]
     if not np.isfinite(views).all():
         bad = index[~np.isfinite(views).all(axis=(1, 2))]
         raise UserError(f"the model's probabilities are not finite, first for video {bad[0]}")
-    return Predictions(index, rows["label"][mask][order], views, np.sort(rows["index"][rows["missing"]]))
+    return Predictions(index, rows["label"][order], views, np.sort(rows["index"][rows["missing"]]))
 
 
 def evaluate(
@@ -169,26 +169,28 @@ def evaluate(
     mesh: jax.sharding.Mesh,
     after_batch: Callable[[], None] = lambda: None,
     workers: Workers | None = None,
-) -> dict[str, float | int]:
+) -> tuple[dict[str, float | int], Predictions]:
     """Compute the figures of `accuracies` or `precisions` over all of `dataset`; see `predict` for the rest.
 
-    Videos that cannot be decoded count as `missing` and enter no figure. `*_one_view` is the figure of the
-    middle clip's middle crop alone. Raises UserError where no video can be decoded.
+    Returns the figures and the predictions that they are of. Videos that cannot be decoded count as `missing`
+    and enter no figure. `*_one_view` is the figure of the middle clip's middle crop alone. Raises UserError
+    where no video can be decoded.
     """
     started = time.perf_counter()
     found = predict(forward, params, dataset, data, settings, mesh, after_batch, workers)
     if not len(found.index):
         raise UserError(f"none of the {len(dataset)} videos of the evaluation could be decoded")
     middle = found.views[:, (settings.clips // 2) * settings.crops + settings.crops // 2]
-    figures = accuracies if found.labels.ndim == 1 else precisions
-    return {
-        **figures(found.probabilities, middle, found.labels),
+    compute = accuracies if found.labels.ndim == 1 else precisions
+    figures = {
+        **compute(found.probabilities, middle, found.labels),
         "views": settings.clips * settings.crops,
         "clips": settings.clips,
         "evaluated": len(found.index),
         "missing": len(found.missing),
         "seconds": time.perf_counter() - started,
     }
+    return figures, found
 
 
 def accuracies(
@@ -224,6 +226,42 @@ def precisions(
         "classes": int(present.sum()),
         "classes_without_videos": int((~present).sum()),
     }
+
+
+def keep(
+    workdir: Path, step: int, found: Predictions, dataset: VideoDataset, settings: Config, setting: Setting
+) -> None:
+    """Keep the predictions of an evaluation in the run's directory, see `inti_jax.runs.predictions`.
+
+    `found` are of `dataset` under `settings`, whose views and weights `setting` names. Do so before the
+    record is written: a record then has its predictions, whenever a run is killed. Does nothing in processes
+    other than 0.
+    """
+    liveness.note("writing predictions", slow=True)
+    if jax.process_index() != 0:
+        return
+    crops = settings.eval.crops
+    spans: dict[int, Int32[np.ndarray, "V 2"]] = {}
+    for frames in set(dataset.frames[found.index].tolist()):
+        clips = pipeline.view_indices(frames, settings.data, settings.eval).reshape(settings.eval.clips, -1)
+        spans[frames] = np.repeat(clips[:, [0, -1]], crops, axis=0).astype(np.int32)
+    saved = predictions.SavedPredictions(
+        dataset=dataset.manifest["name"],
+        sha256=dataset.manifest["sha256"],
+        split=dataset.split,
+        step=step,
+        weights=setting.weights,
+        clips=settings.eval.clips,
+        crops=crops,
+        classes=dataset.labels,
+        ids=tuple(dataset.ids[index] for index in found.index),
+        index=found.index.astype(np.int32),
+        labels=found.labels if found.labels.ndim == 2 else found.labels.astype(np.int32),
+        probabilities=found.probabilities,
+        frames=np.stack([spans[frames] for frames in dataset.frames[found.index].tolist()]),
+        missing=tuple(dataset.ids[index] for index in found.missing),
+    )
+    predictions.write(workdir, saved, found.views)
 
 
 def write(
@@ -287,8 +325,9 @@ def _evaluate_run(settings: Config, workdir: Path, step: checkpoint.Step, weight
         found = trained.load_run(record, workdir, mesh, at, weights)
     graphdef, params = found.for_inference()
     forward = make_forward(graphdef, mesh, output_of(settings.train))
-    figures = evaluate(forward, params, dataset, settings.data, settings.eval, mesh)
+    figures, predicted = evaluate(forward, params, dataset, settings.data, settings.eval, mesh)
     setting = dataclasses.replace(Setting.of(settings, sha256), weights=found.weights)
+    keep(workdir, at or 0, predicted, dataset, settings, setting)
     with contextlib.closing(MetricsWriter(workdir, settings)) as writer:
         write(writer, at or 0, figures, setting, own)
 

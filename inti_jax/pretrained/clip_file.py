@@ -266,11 +266,9 @@ def to_metadata(description: Description) -> dict[str, str]:
 
 
 def _from_metadata(metadata: Mapping[str, str]) -> Description:
-    image, text = json.loads(metadata["image"]), json.loads(metadata["text"])
-    if isinstance(image["resolution"], list):  # JSON has no tuples
-        image["resolution"] = tuple(image["resolution"])
+    text = json.loads(metadata["text"])
     architecture = Architecture(
-        BackboneSize(**image),
+        BackboneSize(**json.loads(metadata["image"])),
         json.loads(metadata["embed"]),
         text and TextSize(**text),
         Numerics(

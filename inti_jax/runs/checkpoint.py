@@ -21,7 +21,7 @@ from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -34,7 +34,8 @@ from inti_jax.distributed import agreement, liveness
 from inti_jax.errors import Stopped, UserError
 from inti_jax.host import paths
 from inti_jax.models.parameters import Params
-from inti_jax.runs import checksums, evaluations, layout, state
+from inti_jax.runs import checksums, evaluations, layout, predictions, state
+from inti_jax.runs.evaluations import Step
 from inti_jax.runs.record import RunRecord
 from inti_jax.runs.state import TrainState
 
@@ -44,9 +45,6 @@ logging.getLogger("absl").addFilter(lambda record: "_SignalingThread" not in rec
 
 # The shapes of the arrays in each part of a checkpoint, by the name of the part.
 Shapes = dict[str, list[tuple[int, ...]]]
-
-# Selects a checkpoint: that of a step, the best of those that were evaluated, or (None) the newest.
-Step = int | Literal["best"] | None
 
 # Directories that are not finished checkpoints: `N.partial` is being written (Orbax appends to the name while
 # it writes), `N.old` is being deleted, and `N.damaged` was set aside.
@@ -237,7 +235,10 @@ class CheckpointManager:
         return UserError(f"{path} cannot be written ({_reason(error)}); earlier checkpoints are kept")
 
     def _delete_others(self) -> None:
-        """Delete all checkpoints but the newest and the best, and damaged ones that are replaced by now."""
+        """Delete all checkpoints but the newest and the best, and damaged ones that are replaced by now.
+
+        The predictions of evaluations are kept for the steps whose checkpoints are.
+        """
         found = steps(self._workdir)
         newest, older = found[-self._settings.keep :], found[: -self._settings.keep]
         best = _best(self._workdir)[: self._settings.keep_best] if older else []
@@ -250,6 +251,7 @@ class CheckpointManager:
             aside = _SET_ASIDE.fullmatch(path.name)
             if aside and int(aside[1]) <= newest[-1]:
                 shutil.rmtree(path, ignore_errors=True)
+        predictions.prune(self._workdir, steps(self._workdir))
 
 
 def _told(failure: UserError) -> UserError:

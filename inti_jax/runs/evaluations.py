@@ -15,6 +15,9 @@ from inti_jax.runs.writers.jsonl import read_metrics
 # The weights of a checkpoint: as the last step left them, or their moving average (`train.ema`).
 Weights = Literal["raw", "ema"]
 
+# Selects a step of a run: by number, the best of those that were evaluated, or (None) the newest.
+Step = int | Literal["best"] | None
+
 
 @dataclasses.dataclass(frozen=True)
 class Setting:

@@ -52,6 +52,11 @@ def checkpoint_dir(workdir: Path) -> Path:
     return workdir / "checkpoints"
 
 
+def predictions_dir(workdir: Path) -> Path:
+    """Return the directory of the predictions of the run's evaluations."""
+    return workdir / "predictions"
+
+
 def tensorboard_dir(workdir: Path) -> Path:
     """Return the directory of the run's TensorBoard events and profiler traces."""
     return workdir / "tensorboard"

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from inti_jax.config import Config, ConfigError
 from inti_jax.config.backbones import Backbone
 from inti_jax.data import balance, pipeline, views
-from inti_jax.data.augmentation import opposites
+from inti_jax.data.augmentation import mirror
 from inti_jax.data.dataset import VideoDataset, check_loss, open_dataset
 from inti_jax.data.loading.batches import worker_pool
 from inti_jax.data.loading.device import DevicePrefetch
@@ -53,8 +53,9 @@ def _train(config: Config, workdir: Path, preemption: Preemption, profile: profi
     dataset = open_dataset(config.data.name, config.data.data_dir, "train")
     validation = open_dataset(config.data.name, config.data.data_dir, "val")
     check_loss(dataset, config.train.loss)
-    # Raises UserError before anything is written where a label has no partner to trade places with.
-    opposites.find(dataset.labels, config.data)
+    if config.data.flip:
+        # Raises UserError before anything is written where a label has no mirrored partner.
+        mirror.mirrored_labels(dataset.labels)
     views.check(validation, config.data, config.eval)
     weights = _class_weights(config, dataset)
     steps = _steps(config, dataset)
@@ -132,10 +133,11 @@ def _train(config: Config, workdir: Path, preemption: Preemption, profile: profi
         def validate(step: int, setting: evaluations.Setting) -> None:
             params = train_state.params(setting.weights)
             go_on = functools.partial(preemption.check, step)  # a stop loses nothing: the state is saved
-            figures = evaluate.evaluate(
+            figures, found = evaluate.evaluate(
                 forward, params, validation, config.data, config.eval, mesh, go_on, workers
             )
             monitor.note_compiled(step)
+            evaluate.keep(workdir, step, found, validation, config, setting)
             evaluate.write(writer, step, figures, setting, own)
             monitor.restart_clock()
             writer.settle()  # early stopping reads the records

@@ -92,7 +92,7 @@ def test_a_video_that_does_not_decode_is_missing_and_never_replaced(model, motio
     graphdef, params = model
     mesh = sharding.make_mesh(Mesh(), jax.devices()[:1])
     params = jax.device_put(params, sharding.replicated(mesh))
-    figures = evaluate.evaluate(
+    figures, _ = evaluate.evaluate(
         evaluate.make_forward(graphdef, mesh), params, source, tiny(motion_data).data, Eval(batch=8), mesh
     )
     assert figures["evaluated"] == 19 and figures["missing"] == 1
