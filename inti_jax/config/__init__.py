@@ -6,6 +6,7 @@
 - `literals`: values as users write them.
 - `parse`: values checked and frozen as a `Config`; defaults, and arguments of config files.
 - `backbones`: the sizes that `model.backbone` names.
+- `resolution`: the side of a square, or height and width.
 
 Any package may import it. It imports `errors` and `host.paths` only.
 """

@@ -1,7 +1,11 @@
 """Describe the backbones: their sizes, and the facts about a checkpoint that its weights do not tell."""
 
 import dataclasses
+import math
 from typing import Any, Literal
+
+from inti_jax.config import resolution as resolutions
+from inti_jax.config.resolution import Resolution
 
 # Mean and standard deviation of OpenAI's CLIP, for red, green and blue in [0, 1].
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -23,7 +27,7 @@ class BackboneSize:
     layers: int  # blocks
     heads: int  # of each block's attention
     patch: int  # pixels a side
-    resolution: int  # pixels a side
+    resolution: Resolution  # pixels of a square's side, or height and width
     class_token: bool = True  # whether a class token is the first token
     registers: int = 0  # learned tokens without a position, between the class token and the patches
     # How the tokens of the last block become a frame's feature: "class_token", the mean of the "patches", or
@@ -34,6 +38,21 @@ class BackboneSize:
     layer_scale: bool = False  # a learned factor on each channel behind attention and MLP
     pre_norm: bool = True  # a LayerNorm before the first block
     patch_bias: bool = False  # whether the patch embedding has a bias
+
+    def __post_init__(self) -> None:
+        """Write a square resolution by its side, so that equal sizes are equal."""
+        object.__setattr__(self, "resolution", resolutions.simplest(self.resolution))
+
+    @property
+    def height_width(self) -> tuple[int, int]:
+        """The height and the width of images, in pixels."""
+        return resolutions.height_width(self.resolution)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """The rows and the columns of patches."""
+        height, width = self.height_width
+        return height // self.patch, width // self.patch
 
     @property
     def mlp_width(self) -> int:
@@ -112,7 +131,8 @@ def name_of(size: BackboneSize) -> str | None:
         for name, named in BACKBONES.items()
         if dataclasses.replace(named, resolution=size.resolution) == size
     ]
-    return min(fitting, key=lambda name: abs(BACKBONES[name].resolution - size.resolution), default=None)
+    side = math.sqrt(math.prod(size.height_width))
+    return min(fitting, key=lambda name: abs(BACKBONES[name].height_width[0] - side), default=None)
 
 
 @dataclasses.dataclass(frozen=True)

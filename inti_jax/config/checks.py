@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from inti_jax.config import schema as config
 from inti_jax.config.backbones import BACKBONES
+from inti_jax.config.resolution import nearest_multiples
 
 
 def problems(settings: config.Config) -> Iterator[str]:
@@ -159,10 +160,12 @@ def _data(settings: config.Config) -> Iterator[str]:
         yield "`data.name` is empty: name a prepared dataset"
     if not data.data_dir:
         yield "`data.data_dir` is empty: set it to the directory where `prepare` wrote the dataset"
-    if data.resolution % backbone.patch:
+    if any(side % backbone.patch for side in data.height_width):
+        each = "it" if isinstance(data.resolution, int) else "each side"
+        nearest = " or ".join(map(str, nearest_multiples(data.resolution, backbone.patch)))
         yield (
-            f"`data.resolution` is {data.resolution}: it should be a multiple of {backbone.patch}, the "
-            f"patch size of {settings.model.backbone}"
+            f"`data.resolution` is {data.resolution}: {each} should be a multiple of {backbone.patch}, the "
+            f"patch size of {settings.model.backbone}, such as {nearest}"
         )
     ranges = {
         "crop_scale": data.crop_scale,

@@ -175,8 +175,17 @@ def _first_problem(error: pydantic.ValidationError) -> str:
     key = _key_of(problem)
     if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return _unknown_key(key, _keys_beside(key))
-    reasons = dict.fromkeys(re.sub(r"^Input should be ", "", other["msg"]) for other in (deeper[:1] or same))
-    return f"config: `{key}` is {problem['input']!r}: it should be {' or '.join(reasons)}"
+    if problem["type"] == "missing":  # `loc` is that of an item, the input the whole
+        return f"config: `{key.rpartition('.')[0]}` is {problem['input']!r}: it should have more items"
+    reasons = " or ".join(dict.fromkeys(_reason(other["msg"]) for other in (deeper[:1] or same)))
+    be = "" if reasons.startswith("have ") else "be "
+    return f"config: `{key}` is {problem['input']!r}: it should {be}{reasons}"
+
+
+def _reason(message: str) -> str:
+    """Shorten what pydantic says of a value to what comes after "it should be", or to "have ..."."""
+    reason = re.sub(r"^(Input should be|Tuple should) ", "", message)
+    return reason.replace("a valid array", "a valid tuple").replace(" after validation", "")
 
 
 def _key_of(problem: Any) -> str:

@@ -12,6 +12,8 @@ from typing import Annotated, Literal
 import pydantic
 from pydantic import Field
 
+from inti_jax.config import resolution as resolutions
+
 _STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 Positive = Annotated[int, Field(gt=0)]
@@ -53,6 +55,9 @@ class Compression:
     after: tuple[Positive, ...] = ()
     # Frames of a group. T has to be a multiple of group ** len(after). "tome" has no groups.
     group: Group = 2
+    # The blend with which "inti" and "static" start. "mean": all frames of a group have the same weight.
+    # "first": the first frame has 0.88, and the others share the rest.
+    start: Literal["mean", "first"] = "mean"
     # The next four are read by "inti" only.
     scales: tuple[Scale, ...] = SCALES  # one or more branches that compute the weights
     normalizer: Literal["softmax", "sigmoid"] = "softmax"  # makes the weights of a group sum to 1
@@ -288,7 +293,9 @@ class Data:
     # segments of the video. Read by data/sampling.py.
     sampling: Literal["dense", "uniform"] = "dense"
     stride: Positive = 1  # with "dense" only: distance of two frames of a clip, in source frames
-    resolution: Positive = 224  # side of the square frames that the model sees, in pixels
+    # Pixels of the frames that the model sees: the side of a square, or (height, width). Each is a multiple
+    # of the backbone's patch size.
+    resolution: Positive | tuple[Positive, Positive] = 224
     # Clips of each video in a training batch, each cut and augmented on its own. It divides
     # `train.global_batch`.
     repeats: Positive = 1
@@ -299,15 +306,21 @@ class Data:
     # The keys from `crop` to `erase` change training clips, all frames of a clip alike. Read by
     # data/augmentation.
 
-    # The box that becomes a square of `resolution`. "random_resized": a box of random area and shape.
-    # "multi_scale": a box at a corner or the centre, with sides of 1, 0.875, 0.75 or 0.66 of the short side
-    # (TSN, arXiv:1608.00859).
+    # The box that is resized to `resolution`. "random_resized": a box of random area and shape.
+    # "multi_scale": a box at a corner or the centre, each side 1, 0.875, 0.75 or 0.66 of that of the largest
+    # box of the resolution's shape: for squares, of the short side (TSN, arXiv:1608.00859).
     crop: Literal["random_resized", "multi_scale"] = "random_resized"
     # The next two are read by "random_resized" only: the lowest and the highest share of the frame's area,
-    # and width / height.
+    # and width / height relative to that of `resolution`. A ratio of 1 keeps the shapes of things.
     crop_scale: tuple[Fraction, Fraction] = (0.5, 1.0)
     crop_ratio: tuple[float, float] = (0.75, 4 / 3)
     flip: bool = False  # mirror half of the clips left to right; labels that name a side change with them
+    # With `flip` only: the labels whose clips it may mirror. Clips of others stay as they are. Empty: all.
+    flip_labels: tuple[str, ...] = ()
+    # Play half of the clips backwards; labels that name a direction of movement change with them. The texts
+    # of labels do not tell which others it leaves as they are, so list those that it may reverse.
+    reverse: bool = False
+    reverse_labels: tuple[str, ...] = ()  # with `reverse` only, as `flip_labels`
     rand_augment: RandAugment = RandAugment()
     jitter: Jitter = Jitter()
     grayscale: Fraction = 0.0  # probability that a clip becomes grey
@@ -322,6 +335,15 @@ class Data:
     workers: Annotated[int, Field(ge=-1)] = -1
     threads: Positive = 2  # decoding threads of each worker process, or of the main process without workers
     prefetch: Positive = 2  # batches kept ready in host memory, and as many again on the device
+
+    def __post_init__(self) -> None:
+        """Write a square resolution by its side, so that equal settings are equal."""
+        object.__setattr__(self, "resolution", resolutions.simplest(self.resolution))
+
+    @property
+    def height_width(self) -> tuple[int, int]:
+        """The height and the width of the frames that the model sees, in pixels."""
+        return resolutions.height_width(self.resolution)
 
 
 @pydantic.with_config(_STRICT)
@@ -462,7 +484,9 @@ class Eval:
     """
 
     clips: Positive = 1  # clips of a video, spread over its length
-    crops: Literal[1, 3] = 1  # squares of a clip: the central one, or three along the longer side
+    # Crops of a clip, each the largest of the shape of `data.resolution`: the central one, or three along the
+    # frames' longer side, relative to that shape.
+    crops: Literal[1, 3] = 1
     batch: Positive = 32  # videos at a time, over all devices
 
 

@@ -70,10 +70,10 @@ def saved(model: VideoModel, settings: Model, frames: int) -> Saved:
 
 def _parts(model: VideoModel, frames: int) -> Iterator[_Part]:
     """Yield the embedding, the blocks and the head, in this order."""
-    side, width = model.size.resolution, model.size.width
+    width = model.size.width
     key = jax.eval_shape(lambda: jax.random.key(0)) if model.random else None
 
-    video = jax.ShapeDtypeStruct((1, frames, side, side, 3), jnp.uint8)
+    video = jax.ShapeDtypeStruct((1, frames, *model.size.height_width, 3), jnp.uint8)
     yield _Part(lambda model, data: model.embed(data[0]), (video,), (*EMBEDDING, "temporal."), "embedding")
 
     sizes = None
@@ -100,7 +100,7 @@ def _block(model: VideoModel, cost: BlockCost, data: tuple[Any, ...]) -> _Part:
 
     def run(model: VideoModel, data: Any) -> jax.Array:
         x, sizes, key = data
-        y, _ = model.block(index, x, sizes, cost.frames, key)
+        y = model.block(index, x, sizes, cost.frames, key).tokens
         return y if behind is None else compress(model.compressors[behind], y, cost.frames)
 
     names = [f"tower.blocks.{index}.", f"adapters.{index}."]

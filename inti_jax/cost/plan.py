@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from inti_jax import config
 from inti_jax.config import Config
+from inti_jax.config.resolution import Resolution, height_width
 from inti_jax.cost import topology
 from inti_jax.errors import UsageError
 
@@ -91,7 +92,7 @@ class Plan:
     group: int | None  # frames that become one at each compressor; None if there is none
     after: tuple[int, ...]
     frames: int
-    resolution: int
+    resolution: Resolution  # pixels of a square's side, or height and width
     dtype: str
     classes: int
     gmacs_per_view: float
@@ -318,9 +319,10 @@ def render(plan: Plan) -> str:
     compression = plan.compression + ("" if plan.group is None else f" (group {plan.group})")
     method = plan.adaptation + (f" ({plan.freezing})" if plan.freezing else "")
     method += "" if plan.temporal == "none" else f" with temporal {plan.temporal}"
+    height, width = height_width(plan.resolution)
     lines = [
         f"{plan.backbone}, {method}, compression {compression}: {plan.frames} frames of "
-        f"{plan.resolution} x {plan.resolution}, {plan.classes} classes",
+        f"{height} x {width}, {plan.classes} classes",
         "",
         text_table(headers, cells),
         "",

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Int32
 
 from inti_jax import config
-from inti_jax.data.augmentation import mirror
+from inti_jax.data.augmentation import opposites
 
 # Draws of a class that share one random generator. Otherwise a class of one video would take one for each.
 _BLOCK = 256
@@ -71,8 +71,8 @@ def expected_counts(
 ) -> Float[np.ndarray, " K"]:
     """Count the clips of an epoch by training label, for K labels.
 
-    `classes` are those of `VideoDataset.classes`. A clip counts for each of its labels. With `cfg.balance`
-    or `cfg.flip` the counts are means.
+    `classes` are those of `VideoDataset.classes`. A clip counts for each of its labels. With `cfg.balance`,
+    `cfg.flip` or `cfg.reverse` the counts are means.
     """
     if classes.ndim == 2:
         counts = classes.sum(axis=0).astype(np.float64)
@@ -80,6 +80,7 @@ def expected_counts(
         counts = np.bincount(classes, minlength=len(labels)).astype(np.float64)
     if cfg.balance:
         counts = np.where(counts > 0, len(classes) / np.count_nonzero(counts), 0.0)
-    if cfg.flip:  # half of the clips have their mirror image's label
-        counts = (counts + counts[list(mirror.mirrored_labels(labels))]) / 2
+    for exchanged in opposites.find(labels, cfg):  # half of the clips have the opposite label
+        partners = [exchanged.get(label, label) for label in range(len(labels))]
+        counts = (counts + counts[partners]) / 2
     return counts

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Int, Int32, Int64, UInt8
 
 from inti_jax import config
 from inti_jax.data import balance, sampling
-from inti_jax.data.augmentation import augment, mirror
+from inti_jax.data.augmentation import augment, opposites
 from inti_jax.data.codec import decode
 from inti_jax.data.dataset import Example, LabelledSource, MultiLabelSource, Source, multi_hot
 from inti_jax.data.loading import batches
@@ -27,12 +27,12 @@ log = logging.getLogger("inti_jax")
 class TrainBatch(TypedDict):
     """This host's part of a training step's batch.
 
-    A mirrored clip has the label of its mirror image, see `mirror.mirrored_labels`. A row whose video did not
+    A mirrored or reversed clip has the label of what it shows, see `opposites`. A row whose video did not
     decode has zeros as its video and False as its `mask`. If not even its record could be read, its label
     is -1. In a dataset with several labels a video, `label` is True for those of each video.
     """
 
-    video: UInt8[np.ndarray, "b T R R 3"]
+    video: UInt8[np.ndarray, "b T H W 3"]
     label: Int32[np.ndarray, " b"] | Bool[np.ndarray, "b K"]
     mask: Bool[np.ndarray, " b"]
     index: Int32[np.ndarray, " b"]
@@ -45,7 +45,7 @@ class EvalBatch(TypedDict):
     that pad the last batch have neither, and index -1.
     """
 
-    video: UInt8[np.ndarray, "b V T R R 3"]
+    video: UInt8[np.ndarray, "b V T H W 3"]
     label: Int32[np.ndarray, " b"] | Bool[np.ndarray, "b K"]
     mask: Bool[np.ndarray, " b"]
     missing: Bool[np.ndarray, " b"]
@@ -165,8 +165,8 @@ def train_batches(
 
     `rows` of each batch are this host's, by default all. With `classes`, the class of each video, all classes
     come equally often, see `balance.Balanced`. If `workers` are given, they load the rows. Otherwise the
-    batches start processes or threads of their own. Raises UserError if `cfg.flip` is set and the labels
-    cannot be mirrored.
+    batches start processes or threads of their own. Raises UserError if `cfg.flip` or `cfg.reverse` is set
+    and the labels do not allow it.
     """
     order = TrainOrder(
         len(dataset),
@@ -177,8 +177,7 @@ def train_batches(
         rows=rows,
         balanced=None if classes is None else balance.Balanced(classes, seed),
     )
-    mirrored = mirror.mirrored_labels(dataset.labels) if cfg.flip else ()
-    load = functools.partial(_load_train, dataset, cfg, seed, mirrored)
+    load = functools.partial(_load_train, dataset, cfg, seed, opposites.find(dataset.labels, cfg))
     return TrainBatches(
         lambda step: batches.Batches(order, load, cfg, _shape(cfg), first=step, workers=workers)
     )
@@ -223,25 +222,26 @@ def view_indices(total: int, cfg: config.Data, eval_cfg: config.Eval) -> Int64[n
     return np.concatenate(clips)
 
 
-def load_views(example: Example, cfg: config.Data, eval_cfg: config.Eval) -> UInt8[np.ndarray, "V T R R 3"]:
+def load_views(example: Example, cfg: config.Data, eval_cfg: config.Eval) -> UInt8[np.ndarray, "V T H W 3"]:
     """Decode the evaluation views of one video: `eval_cfg.clips` x `eval_cfg.crops`, clip by clip.
 
     Raises DecodeError.
     """
     frames = example.frames_at(view_indices(example.frames, cfg, eval_cfg))
-    crops = augment.test_views(frames, resolution=cfg.resolution, crops=eval_cfg.crops)
-    # [crops, clips * T, R, R, 3] to [clips * crops, T, R, R, 3]
+    crops = augment.test_views(frames, cfg.height_width, crops=eval_cfg.crops)
+    # [crops, clips * T, H, W, 3] to [clips * crops, T, H, W, 3]
     shape = (eval_cfg.crops, eval_cfg.clips, cfg.num_frames, *crops.shape[2:])
     return np.moveaxis(crops.reshape(shape), 0, 1).reshape(-1, *shape[2:])
 
 
 def _load_train(
-    dataset: Source, cfg: config.Data, seed: int, mirrored: tuple[int, ...], element: tuple[int, int, int]
+    dataset: Source,
+    cfg: config.Data,
+    seed: int,
+    exchanged: opposites.Opposites,
+    element: tuple[int, int, int],
 ) -> dict[str, Any]:
-    """Load the row of `element`, an (epoch, index, repeat).
-
-    `mirrored` has, for each label, the label of a mirrored clip.
-    """
+    """Load the row of `element`, an (epoch, index, repeat)."""
     epoch, index, repeat = element
     row: dict[str, Any] = {
         "video": np.zeros(_shape(cfg), np.uint8),
@@ -256,14 +256,32 @@ def _load_train(
         indices = sampling.clip_indices(
             example.frames, num_frames=cfg.num_frames, sampling=cfg.sampling, stride=cfg.stride, rng=rng
         )
-        clip = augment.train_clip(example.frames_at(indices), rng, cfg)
-        row["video"] = clip.frames
-        if clip.mirrored:
-            row["label"] = _label(dataset, example.label, mirrored)
+        labels = example.label if isinstance(example.label, tuple) else (example.label,)
+        row["video"], labels = _augment(example.frames_at(indices), labels, rng, cfg, exchanged)
+        row["label"] = _label(dataset, labels)
         row["mask"] = np.bool_(True)
     except decode.DecodeError as error:
         _say_masked(index, str(error))  # the video is not replaced, so that no other shifts
     return row
+
+
+def _augment(
+    frames: UInt8[np.ndarray, "T H W 3"],
+    labels: tuple[int, ...],
+    rng: np.random.Generator,
+    cfg: config.Data,
+    exchanged: opposites.Opposites,
+) -> tuple[UInt8[np.ndarray, "T h w 3"], tuple[int, ...]]:
+    """Augment the frames of a clip; return them and the labels that the clip has now."""
+    may_flip = all(label in exchanged.mirrored for label in labels)
+    clip = augment.train_clip(frames, rng, cfg, may_flip=may_flip)
+    if clip.mirrored:
+        labels = tuple(exchanged.mirrored[label] for label in labels)
+    # The last draw, so it moves no other. All steps above treat all frames alike, so it may come after them.
+    backwards = rng.random() < 0.5
+    if not (cfg.reverse and backwards and all(label in exchanged.reversed for label in labels)):
+        return clip.frames, labels
+    return np.ascontiguousarray(clip.frames[::-1]), tuple(exchanged.reversed[label] for label in labels)
 
 
 @functools.cache  # so it warns once in each process
@@ -291,16 +309,9 @@ def _load_eval(dataset: Source, cfg: config.Data, eval_cfg: config.Eval, index: 
     return row
 
 
-def _label(
-    dataset: Source, label: int | tuple[int, ...], mirrored: tuple[int, ...] = ()
-) -> np.int32 | Bool[np.ndarray, " K"]:
-    """Make a row's label of that of an example, or of () for a video whose record cannot be read.
-
-    `mirrored`, if given, maps each label to the one to take instead.
-    """
+def _label(dataset: Source, label: int | tuple[int, ...]) -> np.int32 | Bool[np.ndarray, " K"]:
+    """Make a row's label of that of an example, or of () for a video whose record cannot be read."""
     labels = label if isinstance(label, tuple) else (label,)
-    if mirrored:
-        labels = tuple(mirrored[index] for index in labels)
     if isinstance(dataset, MultiLabelSource) and dataset.multi_label:
         return multi_hot(labels, len(dataset.labels))
     return np.int32(labels[0] if labels else -1)
@@ -308,7 +319,7 @@ def _label(
 
 def _shape(cfg: config.Data) -> tuple[int, int, int, int]:
     """Return the shape of a clip."""
-    return cfg.num_frames, cfg.resolution, cfg.resolution, 3
+    return cfg.num_frames, *cfg.height_width, 3
 
 
 @functools.lru_cache(maxsize=2)  # a step touches two epochs at most, unless an epoch is shorter than a step

@@ -6,6 +6,7 @@ import logging
 from inti_jax import config
 from inti_jax.config import ConfigError
 from inti_jax.data import manifest, pipeline
+from inti_jax.data.augmentation import crops
 from inti_jax.data.dataset import VideoDataset
 
 log = logging.getLogger("inti_jax")
@@ -20,16 +21,20 @@ def check(dataset: VideoDataset, data: config.Data, settings: config.Eval) -> No
         clips = pipeline.view_indices(frames, data, settings).reshape(settings.clips, -1)
         return len({clip.tobytes() for clip in clips}) < settings.clips
 
+    def whole(height: int, width: int) -> bool:
+        """Tell whether a crop is the whole frame."""
+        return crops.largest(height, width, data.height_width) == (height, width)
+
     kinds = {
         f"`eval.clips` is {settings.clips}": sum(repeats(video.frames) for video in videos),
         f"`eval.crops` is {settings.crops}": (settings.crops > 1)
-        * sum(video.height == video.width for video in videos),
+        * sum(whole(video.height, video.width) for video in videos),
     }
     for setting, count in kinds.items():
         if count == len(videos):
             raise ConfigError(
                 f"config: {setting}, but all views are the same: every video of `{dataset.split}` in "
-                f"{dataset.directory} is too short or square. Set it to 1"
+                f"{dataset.directory} is too short, or has the shape of `data.resolution`. Set it to 1"
             )
         if count:
             log.warning("%s: in %d of %d videos some views are the same", setting, count, len(videos))

@@ -87,12 +87,12 @@ class VideoClassifier:
                 )
             if height == 0 or width == 0:
                 raise UserError(f"frames of {height} x {width} pixels show nothing")
-        size = self.config.data.resolution
+        size = self.config.data.height_width
         if not clips:
-            one = jax.ShapeDtypeStruct((1, self._multiple, size, size, 3), np.uint8)
+            one = jax.ShapeDtypeStruct((1, self._multiple, *size, 3), np.uint8)
             result = jax.eval_shape(function, self._params, one)
             return np.zeros((0, *result.shape[1:]), result.dtype)
-        cropped = np.stack([augment.test_views(clip, resolution=size, crops=1)[0] for clip in clips])
+        cropped = np.stack([augment.test_views(clip, size, crops=1)[0] for clip in clips])
         result = np.asarray(function(self._params, cropped))
         return result if several else result[0]
 

@@ -282,7 +282,7 @@ def _time_inference(runs: Sequence[Run]) -> dict[Path, float]:
     seconds: dict[Path, list[float]] = {workdir: [] for workdir in models}
     for _ in range(_TIMED_ROUNDS + 1):
         for workdir, (data, model) in models.items():
-            shape = (_TIMED_BATCH, data.num_frames, data.resolution, data.resolution, 3)
+            shape = (_TIMED_BATCH, data.num_frames, *data.height_width, 3)
             video = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
             started = time.perf_counter()
             model(video)

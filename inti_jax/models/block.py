@@ -20,7 +20,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from inti_jax.config.backbones import OPENAI, Numerics
-from inti_jax.models import tome
+from inti_jax.models import tome, trace
 from inti_jax.models.adapters import (
     FOLDING,
     NOTHING,
@@ -32,6 +32,7 @@ from inti_jax.models.adapters import (
 )
 from inti_jax.models.dropout import Key, Rate, drop_path, fold_in
 from inti_jax.models.remat import keep
+from inti_jax.models.trace import BlockTrace
 
 Tokens = Float[Array, "B N D"]
 Sizes = Float[Array, "B N"]  # patches that each token stands for
@@ -108,13 +109,30 @@ class Attention(nnx.Module):
         Each token has a query, but for a pooling, which has one alone. Logits are scaled by 1/sqrt(head
         size). With `sizes`, attention to a token is in proportion to the patches it stands for (ToMe).
         """
-        bias = None if sizes is None else jnp.log(sizes).astype(q.dtype)[:, None, None, :]
+        bias = None if sizes is None else _size_bias(sizes, q.dtype)
         attend = partial(jax.nn.dot_product_attention, is_causal=self.causal)
         mixed = keep(jax.checkpoint(attend)(q, k, v, bias))
         out = self.out(mixed)
         if added.lora_out is not None:
             out = out + added.lora_out(rearrange(mixed, "b n a h -> b n (a h)"))
         return keep(out)
+
+    def probabilities(
+        self, q: Float[Array, "B M A Dh"], k: Float[Array, "B N A Dh"], sizes: Sizes | None = None
+    ) -> Float[Array, "B A M N"]:
+        """Compute the attention of each query to each token, by which `mix` weighs values, in float32."""
+        logits = jnp.einsum("bmah,bnah->bamn", q, k, preferred_element_type=jnp.float32)
+        logits = logits * self.head_size**-0.5
+        if sizes is not None:
+            logits = logits + _size_bias(sizes, jnp.float32)
+        if self.causal:
+            logits = jnp.where(jnp.tril(jnp.ones(logits.shape[-2:], bool)), logits, -jnp.inf)
+        return jax.nn.softmax(logits, axis=-1)
+
+
+def _size_bias(sizes: Sizes, dtype: DTypeLike) -> Float[Array, "B 1 1 N"]:
+    """Compute what is added to logits, so that attention to a token is in proportion to its patches."""
+    return jnp.log(sizes).astype(dtype)[:, None, None, :]
 
 
 class Mlp(nnx.Module):
@@ -169,6 +187,14 @@ class BlockMacs(NamedTuple):
     merging: int  # the similarities by which ToMe chooses patches
 
 
+class BlockOutput(NamedTuple):
+    """The output of a block; `trace` is None unless it is asked for."""
+
+    tokens: Float[Array, "B M D"]
+    sizes: Float[Array, "B M"] | None  # patches that each token stands for, None as long as that is one
+    trace: BlockTrace | None
+
+
 class Block(nnx.Module):
     """One transformer block: attention, then MLP, each with a LayerNorm before and a residual around it.
 
@@ -197,7 +223,7 @@ class Block(nnx.Module):
 
     def __call__(self, x: Tokens) -> Tokens:
         """Run the block by itself, as on single images and texts."""
-        return self.run(x, NOTHING)[0]
+        return self.run(x, NOTHING).tokens
 
     def run(
         self,
@@ -208,34 +234,41 @@ class Block(nnx.Module):
         frames: int = 1,
         key: Key | None = None,
         drop_rate: Rate = 0.0,
-    ) -> tuple[Float[Array, "B M D"], Float[Array, "B M"] | None]:
+        traced: bool = False,
+    ) -> BlockOutput:
         """Run the block with the modules `added`, on videos of `frames` frames.
 
-        `sizes` are the patches that each token stands for, None as long as that is one. Returns the tokens
-        and their sizes. In training, `key` is given: trained branches are dropped at `drop_rate`, and
-        ZeroI2V's adapters apply their dropout.
+        `sizes` are the patches that each token stands for, None as long as that is one. In training, `key` is
+        given: trained branches are dropped at `drop_rate`, and ZeroI2V's adapters apply their dropout. With
+        `traced`, the output has a trace of what was mixed.
         """
         keys = [fold_in(key, i) for i in range(8)]
         # Stochastic depth drops the added branches and, where the block itself trains, its own too.
         branch_rate = drop_rate if added.drops_block else 0.0
         if added.before_attn is not None:
             x = keep(added.before_attn(x, frames))
+        attention_over_time = None
         if added.temporal_out is not None:
-            over_time = self._over_time(x, added, added.temporal_out, frames)
+            over_time, attention_over_time = self._over_time(x, added, added.temporal_out, frames, traced)
             x = keep(x + drop_path(over_time, frames, drop_rate, keys[0]))
 
         q, k, v = self.attn.project(_through(added.attn_in, self.ln_1(x), keys[1]), added)
         metric = k
         if added.shifts:
             k, v = (_shift(part, frames, added.shifts) for part in (k, v))
+        attention = trace.by_frame(self.attn.probabilities(q, k, sizes), added.shifts) if traced else None
         attended = _through(added.attn_out, self.attn.mix(q, k, v, added, sizes), keys[2])
         if self.ls_1 is not None:
             attended = self.ls_1(attended)
         x = keep(x + drop_path(attended, frames, branch_rate, keys[3]))
 
+        merging = None
         if added.merging:
-            alike = frames if added.merges_alike else 1
-            x, sizes = tome.merge(x, sizes, metric, added.merging, alike, prefix=added.prefix_tokens)
+            first, alike = added.prefix_tokens, frames if added.merges_alike else 1
+            matches = tome.match(metric[:, first:], added.merging, alike)
+            before, (x, sizes) = sizes, tome.merge(x, sizes, matches, prefix=first)
+            if traced:
+                merging = trace.merging(tome.places(matches, q.shape[1], prefix=first), before, sizes)
         if added.before_mlp is not None:
             x = keep(added.before_mlp(x, frames))
         y = self.ln_2(x)
@@ -245,13 +278,22 @@ class Block(nnx.Module):
         x = x + drop_path(hidden, frames, branch_rate, keys[7])
         if added.mlp_beside is not None:
             x = x + drop_path(added.beside_scale * added.mlp_beside(y), frames, drop_rate, keys[6])
-        return x, sizes
+        if attention is None:
+            return BlockOutput(x, sizes, None)
+        seen = trace.frames_seen(frames, added.shifts)
+        return BlockOutput(x, sizes, BlockTrace(attention, seen, attention_over_time, merging))
 
-    def _over_time(self, x: Tokens, added: BlockAdapters, out: Adapter, frames: int) -> Tokens:
-        """Attend along the frames at each position, with the block's own attention, then apply `out`."""
+    def _over_time(
+        self, x: Tokens, added: BlockAdapters, out: Adapter, frames: int, traced: bool
+    ) -> tuple[Tokens, Float[Array, "BN T T"] | None]:
+        """Attend along the frames at each position, with the block's own attention, then apply `out`.
+
+        With `traced`, also give that attention, averaged over the heads.
+        """
         y = rearrange(self.ln_1(x), "(b t) n d -> (b n) t d", t=frames)
-        y = self.attn.mix(*self.attn.project(_through(added.temporal_in, y, None), added), added)
-        return rearrange(out(y), "(b n) t d -> (b t) n d", n=x.shape[1])
+        q, k, v = self.attn.project(_through(added.temporal_in, y, None), added)
+        mixed = rearrange(out(self.attn.mix(q, k, v, added)), "(b n) t d -> (b t) n d", n=x.shape[1])
+        return mixed, self.attn.probabilities(q, k).mean(axis=1) if traced else None
 
     def macs(self, added: BlockAdapters, tokens: int, frames: int, *, merging: int, folded: bool) -> int:
         """Count the multiply-accumulates of the block with the modules `added`, for one frame.

@@ -21,6 +21,23 @@ from inti_jax.models.block import LayerNorm
 Grid = tuple[int, int]
 
 
+# The weight of a group's first frame at the start, with `start` = "first".
+_FIRST = 0.88
+
+
+def start_logits(config: Compression) -> Float[Array, " {config.group}"]:
+    """Compute the logits of the weights with which a blend starts, by `config.start`.
+
+    "mean": all frames of a group have the same weight. "first": the first frame has 0.88, and the others
+    share the rest.
+    """
+    if config.start == "mean":
+        return jnp.zeros(config.group)
+    others = (1 - _FIRST) / (config.group - 1)
+    weights = jnp.full(config.group, others).at[0].set(_FIRST)
+    return jnp.log(weights) if config.normalizer == "softmax" else jax.scipy.special.logit(weights)
+
+
 class DepthwiseConv(nnx.Module):
     """Depthwise 3x3 convolution over the patch grid, padded with zeros.
 
@@ -64,7 +81,8 @@ class InTI(nnx.Module):
     `config.class_token` their weights come from the `point` and `global` branches, each token's own ("own"),
     are the mean of the patches' weights ("patches"), or are equal ("mean").
 
-    The last linear layer starts at zero, so the InTI layer starts as the mean of the group.
+    The last linear layer starts with a kernel of zeros, so the layer starts as a fixed blend: see
+    `start_logits`.
     """
 
     def __init__(
@@ -89,7 +107,12 @@ class InTI(nnx.Module):
         if "global" in config.scales:
             self.frame = nnx.Linear(channels, channels, dtype=dtype, rngs=rngs)
         self.out = nnx.Linear(
-            channels, config.group, kernel_init=nnx.initializers.zeros, dtype=dtype, rngs=rngs
+            channels,
+            config.group,
+            kernel_init=nnx.initializers.zeros,
+            bias_init=lambda *_: start_logits(config),
+            dtype=dtype,
+            rngs=rngs,
         )
         self.ratio: int = config.group
         self.scales: Sequence[str] = config.scales

@@ -29,6 +29,11 @@ class Pooling(Protocol):
         `sizes` are the patches that each token stands for, None as long as that is one.
         """
 
+    def weights(
+        self, x: Float[Array, "B N D"], sizes: Float[Array, "B N"] | None, norm: LayerNorm
+    ) -> Float[Array, "B N"]:
+        """Compute the share of each token in what `reduce` gives of its frame, in float32."""
+
     def finish(self, reduced: Float[Array, "*B D"], norm: LayerNorm) -> Float[Array, "*B D"]:
         """Compute features from what `reduce` gave, or from means of that."""
 
@@ -44,6 +49,12 @@ class ClassToken(nnx.Module):
     ) -> Float[Array, "B D"]:
         """Select the class token, which is the first."""
         return x[:, 0]
+
+    def weights(
+        self, x: Float[Array, "B N D"], sizes: Float[Array, "B N"] | None, norm: LayerNorm
+    ) -> Float[Array, "B N"]:
+        """Give 1 to the class token."""
+        return jnp.zeros(x.shape[:2], jnp.float32).at[:, 0].set(1)
 
     def finish(self, reduced: Float[Array, "*B D"], norm: LayerNorm) -> Float[Array, "*B D"]:
         """Normalise."""
@@ -69,6 +80,14 @@ class MeanOfPatches(nnx.Module):
             return patches.mean(axis=1)
         weights = rearrange(sizes[:, self.prefix_tokens :], "b n -> b n 1")
         return ((patches * weights).sum(axis=1) / weights.sum(axis=1)).astype(x.dtype)
+
+    def weights(
+        self, x: Float[Array, "B N D"], sizes: Float[Array, "B N"] | None, norm: LayerNorm
+    ) -> Float[Array, "B N"]:
+        """Give each token its share of the patches."""
+        counts = jnp.ones(x.shape[:2], jnp.float32) if sizes is None else sizes
+        counts = counts.at[:, : self.prefix_tokens].set(0)
+        return counts / counts.sum(axis=1, keepdims=True)
 
     def finish(self, reduced: Float[Array, "*B D"], norm: LayerNorm) -> Float[Array, "*B D"]:
         """Normalise."""
@@ -96,13 +115,24 @@ class AttentionPooling(nnx.Module):
         self, x: Float[Array, "B N D"], sizes: Float[Array, "B N"] | None, norm: LayerNorm
     ) -> Float[Array, "B D"]:
         """Normalise the tokens and pool them; a token draws attention in proportion to its patches."""
-        x = norm(x)
+        y = self.attn.mix(*self._query_keys_values(norm(x)), NOTHING, sizes)
+        return (y + self.mlp(self.ln_mlp(y), NOTHING))[:, 0]
+
+    def weights(
+        self, x: Float[Array, "B N D"], sizes: Float[Array, "B N"] | None, norm: LayerNorm
+    ) -> Float[Array, "B N"]:
+        """Compute the probe's attention, averaged over the heads."""
+        q, k, _ = self._query_keys_values(norm(x))
+        return self.attn.probabilities(q, k, sizes).mean(axis=1)[:, 0]
+
+    def _query_keys_values(
+        self, x: Float[Array, "B N D"]
+    ) -> tuple[Float[Array, "B 1 A Dh"], Float[Array, "B N A Dh"], Float[Array, "B N A Dh"]]:
+        """Compute the probe's query, and the keys and values of the normalised tokens."""
         probe = self.probe[...].astype(x.dtype)[None, None]
         (q,) = self._project(probe, slice(0, 1))
         k, v = self._project(x, slice(1, 3))
-        q = jnp.broadcast_to(q, (len(x), *q.shape[1:]))
-        y = self.attn.mix(q, k, v, NOTHING, sizes)
-        return (y + self.mlp(self.ln_mlp(y), NOTHING))[:, 0]
+        return jnp.broadcast_to(q, (len(x), *q.shape[1:])), k, v
 
     def _project(self, x: Float[Array, "B N D"], parts: slice) -> tuple[Float[Array, "B N A Dh"], ...]:
         """Compute some of queries, keys and values, which the packed kernel has in this order."""

@@ -6,6 +6,8 @@ the patches that the tokens stand for. The tokens before the patches never merge
 longer form the patch grid.
 """
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 from einops import rearrange, reduce, repeat
 from jaxtyping import Array, Float, Int
@@ -35,15 +37,23 @@ def macs(patches: int, head_size: int) -> int:
     return (patches // 2) * ((patches + 1) // 2) * head_size
 
 
-def match(
-    keys: Float[Array, "BT P A Dh"], r: int, frames: int
-) -> tuple[Int[Array, "BT r"], Int[Array, "BT r"], Int[Array, "BT left"]]:
-    """Match patches for merging: return sources, their destinations, and the first set's patches that stay.
+class Matches(NamedTuple):
+    """The patches that merge.
 
-    Sources and the patches that stay, in ascending order, are indices into the first set, which is every
-    other patch from the second one on. Destinations are indices into the second set, the others. With
-    `frames` above 1, similarities are averaged over each clip's frames, which then all merge alike.
+    The first set is every other patch from the second one on; the second set is the others.
     """
+
+    sources: Int[Array, "BT r"]  # indices into the first set
+    destinations: Int[Array, "BT r"]  # indices into the second set
+    stay: Int[Array, "BT left"]  # the first set's patches that do not merge, in ascending order
+
+
+def match(keys: Float[Array, "BT P A Dh"], r: int, frames: int) -> Matches:
+    """Match `r` patches with others for merging, or half of them if that is fewer.
+
+    With `frames` above 1, similarities are averaged over each clip's frames, which then all merge alike.
+    """
+    r = merged(keys.shape[1], r)
     metric = reduce(keys.astype(jnp.float32), "b n a h -> b n h", "mean")
     metric = metric / jnp.linalg.norm(metric, axis=-1, keepdims=True)
     scores = jnp.einsum("bnh,bmh->bnm", metric[:, 1::2], metric[:, 0::2])
@@ -53,25 +63,24 @@ def match(
     best, partner = scores.max(axis=-1), scores.argmax(axis=-1)
     order = jnp.argsort(best, axis=-1, descending=True)
     sources = order[:, :r]
-    return sources, jnp.take_along_axis(partner, sources, axis=-1), jnp.sort(order[:, r:], axis=-1)
+    destinations = jnp.take_along_axis(partner, sources, axis=-1)
+    stay = jnp.sort(order[:, r:], axis=-1)
+    return Matches(*map(keep, (sources, destinations, stay)))
 
 
 def merge(
     x: Float[Array, "BT N D"],
     sizes: Float[Array, "BT N"] | None,
-    keys: Float[Array, "BT N A Dh"],
-    r: int,
-    frames: int,
+    matches: Matches,
     *,
     prefix: int,
 ) -> tuple[Float[Array, "BT M D"], Float[Array, "BT M"]]:
-    """Merge patches; return the new tokens and the number of patches that each stands for. See `match`.
+    """Merge the patches of `matches`; return the new tokens and the number of patches each stands for.
 
     The first `prefix` tokens stay as they are, in front. Then come the patches of the first set that stay,
     and the second set.
     """
-    r = merged(x.shape[1] - prefix, r)
-    sources, destinations, stay = map(keep, match(keys[:, prefix:], r, frames))
+    sources, destinations, stay = matches
     ones = jnp.ones(x.shape[:2], jnp.float32) if sizes is None else sizes
     rows = jnp.arange(x.shape[0])[:, None]
 
@@ -83,3 +92,16 @@ def merge(
     weights = rearrange(ones, "b n -> b n 1")
     total = pool(weights)
     return keep(pool(x * weights.astype(x.dtype)) / total.astype(x.dtype)), keep(total[..., 0])
+
+
+def places(matches: Matches, tokens: int, *, prefix: int) -> Int[Array, "BT {tokens}"]:
+    """Give, for each of a frame's `tokens` tokens, the index of the token that `merge` makes of it."""
+    sources, destinations, stay = matches
+    batch, left = stay.shape
+    rows, second = jnp.arange(batch)[:, None], prefix + left  # the second set comes after those that stay
+    first = jnp.zeros((batch, left + sources.shape[1]), jnp.int32)
+    first = first.at[rows, stay].set(prefix + jnp.arange(left)[None])
+    first = first.at[rows, sources].set(second + destinations)
+    moved = jnp.tile(jnp.arange(tokens), (batch, 1)).at[:, prefix + 1 :: 2].set(first)
+    count = tokens - prefix - first.shape[1]
+    return moved.at[:, prefix::2].set(second + jnp.arange(count)[None])

@@ -17,15 +17,17 @@ from jaxtyping import Array, Float, UInt8
 
 from inti_jax.config import Model
 from inti_jax.config.backbones import BACKBONES, Backbone
+from inti_jax.config.resolution import Resolution
 from inti_jax.distributed import sharding
 from inti_jax.models import freezing, remat, tome
 from inti_jax.models.adaptation import build_adapters, has_temporal_embedding
 from inti_jax.models.adapters import BlockAdapters, TemporalEmbedding
-from inti_jax.models.block import Block
+from inti_jax.models.block import Block, BlockOutput
 from inti_jax.models.compressors import Compressor, build_compressor
 from inti_jax.models.dropout import Key, dropout, fold_in
 from inti_jax.models.heads import LinearHead, TextHead
 from inti_jax.models.scan import scan
+from inti_jax.models.trace import Blend, BlockTrace, Trace
 from inti_jax.models.vit import ImageTower
 
 _DEEP = 24  # number of blocks from which on `scan` = "auto" loops
@@ -83,7 +85,7 @@ class VideoModel(nnx.Module):
         config: Model,
         classes: int,
         *,
-        resolution: int | None = None,
+        resolution: Resolution | None = None,
         num_frames: int = 8,
         backbone: Backbone | None = None,
         folded: bool = False,
@@ -92,10 +94,10 @@ class VideoModel(nnx.Module):
     ):
         """Build the model for `classes` classes.
 
-        `resolution`, in pixels a side, defaults to the backbone's own; `backbone` to the facts of OpenAI's
-        CLIP. `num_frames` is the T of the temporal embedding, which is interpolated for others. `folded` is
-        for the parameters that `fold.fold` returns. Raises ValueError where the head starts from class names
-        and the backbone has no space shared with texts.
+        `resolution`, the pixels of a square's side or (height, width), defaults to the backbone's own;
+        `backbone` to the facts of OpenAI's CLIP. `num_frames` is the T of the temporal embedding, which is
+        interpolated for others. `folded` is for the parameters that `fold.fold` returns. Raises ValueError
+        where the head starts from class names and the backbone has no space shared with texts.
         """
         named = BACKBONES[config.backbone]
         size = dataclasses.replace(named, resolution=resolution or named.resolution)
@@ -162,30 +164,47 @@ class VideoModel(nnx.Module):
         token; with SigLIP, of the attention pooling's output. With ST-Adapter on CLIP, it is the mean of the
         class tokens, normalised.
         """
-        return self.pool(*self._last_tokens(video, key), video.shape[0])
+        return self.pool(*self._last_tokens(video, key)[:2], video.shape[0])
+
+    def trace(self, video: UInt8[Array, "B T H W 3"]) -> tuple[Float[Array, "B K"], Trace]:
+        """Compute the logits of videos, and the weights by which tokens and frames were mixed."""
+        x, sizes, steps = self._last_tokens(video, traced=True)
+        logits = self.head(self.pool(x, sizes, video.shape[0]))
+        return logits, Trace(steps, self.tower.pooling_weights(x, sizes))
 
     def frame_features(self, video: UInt8[Array, "B T H W 3"]) -> Float[Array, "B S D"]:
         """Compute the features of the S frames of the last stage, which `features` averages, in float32.
 
         With ST-Adapter they are what it averages, on CLIP before the LayerNorm.
         """
-        return self._pool_frames(*self._last_tokens(video), video.shape[0]).astype(jnp.float32)
+        x, sizes, _ = self._last_tokens(video)
+        return self._pool_frames(x, sizes, video.shape[0]).astype(jnp.float32)
 
     def _last_tokens(
-        self, video: UInt8[Array, "B T H W 3"], key: Key | None = None
-    ) -> tuple[Float[Array, "BS N D"], Float[Array, "BS N"] | None]:
-        """Compute the tokens that leave the last block, and the patches that each stands for, if not one."""
+        self, video: UInt8[Array, "B T H W 3"], key: Key | None = None, *, traced: bool = False
+    ) -> tuple[Float[Array, "BS N D"], Float[Array, "BS N"] | None, tuple[BlockTrace | Blend, ...]]:
+        """Compute the tokens that leave the last block, and the patches that each stands for, if not one.
+
+        With `traced`, the steps of the trace come with them. Otherwise there are none.
+        """
         frames = video.shape[1]
         x, sizes = self.embed(video), None
+        steps: list[BlockTrace | Blend] = []
         for stage in self.stages(frames):
-            for run in self._runs(stage.blocks):
+            for run in self._runs(stage.blocks, apart=traced):
                 if len(run) == 1:
-                    x, sizes = self.block(run[0], x, sizes, stage.frames, fold_in(key, run[0]))
+                    x, sizes, block = self.block(
+                        run[0], x, sizes, stage.frames, fold_in(key, run[0]), traced=traced
+                    )
+                    steps += [] if block is None else [block]
                 else:
                     x = self._scan(run, x, sizes, stage.frames, key)
             if stage.compressor is not None:
+                if traced:
+                    by_video = rearrange(x, "(b t) n d -> b t n d", t=stage.frames)
+                    steps.append(Blend(stage.compressor.weights(by_video)))
                 x = compress(stage.compressor, x, stage.frames)
-        return x, sizes
+        return x, sizes, tuple(steps)
 
     def embed(self, video: UInt8[Array, "B T H W 3"]) -> Float[Array, "BT N D"]:
         """Compute the tokens that enter the first block."""
@@ -215,11 +234,13 @@ class VideoModel(nnx.Module):
         sizes: Float[Array, "BT N"] | None,
         frames: int,
         key: Key | None,
-    ) -> tuple[Float[Array, "BT M D"], Float[Array, "BT M"] | None]:
+        *,
+        traced: bool = False,
+    ) -> BlockOutput:
         """Run block `index`, counted from 0, with the modules added to it; `frames` is its stage's T."""
         block, adapters = self.tower.blocks[index], self.adapters[index]
 
-        def run(x: Array, sizes: Array | None, key: Key | None) -> tuple[Array, Array | None]:
+        def run(x: Array, sizes: Array | None, key: Key | None) -> BlockOutput:
             return block.run(
                 sharding.over_batch(x),
                 adapters,
@@ -227,6 +248,7 @@ class VideoModel(nnx.Module):
                 frames=frames,
                 key=key,
                 drop_rate=self.drop_rates[index],
+                traced=traced,
             )
 
         return jax.checkpoint(run, policy=self.remat_policy)(x, sizes, key)
@@ -242,12 +264,12 @@ class VideoModel(nnx.Module):
         names = [".".join(map(str, path)) for path in paths]
         return tuple(freezing.trains(config, f"tower.blocks.{index}.{name}") for name in names)
 
-    def _runs(self, blocks: range) -> Iterator[Sequence[int]]:
+    def _runs(self, blocks: range, *, apart: bool) -> Iterator[Sequence[int]]:
         """Split `blocks` into runs for one loop each, whose blocks differ only in their parameters.
 
-        Without `scans`, and where blocks merge patches, each block is a run of its own.
+        Without `scans`, where blocks merge patches, and with `apart`, each block is a run of its own.
         """
-        if not self.scans:
+        if apart or not self.scans:
             return ([i] for i in blocks)
 
         def structure(index: int) -> Any:
@@ -280,7 +302,7 @@ class VideoModel(nnx.Module):
                 frames=frames,
                 key=fold_in(key, index),
                 drop_rate=0.0 if rate is None else rate,
-            )[0]
+            ).tokens
 
         return scan(
             modules,

@@ -41,7 +41,6 @@ class ImageTower(nnx.Module):
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        grid = size.resolution // size.patch
         self.patch_embed = nnx.Conv(
             3,
             size.width,
@@ -55,7 +54,8 @@ class ImageTower(nnx.Module):
         init = nnx.initializers.normal(size.width**-0.5)
         if size.class_token:
             self.class_embedding = nnx.Param(init(rngs.params(), (size.width,)))
-        positions = grid * grid + size.class_token  # registers have none
+        patches = math.prod(size.grid)
+        positions = patches + size.class_token  # registers have none
         self.positional_embedding = nnx.Param(init(rngs.params(), (positions, size.width)))
         if size.registers:
             self.registers = nnx.Param(init(rngs.params(), (size.registers, size.width)))
@@ -79,9 +79,9 @@ class ImageTower(nnx.Module):
         )
         self.ln_post = LayerNorm(size.width, eps=numerics.eps, dtype=dtype, rngs=rngs)
         self.pooling = build_pooling(size, numerics=numerics, dtype=dtype, rngs=rngs)
-        self.grid = (grid, grid)
+        self.grid = size.grid
         self.prefix_tokens = size.prefix_tokens
-        self.tokens = grid * grid + size.prefix_tokens
+        self.tokens = patches + size.prefix_tokens
         self.dtype = dtype
 
     def embed(
@@ -115,6 +115,12 @@ class ImageTower(nnx.Module):
     ) -> Float[Array, "B D"]:
         """Reduce the tokens of the last block to one vector for each frame; see `Pooling`."""
         return self.pooling.reduce(x, sizes, self.ln_post)
+
+    def pooling_weights(
+        self, x: Float[Array, "B N D"], sizes: Float[Array, "B N"] | None = None
+    ) -> Float[Array, "B N"]:
+        """Compute the share of each token in what `reduce` gives of its frame; see `Pooling`."""
+        return self.pooling.weights(x, sizes, self.ln_post)
 
     def finish(self, reduced: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         """Compute features from what `reduce` gave, or from means of that."""

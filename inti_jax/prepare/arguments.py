@@ -67,7 +67,7 @@ def parse(prog: str) -> argparse.Namespace:
         type=local_path,
         help="the same for `val`; label numbers count the lines of --labels from 0",
     )
-    parser.add_argument("--fold", type=int, help="number of the official split (ucf101, hmdb51; default 1)")
+    parser.add_argument("--fold", type=int, help="number of the split (ucf101, hmdb51, egogestar; default 1)")
     parser.add_argument(
         "--val_share",
         type=float,

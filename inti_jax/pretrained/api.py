@@ -132,10 +132,10 @@ def _on_images(
     compute: Callable[..., jax.Array], params: dict[str, jax.Array], images: Any, description: Description
 ) -> Float[np.ndarray, "B D"]:
     """Call `compute(params, images)` with the images normalised."""
-    side = description.architecture.image.resolution
+    height, width = description.architecture.image.height_width
     images = in_memory.pixels(images)
-    if images.ndim != 4 or images.shape[1:] != (side, side, 3):
-        raise UserError(f"this model takes images [B, {side}, {side}, 3], not {list(images.shape)}")
+    if images.ndim != 4 or images.shape[1:] != (height, width, 3):
+        raise UserError(f"this model takes images [B, {height}, {width}, 3], not {list(images.shape)}")
     if images.dtype == np.uint8:
         mean, std = np.array(description.mean), np.array(description.std)
         images = images * (1 / (255 * std)).astype(np.float32) - (mean / std).astype(np.float32)

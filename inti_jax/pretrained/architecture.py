@@ -16,6 +16,7 @@ from inti_jax.config.backbones import (
     Numerics,
 )
 from inti_jax.config.backbones import SIGLIP as SIGLIP_NUMERICS
+from inti_jax.config.resolution import Resolution
 from inti_jax.errors import UsageError, UserError
 from inti_jax.models.clip import Architecture
 from inti_jax.models.pieces import Pieces, has_pieces, read_pieces
@@ -113,11 +114,12 @@ def _from_shapes(
     # --head_size has to divide the width of each tower whose heads the config does not state.
     common = math.gcd(0 if said else width, 0 if text_config.get("heads") else text_width)
     positions = _size(matched, "tower.positional_embedding", 0) - 1
-    patch, side = _size(matched, "tower.patch_embed.kernel", 2), _side(positions, source.path)
+    patch = _size(matched, "tower.patch_embed.kernel", 2)
+    resolution = _resolution(positions, patch, vision.get("image_size"), source.path)
     per_head = said or head_size or _HEAD_SIZES.get(width, 64)
     heads = _heads("image", width, per_head, common, source.path)
     mlp = _mlp(matched, "tower", width)
-    image = BackboneSize(width, _depth(matched, "tower"), heads, patch, side * patch, mlp=mlp)
+    image = BackboneSize(width, _depth(matched, "tower"), heads, patch, resolution, mlp=mlp)
     embed = _size(matched, "projection.kernel", 1) if "projection.kernel" in matched.parts else None
     text = None
     if _has_text(matched):
@@ -212,7 +214,8 @@ def _from_hf(source: ForeignCheckpoint, matched: Matched, given: Activation | No
     except (TypeError, ValueError) as error:
         raise UserError(f"{settings}: {error}") from None
     sizes = [(image.width, image.heads)] + ([(text_size.width, text_size.heads)] if text_size else [])
-    if any(heads < 1 or width % heads for width, heads in sizes) or image.resolution % image.patch:
+    split = any(side % image.patch for side in image.height_width)
+    if any(heads < 1 or width % heads for width, heads in sizes) or split:
         raise UserError(
             f"{settings}: a width is not a multiple of its heads, or image_size is not a multiple of "
             "patch_size"
@@ -341,6 +344,28 @@ def _siglip_numerics(tower: dict[str, Any], settings: Path) -> Numerics:
     if activation != "gelu_pytorch_tanh":
         raise UserError(f"{settings}: hidden_act {activation!r} is not gelu_pytorch_tanh")
     return dataclasses.replace(SIGLIP_NUMERICS, eps=float(tower.get("layer_norm_eps", 1e-6)))
+
+
+def _resolution(positions: int, patch: int, stated: Any, path: Path) -> Resolution:
+    """Compute the resolution of images that have `positions` patches of `patch` pixels a side.
+
+    It is `stated`, open_clip's `image_size`, where that is [height, width], and else a square. Raises
+    UserError where that makes another number of patches.
+    """
+    match stated:
+        case [int(height), int(width)]:
+            if min(height, width, patch) > 0 and (height // patch) * (width // patch) == positions:
+                return height, width
+            raise UserError(
+                f"{path}: image_size {stated} of open_clip_config.json and patches of {patch} do not make "
+                f"{positions} positions"
+            )
+    try:
+        return _side(positions, path) * patch
+    except UserError as error:
+        raise UserError(
+            f"{error}: open_clip_config.json beside the weights should state image_size as [height, width]"
+        ) from None
 
 
 def _side(positions: int, path: Path) -> int:

@@ -266,9 +266,11 @@ def to_metadata(description: Description) -> dict[str, str]:
 
 
 def _from_metadata(metadata: Mapping[str, str]) -> Description:
-    text = json.loads(metadata["text"])
+    image, text = json.loads(metadata["image"]), json.loads(metadata["text"])
+    if isinstance(image["resolution"], list):  # JSON has no tuples
+        image["resolution"] = tuple(image["resolution"])
     architecture = Architecture(
-        BackboneSize(**json.loads(metadata["image"])),
+        BackboneSize(**image),
         json.loads(metadata["embed"]),
         text and TextSize(**text),
         Numerics(

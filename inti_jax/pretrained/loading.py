@@ -73,7 +73,7 @@ def load(
     params = {}
     for name in wanted:
         if name == _POSITIONS:
-            positions = resample(file.read(name), grid, prefix=prefix, method=numerics.resampling)
+            positions = resample(file.read(name), image.grid, grid, prefix=prefix, method=numerics.resampling)
             params[name] = place(_slices(positions), shapes[name], shardings[name])
         else:
             params[name] = place(partial(file.read, name), shapes[name], shardings[name])
@@ -84,8 +84,8 @@ def load(
             params[name] = place(partial(file.read, theirs), shapes[name], shardings[name])
         params[_CLASSES] = place(_slices(classes.T), shapes[_CLASSES], shardings[_CLASSES])
         used |= {*shared.values(), *(name for name in file if name.startswith("text."))}
-    side = round((file[_POSITIONS].shape[0] - prefix) ** 0.5)
-    changed = f"{side}x{side} to {grid[0]}x{grid[1]}" if grid != (side, side) else None
+    old, new_grid = ("x".join(map(str, each)) for each in (image.grid, grid))
+    changed = f"{old} to {new_grid}" if old != new_grid else None
     new = tuple(name for name in shapes if name not in params)
     dropped = tuple(name for name in file if name not in used)
     return params, Coverage(tuple(params), new, dropped, changed)

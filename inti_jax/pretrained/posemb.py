@@ -13,13 +13,13 @@ Grid = tuple[int, int]
 
 def resample(
     embedding: Float[np.ndarray, "N D"],
+    source: Grid,
     grid: Grid,
     *,
-    source: Grid | None = None,
     prefix: int = 1,
     method: Literal["antialiased", "plain"] = "antialiased",
 ) -> Float[np.ndarray, "M D"]:
-    """Resample position embeddings from the patch grid `source` (default: square) to `grid` (rows, columns).
+    """Resample position embeddings from the patch grid `source` to `grid`, both (rows, columns).
 
     The first `prefix` positions, such as the class token's, stay. The grid is resized by bicubic
     interpolation with pixels' centres aligned, in torch `interpolate(mode="bicubic", align_corners=False)`:
@@ -27,9 +27,6 @@ def resample(
     positions are not `prefix` and `source`.
     """
     positions, width = embedding.shape[0] - prefix, embedding.shape[1]
-    if source is None:
-        side = round(max(positions, 0) ** 0.5)
-        source = (side, side)
     if source[0] * source[1] != positions:
         raise UserError(f"{positions} positions are no grid of {source[0]} x {source[1]}")
     if source == grid:

@@ -4,6 +4,7 @@ Hugging Face's weights run in transformers' own model. OpenAI's are loaded, unde
 model of torch's layers, so that a mistake in our rules cannot hide on both sides.
 """
 
+import math
 from collections import OrderedDict
 from typing import Any
 
@@ -197,9 +198,7 @@ class _Visual(nn.Module):
         size, numerics = architecture.image, architecture.numerics
         self.conv1 = nn.Conv2d(3, size.width, size.patch, size.patch, bias=False)
         self.class_embedding = nn.Parameter(torch.empty(size.width))
-        self.positional_embedding = nn.Parameter(
-            torch.empty((size.resolution // size.patch) ** 2 + 1, size.width)
-        )
+        self.positional_embedding = nn.Parameter(torch.empty(math.prod(size.grid) + 1, size.width))
         self.ln_pre = nn.LayerNorm(size.width, eps=numerics.eps)
         self.transformer = _Blocks(size.width, size.heads, size.mlp_width, size.layers, numerics)
         self.ln_post = nn.LayerNorm(size.width, eps=numerics.eps)

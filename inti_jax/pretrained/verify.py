@@ -37,8 +37,7 @@ def compare(path: Path, against: Path) -> list[Difference]:
     matched = clip_rules.match(against, source.arrays)
     architecture = file.description.architecture
     rng = np.random.default_rng(0)
-    side = architecture.image.resolution
-    images = rng.standard_normal((2, side, side, 3), np.float32)
+    images = rng.standard_normal((2, *architecture.image.height_width, 3), np.float32)
     tokens = None
     if architecture.text is not None:
         text = architecture.text

@@ -27,10 +27,12 @@ def export(arrays: Mapping[str, LazyArray], description: Description, naming: st
 
     `out` is a `.safetensors` or `.pt` file for OpenAI's naming, and a new directory for Hugging Face's. An
     image tower without a text tower is enough. Raises UserError for parameters that have no name there, such
-    as compressors, and UsageError where `out` has another suffix or the directory exists.
+    as compressors, and for Hugging Face where images are not square, and UsageError where `out` has another
+    suffix or the directory exists.
     """
     theirs = clip_rules.to_theirs(arrays, _naming(description.architecture, naming))
     if naming == "huggingface":
+        _check_square(description.architecture, out)
         _write_directory(theirs, description, out)
     elif out.suffix == ".safetensors":
         write_safetensors(out, theirs, lambda _: {"format": "pt"})
@@ -101,6 +103,24 @@ def _write_directory(arrays: Mapping[str, LazyArray], description: Description, 
             (directory / name).write_text(json.dumps(values, indent=2), encoding="utf-8")
 
 
+def _check_square(architecture: Architecture, out: Path) -> None:
+    """Raise UserError where images are not square: transformers keeps the positions of a square grid."""
+    image = architecture.image
+    height, width = image.height_width
+    if height != width:
+        clip = not (architecture.sigmoid or image.layer_scale)
+        other = "--to openai writes them for open_clip" if clip else "only this project's own files hold them"
+        raise UserError(
+            f"{out}: the model has positions for {height} x {width} pixels, and Hugging Face's models have "
+            f"them for squares: {other}"
+        )
+
+
+def _side(image: BackboneSize) -> int:
+    """Give the side of the square images, in pixels."""
+    return image.height_width[0]
+
+
 def _naming(architecture: Architecture, naming: str) -> clip_rules.Naming:
     """Select the rules: Hugging Face has its own names for DINOv2 and SigLIP."""
     if naming == "huggingface" and architecture.sigmoid:
@@ -129,7 +149,7 @@ def _dinov2_config(architecture: Architecture) -> dict[str, Any]:
         "mlp_ratio": int(ratio) if ratio == int(ratio) else ratio,
         "use_swiglu_ffn": image.gated,
         "patch_size": image.patch,
-        "image_size": image.resolution,
+        "image_size": _side(image),
         "hidden_act": architecture.numerics.activation,
         "layer_norm_eps": architecture.numerics.eps,
     }
@@ -143,7 +163,7 @@ def _vision_sizes(image: BackboneSize) -> dict[str, int]:
         "num_hidden_layers": image.layers,
         "num_attention_heads": image.heads,
         "patch_size": image.patch,
-        "image_size": image.resolution,
+        "image_size": _side(image),
         "num_channels": 3,
     }
 
@@ -223,7 +243,7 @@ def _config(description: Description) -> dict[str, Any]:
 
 def _preprocessor(description: Description) -> dict[str, Any]:
     image = description.architecture.image
-    resolution = image.resolution
+    resolution = _side(image)
     if description.architecture.sigmoid:  # the whole picture, whatever its shape
         return {
             "image_processor_type": "SiglipImageProcessor",

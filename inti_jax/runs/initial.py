@@ -108,9 +108,9 @@ def _pretrained(record: RunRecord, shapes: Mapping[str, jax.ShapeDtypeStruct]) -
         classes = text_head.class_embeddings(
             TextEncoder(open_converted(model.pretrained)), names, model.head.templates
         )
-    side = record.config.data.resolution // BACKBONES[model.backbone].patch
+    image = dataclasses.replace(BACKBONES[model.backbone], resolution=record.config.data.resolution)
     shardings = {path: shape.sharding for path, shape in shapes.items()}
-    params, coverage = loading.load(model.pretrained, shapes, shardings, grid=(side, side), classes=classes)
+    params, coverage = loading.load(model.pretrained, shapes, shardings, grid=image.grid, classes=classes)
     log.info("%s: %s", model.pretrained, coverage)
     if classes is not None:
         log.info("initialising the classifier from the names of %d classes", len(classes))

@@ -41,6 +41,16 @@ _FREE = (
 )
 
 
+def fixed(settings: Config) -> dict[str, Any]:
+    """Return the settings that have to stay the same while a run goes on, by dotted key."""
+    flat = traverse_util.flatten_dict(dataclasses.asdict(settings), sep=".")
+    return {key: value for key, value in flat.items() if not _is_free(key)}
+
+
+def _is_free(key: str) -> bool:
+    return any(key == prefix or key.startswith(prefix + ".") for prefix in _FREE)
+
+
 @dataclasses.dataclass(frozen=True)
 class Dataset:
     """The dataset that a run was trained on; `labels[k]` is the name of class k."""
@@ -106,8 +116,7 @@ class RunRecord:
         ours, theirs = self.flat(), earlier.flat()
         for key in sorted(ours.keys() | theirs.keys()):
             name = key.removeprefix("config.")
-            free = any(name == prefix or name.startswith(prefix + ".") for prefix in _FREE)
-            if not free and ours.get(key) != theirs.get(key):
+            if not _is_free(name) and ours.get(key) != theirs.get(key):
                 raise ConfigError(
                     f"{workdir} holds checkpoints of another run, where `{name}` is {theirs.get(key)!r}; "
                     f"here it is {ours.get(key)!r}: choose another --workdir, or the same config"

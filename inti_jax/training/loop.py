@@ -13,7 +13,7 @@ from jaxtyping import Float
 from inti_jax.config import Config, ConfigError
 from inti_jax.config.backbones import Backbone
 from inti_jax.data import balance, pipeline, views
-from inti_jax.data.augmentation import mirror
+from inti_jax.data.augmentation import opposites
 from inti_jax.data.dataset import VideoDataset, check_loss, open_dataset
 from inti_jax.data.loading.batches import worker_pool
 from inti_jax.data.loading.device import DevicePrefetch
@@ -53,9 +53,8 @@ def _train(config: Config, workdir: Path, preemption: Preemption, profile: profi
     dataset = open_dataset(config.data.name, config.data.data_dir, "train")
     validation = open_dataset(config.data.name, config.data.data_dir, "val")
     check_loss(dataset, config.train.loss)
-    if config.data.flip:
-        # Raises UserError before anything is written where a label has no mirrored partner.
-        mirror.mirrored_labels(dataset.labels)
+    # Raises UserError before anything is written where a label has no partner to trade places with.
+    opposites.find(dataset.labels, config.data)
     views.check(validation, config.data, config.eval)
     weights = _class_weights(config, dataset)
     steps = _steps(config, dataset)

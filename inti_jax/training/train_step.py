@@ -154,9 +154,9 @@ def lower_step(record: RunRecord, mesh: jax.sharding.Mesh) -> tuple[TrainState, 
     shapes = state.abstract_state(record, transform, mesh)
     graphdef = nnx.graphdef(state.abstract_model(record))
     step = compile_step(config, graphdef, transform, schedule, shapes, mesh)
-    videos, side = config.train.global_batch, config.data.resolution
+    videos, data = config.train.global_batch, config.data
     rows = {
-        "video": ((videos, config.data.num_frames, side, side, 3), jnp.uint8),
+        "video": ((videos, data.num_frames, *data.height_width, 3), jnp.uint8),
         "label": ((videos, len(record.dataset.labels)), jnp.bool_)
         if config.train.multi_label
         else ((videos,), jnp.int32),

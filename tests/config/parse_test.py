@@ -50,7 +50,18 @@ def test_every_field_survives_json():
             "it should be divisible by 8",
         ),
         (INTI | {"model__compression__scales": ("point", "point")}, "each once"),
-        ({"data__resolution": 36}, "a multiple of 8, the patch size of tiny"),
+        (
+            {"data__resolution": 36},
+            "is 36: it should be a multiple of 8, the patch size of tiny, such as 32 or 40",
+        ),
+        ({"data__resolution": 3}, "such as 8"),
+        (
+            {"data__resolution": (32, 60)},
+            "each side should be a multiple of 8, the patch size of tiny, such as (32, 64)",
+        ),
+        ({"data__resolution": (32, 0)}, "`data.resolution.1` is 0: it should be greater than 0"),
+        ({"data__resolution": (32,)}, "`data.resolution` is [32]: it should have more items"),
+        ({"data__resolution": (32, 32, 3)}, "a valid integer or have at most 2 items, not 3"),
         ({"data__crop_scale": (0.9, 0.1)}, "low <= high"),
         ({"data__crop": "centre"}, "`data.crop` is 'centre': it should be 'random_resized' or 'multi_scale'"),
         ({"data__rand_augment__magnitude": 11.0}, "it should be less than or equal to 10"),
@@ -62,7 +73,7 @@ def test_every_field_survives_json():
         ({"data__name": ""}, "`data.name` is empty"),
         ({"data__balance": True, "train__class_weights": "inverse"}, "balanced classes need no weights"),
         ({"train__class_weights": (1.0, -1.0)}, "`train.class_weights.1` is -1.0: it should be greater than"),
-        ({"train__class_weights": "balanced"}, "it should be 'none' or 'inverse' or a valid array"),
+        ({"train__class_weights": "balanced"}, "it should be 'none' or 'inverse' or a valid tuple"),
         ({"train__loss": "cross_entrpy"}, "`train.loss` is 'cross_entrpy': it should be 'cross_entropy'"),
         (SEVERAL | {"data__balance": True}, "videos with several labels cannot be drawn by class"),
         (SEVERAL | PATIENT, '`train.early_stop.metric` is "top1" and `train.loss` is "binary_cross_entropy"'),
@@ -98,7 +109,7 @@ def test_every_field_survives_json():
         ),
         ({"model__compression__kind": "tome", "model__compression__r": -1}, "`model.compression.r` is -1"),
         ({"model__compression__r": (1, -2)}, "`model.compression.r.1` is -2: it should be greater than or"),
-        ({"model__compression__r": 1.5}, "it should be a valid integer or a valid array"),
+        ({"model__compression__r": 1.5}, "it should be a valid integer or a valid tuple"),
         ({"train__steps": {(1, 2): 3}}, "a value should be a number, a text, true or false, a tuple"),
         (
             {
@@ -225,6 +236,9 @@ def test_an_argument_of_another_type_is_refused(text, default):
         ("data.flip=true", True),
         ("data.flip=False", False),
         ("model.compression.r=(1,2,3,4)", (1, 2, 3, 4)),
+        ("data.resolution=64", 64),
+        ("data.resolution=64,32", (64, 32)),
+        ("data.resolution=(64, 64)", 64),  # a square is its side
         ("model.compression.r=3", 3),
         ("model.compression.after=3", (3,)),
         ("model.compression.after=1,3", (1, 3)),

@@ -12,6 +12,7 @@ import pytest
 
 from inti_jax import config
 from inti_jax.config import Config, ConfigError
+from inti_jax.data.augmentation import opposites
 from inti_jax.runs import state
 from tests.configs import record
 
@@ -71,6 +72,42 @@ def test_the_cost_in_the_docstring_is_the_models(name):
     stated = re.search(r"defaults: ([\d.]+) GMACs per view; ([\d.]+) with compression=none", docstring)
     compressed, full = (gmacs(load(name, compression=kind), CLASSES[name]) for kind in ("inti", "none"))
     assert stated.groups() == (f"{compressed:.1f}", f"{full:.1f}")
+
+
+def test_every_cell_of_egogestar_is_a_config():
+    for method, compression, fold in itertools.product(METHODS, COMPRESSIONS, range(1, 6)):
+        settings = load("egogestar", method=method, compression=compression, fold=fold, seed=2, steps=7)
+        model, data = settings.model, settings.data
+        assert (model.adaptation, model.compression.kind) == (method, compression)
+        assert model.compression.after == ((3,) if compression not in ("none", "tome") else ())
+        assert (data.name, settings.train.seed, settings.train.steps) == (f"egogestar_fold{fold}", 2, 7)
+    assert load("egogestar", after="5,8").model.compression.after == (5, 8)
+    assert load("egogestar", scales="global").model.compression.scales == ("global",)
+    with pytest.raises(ConfigError, match="`fold=0`: it should be 1 to 5"):
+        load("egogestar", fold=0)
+
+
+def test_egogestar_costs_what_its_docstring_says_and_changes_clips_of_its_own_labels():
+    docstring = ast.get_docstring(ast.parse((CONFIGS / "egogestar.py").read_text()))
+    stated = re.search(r"defaults: ([\d.]+) GMACs per view; ([\d.]+) with compression=none", docstring)
+    costs = {kind: gmacs(load("egogestar", compression=kind), 10) for kind in ("inti", "none", "tome")}
+    assert stated.groups() == (f"{costs['inti']:.1f}", f"{costs['none']:.1f}")
+    assert costs["tome"] / costs["none"] == pytest.approx(0.623, abs=5e-4)
+    data = load("egogestar").data
+    labels = ("carret", "circlecc", "del", "down", "left", "right", "square", "star", "tick", "up")
+    mirrored, backwards = opposites.find(labels, data)
+    assert {labels[k]: labels[other] for k, other in mirrored.items()} == {
+        "down": "down",
+        "left": "right",
+        "right": "left",
+        "up": "up",
+    }
+    assert {labels[k]: labels[other] for k, other in backwards.items()} == {
+        "down": "up",
+        "left": "right",
+        "right": "left",
+        "up": "down",
+    }
 
 
 @pytest.mark.parametrize(("name", "tome"), [("k400_vit_b16", 62.1), ("k400_vit_l14", 61.6)])

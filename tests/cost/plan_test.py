@@ -105,8 +105,7 @@ def test_the_share_left_is_the_published_one(name, after, share):
 
 def lower(model, frames):
     graphdef, params = nnx.split(model)
-    side = model.size.resolution
-    video = jax.ShapeDtypeStruct((1, frames, side, side, 3), jnp.uint8)
+    video = jax.ShapeDtypeStruct((1, frames, *model.size.height_width, 3), jnp.uint8)
     return jax.jit(lambda params, video: nnx.merge(graphdef, params)(video)).lower(params, video)
 
 
@@ -189,8 +188,7 @@ def gradient(model, method, frames, transform):
         path: shape for path, shape in params.items() if freezing.trains(Model(adaptation=method), path)
     }
     frozen = {path: shape for path, shape in params.items() if path not in trained}
-    side = model.size.resolution
-    video = jax.ShapeDtypeStruct((1, frames, side, side, 3), jnp.uint8)
+    video = jax.ShapeDtypeStruct((1, frames, *model.size.height_width, 3), jnp.uint8)
 
     def function(trained, frozen, video):
         loss = lambda trained: parameters.merge(graphdef, {**trained, **frozen})(video).sum()  # noqa: E731

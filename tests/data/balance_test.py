@@ -71,7 +71,16 @@ def test_counts_are_those_of_the_labels_that_clips_are_trained_on():
     for settings_, expected in (
         ({}, [6, 2, 0, 4]),
         ({"flip": True}, [4, 4, 0, 4]),
+        ({"flip": True, "flip_labels": ("jump", "turn")}, [6, 2, 0, 4]),
+        ({"reverse": True, "reverse_labels": ("turn",)}, [6, 2, 0, 4]),
         ({"balance": True}, [4, 4, 0, 4]),
+    ):
+        found = balance.expected_counts(classes, labels, config.Data(**settings_))
+        np.testing.assert_array_equal(found, expected)
+    labels = ("push left", "push right", "pull left", "pull right")
+    for settings_, expected in (
+        ({"reverse": True}, [5, 1, 1, 5]),  # a push to the left is a pull to the right backwards
+        ({"flip": True, "reverse": True}, [3, 3, 3, 3]),
     ):
         found = balance.expected_counts(classes, labels, config.Data(**settings_))
         np.testing.assert_array_equal(found, expected)

@@ -307,6 +307,46 @@ def test_a_mirrored_clip_has_the_label_of_its_mirror_image(workers):
     assert 20 < mirrored < 50
 
 
+def test_a_reversed_clip_has_the_label_of_what_it_shows():
+    sided = Sided()
+    plain = _collect(sided, num_steps=20)
+    listed = ("turn right", "turn left")
+    batches = _collect(sided, dataclasses.replace(CFG, reverse=True, reverse_labels=listed), num_steps=20)
+    changed = 0
+    for batch, reference in zip(batches, plain, strict=True):
+        for row in np.flatnonzero(batch["mask"]):
+            video, label = batch["video"][row], batch["label"][row]
+            if label == reference["label"][row]:
+                np.testing.assert_array_equal(video, reference["video"][row])
+            else:
+                np.testing.assert_array_equal(video[::-1], reference["video"][row])
+                assert label == (0, 2, 1)[reference["label"][row]]
+                changed += 1
+    assert 15 < changed < 40
+
+
+def test_only_clips_of_listed_labels_are_changed():
+    sided = Sided()
+    sided.labels = ("push", "pull", "turn")
+    plain = _collect(sided, dataclasses.replace(CFG, flip=False), num_steps=10)
+    changes = {"flip_labels": ("push",), "reverse": True, "reverse_labels": ("push", "pull")}
+    batches = _collect(sided, dataclasses.replace(CFG, **changes), num_steps=10)
+    seen = set()
+    for batch, reference in zip(batches, plain, strict=True):
+        for row in np.flatnonzero(batch["mask"]):
+            now, before = batch["video"][row], reference["video"][row]
+            same = {
+                "plain": before,
+                "mirrored": before[:, :, ::-1],
+                "reversed": before[::-1],
+                "both": before[::-1, :, ::-1],
+            }
+            (how,) = (name for name, video in same.items() if np.array_equal(video, now))
+            seen.add((int(reference["label"][row]), int(batch["label"][row]), how))
+    push = {(0, 0, "plain"), (0, 0, "mirrored"), (0, 1, "reversed"), (0, 1, "both")}
+    assert seen == push | {(1, 1, "plain"), (1, 0, "reversed"), (2, 2, "plain")}
+
+
 def test_labels_that_cannot_be_mirrored_are_refused_with_flips_alone():
     sided = Sided()
     sided.labels = ("push", "turn left", "turn")

@@ -17,6 +17,7 @@ def dataset(motion_data):
     ("changes", "settings", "message"),
     [
         ({}, Eval(crops=3), "`eval.crops` is 3, but all views are the same: every video of `val`"),
+        ({"data__resolution": (32, 32)}, Eval(crops=3), "has the shape of `data.resolution`. Set it to 1"),
         (
             {"data__num_frames": 20},
             Eval(clips=2),
@@ -32,8 +33,10 @@ def test_views_that_repeat_each_other_are_refused(dataset, changes, settings, me
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("settings", [Eval(), Eval(clips=5)], ids=str)
-def test_views_that_differ_pass_silently(dataset, settings, caplog, monkeypatch):
+@pytest.mark.parametrize(
+    ("settings", "resolution"), [(Eval(), 32), (Eval(clips=5), 32), (Eval(crops=3), (32, 40))], ids=str
+)
+def test_views_that_differ_pass_silently(dataset, settings, resolution, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("inti_jax"), "propagate", True)
-    views.check(dataset, tiny().data, settings)
+    views.check(dataset, tiny(data__resolution=resolution).data, settings)
     assert not caplog.records

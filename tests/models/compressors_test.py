@@ -114,3 +114,16 @@ def test_the_cost_of_inti_is_what_xla_counts(group, prefix_tokens):
 def test_a_kind_that_keeps_all_frames_is_refused():
     with pytest.raises(ValueError, match="no compressor is built for kind 'tome'"):
         build("tome", 2)
+
+
+@pytest.mark.parametrize("normalizer", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("kind", ["inti", "static"])
+@pytest.mark.parametrize(
+    ("group", "start", "expected"),
+    [(2, "mean", (0.5, 0.5)), (2, "first", (0.88, 0.12)), (4, "first", (0.88, 0.04, 0.04, 0.04))],
+)
+def test_learned_blends_start_as_they_are_told(kind, group, start, expected, normalizer):
+    layer = initialize(lambda: build(kind, group, start=start, normalizer=normalizer))
+    x = jax.random.normal(jax.random.key(1), (2, group, 13, 24))
+    blend = sum(weight * x[:, k] for k, weight in enumerate(expected))
+    np.testing.assert_allclose(call(layer, x)[:, 0], blend, rtol=1e-5, atol=1e-6)

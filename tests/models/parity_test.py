@@ -151,7 +151,8 @@ def test_merged_tokens_are_means_by_size(prefix):
     keys[:, prefix:] = keys[:, :1]  # nothing is as similar as the first token to any other
     keys[:, prefix:] += 0.1 * rng.standard_normal((4, 10, 2, 8), np.float32)
     sizes = rng.integers(1, 5, (4, tokens)).astype(np.float32)
-    found, found_sizes = tome.merge(*map(jnp.asarray, (x, sizes, keys)), 4, 1, prefix=prefix)
+    matches = tome.match(jnp.asarray(keys[:, prefix:]), 4, 1)
+    found, found_sizes = tome.merge(jnp.asarray(x), jnp.asarray(sizes), matches, prefix=prefix)
     videos = [torch.from_numpy(part)[None] for part in (x, sizes, keys.mean(axis=-2))]
     expected, expected_sizes = references.merge_tokens(*videos, 4, prefix)
     np.testing.assert_allclose(found, expected[0], atol=1e-6)

@@ -23,7 +23,7 @@ from tests.cost.compiled import call, initialize
 from tests.pretrained.weights import write_tiny
 
 TINY = BACKBONES["tiny"]
-GRID = (TINY.resolution // TINY.patch,) * 2
+GRID = TINY.grid
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_positions_for_another_resolution(tmp_path, model):
     params, coverage = load(path, shapes, _one_device(shapes), grid=GRID)
     assert coverage.resampled == "2x2 to 4x4"
     original = ClipFile(path).read("tower.positional_embedding")
-    np.testing.assert_array_equal(params["tower.positional_embedding"], resample(original, GRID))
+    np.testing.assert_array_equal(params["tower.positional_embedding"], resample(original, (2, 2), GRID))
 
 
 @pytest.mark.parametrize("change", [{"width": 48, "heads": 3}, {"layers": 5}, {"patch": 4}])

@@ -4,6 +4,7 @@ Names and layouts are those of the methods' own code. `reference` gives the same
 PyTorch references of the methods.
 """
 
+import math
 import re
 import sys
 import types
@@ -54,7 +55,7 @@ def shapes(
     classes: int = 10,
 ) -> dict[str, tuple[int, ...]]:
     """The tensors of a checkpoint of this kind, under the names that its model has them."""
-    width, tokens = size.width, (size.resolution // size.patch) ** 2 + 1
+    width, tokens = size.width, math.prod(size.grid) + 1
     st_adapter = kind.startswith("st")
     found: dict[str, tuple[int, ...]] = {}
     if not st_adapter:

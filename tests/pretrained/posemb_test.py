@@ -35,7 +35,7 @@ def _torch(patches, source, grid, antialias):
 def test_equals_torch(source, grid, method, prefix):
     size = (source[0] * source[1] + prefix, 48)
     embedding = np.random.default_rng(0).standard_normal(size).astype(np.float32)
-    resized = resample(embedding, grid, source=source, prefix=prefix, method=method)
+    resized = resample(embedding, source, grid, prefix=prefix, method=method)
     assert resized.shape == (grid[0] * grid[1] + prefix, 48)
     np.testing.assert_array_equal(resized[:prefix], embedding[:prefix])
     expected = _torch(embedding[prefix:], source, grid, method == "antialiased")
@@ -44,9 +44,9 @@ def test_equals_torch(source, grid, method, prefix):
 
 def test_the_same_grid_changes_nothing():
     embedding = np.random.default_rng(0).standard_normal((50, 8)).astype(np.float32)
-    np.testing.assert_array_equal(resample(embedding, (7, 7)), embedding)
+    np.testing.assert_array_equal(resample(embedding, (7, 7), (7, 7)), embedding)
 
 
 def test_positions_that_are_no_square():
     with pytest.raises(UserError, match="no grid"):
-        resample(np.zeros((52, 8), np.float32), (7, 7))
+        resample(np.zeros((52, 8), np.float32), (7, 7), (7, 7))

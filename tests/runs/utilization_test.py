@@ -44,8 +44,7 @@ def counted(model, settings):
     names = freezing.trained(settings, params)
     trained = {path: shape for path, shape in params.items() if path in names}
     frozen = {path: shape for path, shape in params.items() if path not in trained}
-    side = model.size.resolution
-    video = jax.ShapeDtypeStruct((1, FRAMES, side, side, 3), jnp.uint8)
+    video = jax.ShapeDtypeStruct((1, FRAMES, *model.size.height_width, 3), jnp.uint8)
 
     def loss(trained, frozen, video):
         return parameters.merge(graphdef, {**trained, **frozen})(video).sum()

@@ -171,6 +171,23 @@ def test_batches_have_a_row_of_labels_for_each_video(several_labels):
     assert turned > 0
 
 
+def test_a_video_with_a_label_that_may_not_be_reversed_stays(several_labels):
+    dataset = open_dataset("acts", several_labels, "train")
+    changes = {"data__reverse": True, "data__reverse_labels": ("turn left", "turn right", "run")}
+    data = tiny(several_labels, **SEVERAL, **changes).data
+    with pipeline.train_batches(dataset, data, seed=0, global_batch=8, num_steps=4) as batches:
+        drawn = [
+            (dataset.classes[index], label)
+            for batch in batches
+            for index, label in zip(batch["index"], batch["label"], strict=True)
+        ]
+    turned = [(was, now) for was, now in drawn if not np.array_equal(was, now)]
+    assert turned
+    for was, now in turned:
+        assert not was[[0, 2]].any()
+        np.testing.assert_array_equal(now, was[[0, 1, 2, 4, 3]])
+
+
 def test_a_run_on_videos_with_several_labels(several_labels, tmp_path, monkeypatch):
     monkeypatch.setitem(BACKBONES, "tiny", dataclasses.replace(BACKBONES["tiny"], layers=1))
     settings = tiny(

@@ -1,4 +1,4 @@
-"""Turn the uint8 frames of a clip into the model's square input, every frame of a clip alike."""
+"""Turn the uint8 frames of a clip into the model's input, every frame of a clip alike."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ from jaxtyping import UInt8
 
 from inti_jax import config
 from inti_jax.data.augmentation import colour
-from inti_jax.data.augmentation.crops import multi_scale_box, random_resized_box, resize_box
+from inti_jax.data.augmentation.crops import largest, multi_scale_box, random_resized_box, resize_box
 from inti_jax.data.augmentation.rand_augment import rand_augment
 
 
@@ -17,28 +17,35 @@ class TrainClip(NamedTuple):
     A mirrored clip has the label of its mirror image.
     """
 
-    frames: UInt8[np.ndarray, "T R R 3"]
+    frames: UInt8[np.ndarray, "T h w 3"]
     mirrored: bool
 
 
-def train_clip(frames: UInt8[np.ndarray, "T H W 3"], rng: np.random.Generator, cfg: config.Data) -> TrainClip:
-    """Crop a random box of the frames to a square of `cfg.resolution`, and augment as `cfg` says.
+def train_clip(
+    frames: UInt8[np.ndarray, "T H W 3"],
+    rng: np.random.Generator,
+    cfg: config.Data,
+    *,
+    may_flip: bool = True,
+) -> TrainClip:
+    """Crop a random box of the frames to `cfg.resolution`, and augment as `cfg` says.
 
     The order is that of the published recipes: RandAugment of whole frames, crop, flip, colour jitter, grey,
-    erasing.
+    erasing. `may_flip` is False for a clip that has no mirror image among the labels.
     """
     # Box and flip draw from `rng`, each other step from a child of it. So turning one on changes no draw of
     # the others.
     ops_rng, jitter_rng, grey_rng, erase_rng = rng.spawn(4)
     frames = rand_augment(frames, ops_rng, cfg.rand_augment)
-    _, height, width, _ = frames.shape
+    (_, height, width, _), shape = frames.shape, cfg.height_width
     if cfg.crop == "multi_scale":
-        box = multi_scale_box(rng, height, width)
+        box = multi_scale_box(rng, height, width, shape)
     else:
-        box = random_resized_box(rng, height, width, cfg.crop_scale, cfg.crop_ratio)
-    clip = resize_box(frames, box, cfg.resolution)
+        low, high = (ratio * (shape[1] / shape[0]) for ratio in cfg.crop_ratio)
+        box = random_resized_box(rng, height, width, cfg.crop_scale, (low, high))
+    clip = resize_box(frames, box, shape)
     # The draw is unconditional, so that a run without flips sees the same crops.
-    mirrored = bool(rng.random() < 0.5) and cfg.flip
+    mirrored = bool(rng.random() < 0.5) and cfg.flip and may_flip
     if mirrored:
         clip = np.ascontiguousarray(clip[:, :, ::-1])
     clip = colour.jitter(clip, jitter_rng, cfg.jitter)
@@ -66,14 +73,17 @@ def erase(
 
 
 def test_views(
-    frames: UInt8[np.ndarray, "T H W 3"], *, resolution: int, crops: int
-) -> UInt8[np.ndarray, "{crops} T {resolution} {resolution} 3"]:
-    """Cut square crops as long as the frames' short side, and resize them to `resolution`.
+    frames: UInt8[np.ndarray, "T H W 3"], shape: tuple[int, int], *, crops: int
+) -> UInt8[np.ndarray, "{crops} T {shape[0]} {shape[1]} 3"]:
+    """Cut the largest crops with the proportions of `shape`, a height and a width, and resize them to it.
 
-    One crop is central. Three are at the start, the middle and the end of the longer side.
+    One crop is central. Three are at the start, the middle and the end of the frames' longer side, relative
+    to that shape. For a square, crops are as long as the short side.
     """
     _, height, width, _ = frames.shape
-    side = min(height, width)
+    rows, columns = largest(height, width, shape)
     shares = (0.5,) if crops == 1 else tuple(crop / (crops - 1) for crop in range(crops))
-    boxes = [(int((height - side) * share), int((width - side) * share), side, side) for share in shares]
-    return np.stack([resize_box(frames, box, resolution) for box in boxes])
+    boxes = [
+        (int((height - rows) * share), int((width - columns) * share), rows, columns) for share in shares
+    ]
+    return np.stack([resize_box(frames, box, shape) for box in boxes])

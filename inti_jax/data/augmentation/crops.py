@@ -1,6 +1,7 @@
-"""Draw random boxes inside a frame, and resize a clip's box to a square.
+"""Choose boxes inside a frame, and resize a clip's box.
 
-A box is (top, left, height, width), in pixels.
+A box is (top, left, height, width), in pixels. A shape is (height, width), those that the box is resized to.
+A box of its proportions keeps the shapes of things.
 """
 
 import math
@@ -10,7 +11,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 _TRIES = 10
-_SHARES = (1.0, 0.875, 0.75, 0.66)  # of the short side
+_SHARES = (1.0, 0.875, 0.75, 0.66)  # of the sides of the largest box
 
 Box = tuple[int, int, int, int]
 
@@ -41,15 +42,29 @@ def random_resized_box(
     return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
 
 
-def multi_scale_box(rng: np.random.Generator, height: int, width: int) -> Box:
-    """Draw a box in a corner or the centre, each side 1, .875, .75 or .66 of the frame's short side.
+def largest(height: int, width: int, shape: tuple[int, int]) -> tuple[int, int]:
+    """Give the height and the width of the largest box in a frame with the proportions of `shape`.
 
-    This is TSN's crop (arXiv:1608.00859, "corner cropping" and "scale jittering"), with the five positions of
-    the paper. As in TSN's code, the two sides are equal or neighbours in that list, so no box is too long.
+    One side is the frame's. The other is rounded, and at least 1.
     """
-    sides = [max(1, int(min(height, width) * share)) for share in _SHARES]
-    places = range(len(sides))
-    pairs = [(sides[i], sides[j]) for i in places for j in places if abs(i - j) <= 1]
+    rows, columns = shape
+    if width * rows >= height * columns:
+        return height, min(width, max(1, round(height * columns / rows)))
+    return min(height, max(1, round(width * rows / columns))), width
+
+
+def multi_scale_box(rng: np.random.Generator, height: int, width: int, shape: tuple[int, int]) -> Box:
+    """Draw a box in a corner or the centre, each side 1, .875, .75 or .66 of that of the largest box.
+
+    With square shapes this is TSN's crop (arXiv:1608.00859, "corner cropping" and "scale jittering"), with
+    the five positions of the paper. As in TSN's code, the shares of the two sides are equal or neighbours in
+    that list, so no box is too long.
+    """
+    heights, widths = (
+        [max(1, int(side * share)) for share in _SHARES] for side in largest(height, width, shape)
+    )
+    places = range(len(_SHARES))
+    pairs = [(heights[i], widths[j]) for i in places for j in places if abs(i - j) <= 1]
     box_height, box_width = pairs[rng.integers(len(pairs))]
     down, right = height - box_height, width - box_width
     corners = [(0, 0), (0, right), (down, 0), (down, right), (down // 2, right // 2)]
@@ -58,16 +73,16 @@ def multi_scale_box(rng: np.random.Generator, height: int, width: int) -> Box:
 
 
 def resize_box(
-    frames: UInt8[np.ndarray, "T H W 3"], box: Box, resolution: int
-) -> UInt8[np.ndarray, "T {resolution} {resolution} 3"]:
-    """Resize the box of every frame to a square, bicubic."""
+    frames: UInt8[np.ndarray, "T H W 3"], box: Box, shape: tuple[int, int]
+) -> UInt8[np.ndarray, "T {shape[0]} {shape[1]} 3"]:
+    """Resize the box of every frame to `shape`, bicubic."""
     top, left, height, width = box
-    if height == width == resolution:  # nothing to resample
+    if (height, width) == shape:  # nothing to resample
         return np.ascontiguousarray(frames[:, top : top + height, left : left + width])
-    out = np.empty((len(frames), resolution, resolution, 3), np.uint8)
+    out = np.empty((len(frames), *shape, 3), np.uint8)
     for index, frame in enumerate(frames):
         # Pillow widens the filter when it shrinks an image, so fine detail does not alias.
         image = Image.fromarray(frame)
         area = (left, top, left + width, top + height)
-        out[index] = np.asarray(image.resize((resolution, resolution), Image.Resampling.BICUBIC, area))
+        out[index] = np.asarray(image.resize(shape[::-1], Image.Resampling.BICUBIC, area))
     return out

@@ -2,7 +2,8 @@
 
 `video` has the base class of all builders, `journal` the state of an unfinished build. `folder` builds from
 users' files (`classes`, `table`, `splits`), and `locate` finds the videos that a published dataset's
-annotations list (`kinetics`, `ssv2`, `ucf101`, `hmdb51`, `diving48`, `lists`; `registry` has them by name).
+annotations list (`kinetics`, `ssv2`, `ucf101`, `hmdb51`, `diving48`, `lists`; `registry` has them by name);
+`egogestar` lists its videos itself.
 `motion_digits` and `still_digits` render their videos. The other modules read directories, file names and
 folders of images.
 

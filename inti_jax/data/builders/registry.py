@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Callable
 from typing import NamedTuple
 
-from inti_jax.data.builders import diving48, hmdb51, kinetics, ssv2, ucf101
+from inti_jax.data.builders import diving48, egogestar, hmdb51, kinetics, ssv2, ucf101
 from inti_jax.data.builders.annotations import Annotations
 from inti_jax.data.builders.tree import Tree
 
@@ -14,7 +14,7 @@ class Official(NamedTuple):
 
     `sampling` is the `data.sampling` that it is usually trained and evaluated with, or "" if both `dense` and
     `uniform` are usual. `uniform` belongs to datasets whose labels describe the whole video, because a dense
-    clip may not show its label. `folds` is the number of official ways to split the dataset. Where there are
+    clip may not show its label. `folds` is the number of known ways to split the dataset. Where there are
     several, `read` takes the number of the fold as well.
     """
 
@@ -47,6 +47,14 @@ OFFICIAL = {
     ),
     "diving48": Official(
         "Diving48", 48, "uniform", diving48.read, "Diving48_vocab.json, Diving48_V2_{train,test}.json"
+    ),
+    "egogestar": Official(
+        "EgoGestAR",
+        10,
+        "uniform",
+        egogestar.read,
+        "testvideo; --fold is 1 to 5",
+        folds=len(egogestar.FOLDS),
     ),
 }
 EMBEDDED = {

@@ -74,6 +74,22 @@ def test_crops_have_the_asked_area_and_shape():
         assert 0.7 < width / height < 1.43
 
 
+def test_ratios_of_crops_are_relative_to_the_models_frames():
+    frames = np.stack([_ramp(90, 160)])
+    changes = {"resolution": (84, 112), "crop_scale": (0.4, 0.5), "flip": False}
+    for seed in range(20):
+        clip = _train(frames, seed, **changes, crop_ratio=(1.0, 1.0))[0].astype(float)
+        assert clip.shape == (84, 112, 3)
+        width = 160 * (clip[42, -1, 0] - clip[42, 0, 0]) / 255 * 112 / 111
+        height = 90 * (clip[-1, 56, 1] - clip[0, 56, 1]) / 255 * 84 / 83
+        assert abs(width / height - 112 / 84) < 0.08
+    # Where no box has the ratio, the largest does.
+    view = augment.test_views(frames, (84, 112), crops=1)[0]
+    np.testing.assert_array_equal(
+        _train(frames, 0, **changes | {"crop_scale": (1.0, 1.0)}, crop_ratio=(1.0, 1.0)), view
+    )
+
+
 def test_a_frame_too_wide_for_any_crop_gives_its_middle():
     clip = _train(_ramp(10, 400)[None], 0, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=False)
     assert 115 < clip[..., 0].mean() < 140
@@ -83,7 +99,7 @@ def test_a_full_frame_of_the_right_size_is_untouched():
     frames = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
     clip = _train(frames, 0, resolution=64, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=False)
     np.testing.assert_array_equal(clip, frames)
-    np.testing.assert_array_equal(augment.test_views(frames, resolution=64, crops=1)[0], frames)
+    np.testing.assert_array_equal(augment.test_views(frames, (64, 64), crops=1)[0], frames)
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -208,16 +224,38 @@ def test_erasing_is_off_by_default_and_as_frequent_as_asked():
 @pytest.mark.parametrize(("height", "width"), [(32, 80), (80, 32)])
 def test_three_views_lie_along_the_longer_side(height, width):
     frames = np.random.default_rng(0).integers(0, 256, (2, height, width, 3), np.uint8)
-    views = augment.test_views(frames, resolution=32, crops=3)
+    views = augment.test_views(frames, (32, 32), crops=3)
     longer = 2 if width > height else 1
     for view, start in zip(views, (0, 24, 48), strict=True):
         np.testing.assert_array_equal(view, np.take(frames, range(start, start + 32), axis=longer))
-    central = augment.test_views(frames, resolution=32, crops=1)
+    central = augment.test_views(frames, (32, 32), crops=1)
     np.testing.assert_array_equal(central[0], views[1])
+
+
+@pytest.mark.parametrize(
+    ("size", "shape", "box", "axis"),
+    [
+        ((72, 128), (84, 112), (72, 96), 2),  # wider than the shape
+        ((128, 72), (84, 112), (54, 72), 1),  # taller
+        ((96, 96), (84, 112), (72, 96), 1),  # square
+        ((96, 96), (112, 84), (96, 72), 2),
+    ],
+)
+def test_views_of_another_shape_lie_along_the_side_that_is_longer_for_it(size, shape, box, axis):
+    frames = _noise(0, (2, *size))
+    slack = size[axis - 1] - box[axis - 1]
+    for crops in (1, 3):
+        starts = (slack // 2,) if crops == 1 else (0, slack // 2, slack)
+        for view, start in zip(augment.test_views(frames, shape, crops=crops), starts, strict=True):
+            top, left = (start, 0) if axis == 1 else (0, start)
+            area = (left, top, left + box[1], top + box[0])
+            for seen, frame in zip(view, frames, strict=True):
+                expected = Image.fromarray(frame).resize(shape[::-1], Image.Resampling.BICUBIC, area)
+                np.testing.assert_array_equal(seen, np.asarray(expected))
 
 
 def test_shrinking_does_not_alias():
     stripes = np.zeros((1, 256, 256, 3), np.uint8)
     stripes[:, :, ::2] = 255  # finer than the small frame can show: it should turn grey
-    view = augment.test_views(stripes, resolution=32, crops=1)
+    view = augment.test_views(stripes, (32, 32), crops=1)
     assert abs(view.astype(int) - 127).max() < 12

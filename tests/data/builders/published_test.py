@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from inti_jax import config
 from inti_jax.data import dataset, manifest
-from inti_jax.data.augmentation import mirror
+from inti_jax.data.augmentation import opposites
 from inti_jax.data.builders import annotations, lists, locate, registry, tree
 from inti_jax.errors import UserError
 from inti_jax.training import announce
@@ -191,7 +191,7 @@ def test_ssv2(tmp_path, capsys):
     contents, seen = _contents(tmp_path / "data", "ssv2")
     left, right, falling = contents.labels
     assert left == "Pushing something from left to right" and falling.startswith("Something falling")
-    assert mirror.mirrored_labels(contents.labels) == (1, 0, 2)
+    assert opposites.mirrored_labels(contents.labels) == {0: 1, 1: 0, 2: 2}
     assert seen == {"train": {"78687": right, "42326": falling}, "val": {"9": left}}
     assert [rejected.source for rejected in contents.splits["train"].rejected] == ["5"]
     assert contents.sampling == "uniform" and "data.sampling=uniform" in capsys.readouterr().out
