@@ -1,6 +1,6 @@
 """Train on EgoGestAR with DINOv2's ViT-S/14: gestures in real videos, some of which only order tells apart.
 
-For comparing methods and compressors with a real backbone on real videos, in minutes a run on two cores.
+For comparing methods and compressors with a real backbone on real videos, at a cost that a CPU can bear.
 docs/data.md says how to get the videos and prepare the five folds; `dinov2-small` is a download of
 facebook/dinov2-small.
 

@@ -38,7 +38,7 @@ class _Words:
     def __init__(self, pairs: Sequence[tuple[str, str]], *, fixed: str = ""):
         self._other = dict(pairs) | {second: first for first, second in pairs}
         longest_first = sorted(self._other, key=len, reverse=True)
-        fixed = rf"\b(?P<fixed>{fixed})\b|" if fixed else ""
+        fixed = rf"\b(?:{fixed})\b|" if fixed else ""
         self._pattern = re.compile(rf"{fixed}\b(?:{'|'.join(longest_first)})\b")
         self._no_side = re.compile(rf"\b(?:{_NO_SIDE})\b")
 
