@@ -6,6 +6,7 @@ from collections.abc import Callable
 from unittest import mock
 
 from inti_jax import convert as convert_command
+from inti_jax import evaluate as evaluate_command
 from inti_jax import plan as plan_command
 from inti_jax.errors import run_command
 from inti_jax.prepare import __main__ as prepare_command
@@ -14,6 +15,11 @@ from inti_jax.prepare import __main__ as prepare_command
 def convert(*arguments: object) -> int:
     """Run `python -m inti_jax.convert` and return its exit status."""
     return _run(convert_command.main, "convert", arguments)
+
+
+def evaluate(*arguments: object) -> int:
+    """Run `python -m inti_jax.evaluate` and return its exit status."""
+    return _run(evaluate_command.main, "evaluate", arguments)
 
 
 def plan(*arguments: object) -> int:
