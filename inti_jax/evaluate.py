@@ -25,7 +25,7 @@ _SHOWN = 10
 _NAMES = {"top1": "top-1", "top5": "top-5", "mean_class": "mean class", "map": "mAP"}
 
 _EPILOG = """\
-Intervals are of 95 %: Wilson's for top-1, top-5 and classes, else the bootstrap's over videos. ECE is the
+Intervals are of 95 %%: Wilson's for top-1, top-5 and classes, else the bootstrap's over videos. ECE is the
 expected calibration error in 15 bins. The paired test is McNemar's exact one; with several runs a side it is
 the sign test of each video's mean difference. docs/predictions.md describes files, figures and tests.
 
@@ -144,7 +144,7 @@ def _as_text(shown: "Sequence[Figures]", comparisons: "Sequence[Comparison]") ->
         lowest = sorted(figures.classes, key=lambda each: each.value)[:_SHOWN]
         rows = [[each.name, _with_interval(each), str(each.videos)] for each in lowest]
         title = f"{figures.name}: the lowest {len(lowest)} of {len(figures.classes)} classes"
-        parts.append(tables.text_table([title, _NAMES[figures.main], "videos"], rows))
+        parts.append(f"{title}\n\n" + tables.text_table(["class", _NAMES[figures.main], "videos"], rows))
     return "\n\n".join([*parts, *map(_comparison, comparisons)])
 
 
@@ -186,8 +186,10 @@ def _comparison(found: "Comparison") -> str:
             f"better on {found.signs.better} videos, worse on {found.signs.worse}: p = {found.signs.p:.3g} "
             f"({'McNemar' if len(found.first) == len(found.second) == 1 else 'sign test'}, exact)"
         )
-    lines.append("")
     changed = [each for each in found.classes if each.first != each.second]
+    if not changed:
+        return "\n".join(lines)
+    lines.append(f"{len(changed)} of {len(found.classes)} classes change, those most:")
     chosen = changed if len(changed) <= _SHOWN else [*changed[: _SHOWN // 2], *changed[-_SHOWN // 2 :]]
     rows = [
         [
@@ -200,8 +202,8 @@ def _comparison(found: "Comparison") -> str:
         ]
         for each in reversed(chosen)
     ]
-    title = f"{len(changed)} of {len(found.classes)} classes change; the largest gains and losses"
-    return "\n".join(lines) + "\n" + tables.text_table([title, "points", "from", "to", "videos", "q"], rows)
+    table = tables.text_table(["class", "points", "from", "to", "videos", "q"], rows)
+    return "\n".join(lines) + f"\n\n{table}"
 
 
 def _with_interval(figure: Any) -> str:
