@@ -89,6 +89,18 @@ def test_the_figures_of_an_evaluation_follow_from_its_file_to_the_last_bit(train
     np.testing.assert_allclose(views.astype(np.float32).mean(axis=1), found.probabilities, rtol=2**-9)
 
 
+def test_a_video_that_did_not_decode_is_listed_without_probabilities(motion_data, tmp_path):
+    settings, dataset = tiny(motion_data), open_dataset("motion_digits", motion_data, "val")
+    index = np.delete(np.arange(20, dtype=np.int32), [3, 8])
+    views = np.full((18, 1, 10), 0.1, np.float32)
+    found = evaluate.Predictions(index, dataset.classes[index], views, np.array([3, 8], np.int32))
+    setting = Setting.of(settings, dataset.manifest["sha256"])
+    evaluate.keep(tmp_path, 4, found, dataset, settings, setting)
+    saved = predictions.read(Place.of(4, setting).path(tmp_path))
+    assert saved.missing == (dataset.ids[3], dataset.ids[8]) and saved.index.tolist() == index.tolist()
+    assert sorted([*saved.ids, *saved.missing]) == sorted(dataset.ids)
+
+
 def test_numpy_alone_reads_what_the_docs_say(tmp_path):
     saved, views = made_up(several=True)
     with np.load(predictions.write(tmp_path, saved, views)) as archive:  # without pickles
