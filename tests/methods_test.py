@@ -71,10 +71,10 @@ def start(settings):
     return step, initial.initial_state(run, transform, target), target, graphdef, mesh
 
 
-def make_batch(mesh, frames):
+def make_batch(mesh, data):
     rng = np.random.default_rng(0)
     rows = {
-        "video": rng.integers(0, 256, (4, frames, 32, 32, 3), np.uint8),
+        "video": rng.integers(0, 256, (4, data.num_frames, *data.height_width, 3), np.uint8),
         "label": rng.integers(0, 10, 4).astype(np.int32),
         "mask": np.ones(4, bool),
         "index": np.arange(4, dtype=np.int32),
@@ -98,6 +98,7 @@ def test_it_trains_what_it_says_and_is_evaluated_and_restored(weights, tmp_path,
 @pytest.mark.parametrize(
     ("family", "method", "compression"),
     [
+        ("clip", "zero_i2v", "inti"),
         ("dinov2", "aim", "inti"),
         ("dinov2", "st_adapter", "inti"),
         ("dinov2", "lora", "tome"),
@@ -107,21 +108,23 @@ def test_it_trains_what_it_says_and_is_evaluated_and_restored(weights, tmp_path,
         ("patches", "st_adapter", "tome"),
     ],
 )
-def test_other_backbones_are_trained_evaluated_and_restored(
+def test_other_backbones_and_shapes_are_trained_evaluated_and_restored(
     tmp_path, family, method, compression, monkeypatch
 ):
     size = dataclasses.replace(SHALLOW, **FAMILIES[family])
     monkeypatch.setitem(BACKBONES, "tiny", size)
     weights = write_tiny(tmp_path / "weights.safetensors", image=size)
-    check(make_settings(weights, method, compression, data__num_frames=4), tmp_path)
+    check(
+        make_settings(weights, method, compression, data__num_frames=4, data__resolution=(24, 40)), tmp_path
+    )
 
 
 def check(settings, tmp_path):
     """Train two steps, evaluate, save and restore."""
-    method, frames = settings.model.adaptation, settings.data.num_frames
+    method = settings.model.adaptation
     step, first, target, graphdef, mesh = start(settings)
     before = jax.device_get({**first.trainable, **first.frozen})
-    batch = make_batch(mesh, frames)
+    batch = make_batch(mesh, settings.data)
     current = first
     for _ in range(2):
         current, metrics = step(current, batch)
@@ -153,7 +156,7 @@ def check(settings, tmp_path):
 def test_temporal_modules_go_with_methods_that_have_none(weights, method, temporal):
     settings = make_settings(weights, method, "inti", model__temporal=temporal, data__num_frames=4)
     step, first, *_, mesh = start(settings)
-    after, metrics = step(first, make_batch(mesh, 4))
+    after, metrics = step(first, make_batch(mesh, settings.data))
     assert np.isfinite(metrics["loss"])
     if temporal != "shift":
         assert any(path.startswith("adapters.") for path in after.trainable)
@@ -179,7 +182,7 @@ def test_dropout_changes_training_by_the_step_and_evaluation_not_at_all(weights,
         path: leaf + 0.1 * rng.standard_normal(leaf.shape, np.float32) if "adapters" in path else leaf
         for path, leaf in params.items()
     }
-    video = make_batch(mesh, 4)["video"]
+    video = make_batch(mesh, dataclasses.replace(settings.data, num_frames=4))["video"]
     logits = jax.jit(lambda key: parameters.merge(graphdef, params)(video, key))
     first_step, again, second_step = (logits(jax.random.key(seed)) for seed in (1, 1, 2))
     np.testing.assert_array_equal(first_step, again)

@@ -128,6 +128,18 @@ def test_the_cost_is_what_xla_counts(method, kind, shallow):
     assert theirs == pytest.approx(ours, rel=0.01)
 
 
+@pytest.mark.parametrize("kind", ["inti", "tome"])
+def test_the_cost_for_frames_that_are_not_square_is_what_xla_counts(kind, shallow):
+    shallow(4)
+    config = settings("st_adapter", kind, frames=4, data__resolution=(112, 288))
+    model = model_of(config)
+    assert (model.tower.grid, model.tower.tokens) == ((7, 18), 127)
+    assert counted(lower(model, 4)) == pytest.approx(model.macs(4), rel=0.01)
+    found = plan.make_plan(config)[0]
+    assert found.gmacs_per_view_training == pytest.approx(model.macs(4) / 1e9)
+    assert "4 frames of 112 x 288," in plan.render(found)
+
+
 @pytest.mark.parametrize("method", ["zero_i2v", "lora"])
 def test_a_folded_model_costs_what_xla_counts_of_it(method, shallow):
     shallow(4)

@@ -21,6 +21,7 @@ from tests.configs import PREFIXES
 from tests.models import torch_references as references
 
 BATCH, FRAMES = 2, 4
+HEIGHT, WIDTH = 16, 64  # 2 x 8 patches: what mistakes rows for columns is found
 SHIFTS = {
     "base": ((-1, 1), (1, 1)),
     "ablation": ((-1, 1), (1, 1), (-2, 1), (2, 1)),
@@ -165,7 +166,9 @@ def test_merged_tokens_are_means_by_size(prefix):
 
 def compare(method: Method, blocks: int, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
     """With the reference in float64: what differs is then our own rounding, or a mistake."""
-    size = BackboneSize(width=64, layers=blocks, heads=method.heads, patch=8, resolution=32, **changes)
+    size = BackboneSize(
+        width=64, layers=blocks, heads=method.heads, patch=8, resolution=(HEIGHT, WIDTH), **changes
+    )
     monkeypatch.setitem(BACKBONES, "tiny", size)
     settings = Model(pretrained="random", **method.settings)
     model = nnx.eval_shape(lambda: VideoModel(settings, 10, num_frames=FRAMES, rngs=nnx.Rngs(0)))
@@ -173,7 +176,7 @@ def compare(method: Method, blocks: int, monkeypatch: pytest.MonkeyPatch, **chan
     params = random_parameters({path: leaf.shape for path, leaf in parameter_shapes(model).items()})
     names = [path for path in params if trains(settings, path) and not path.startswith("head.")]
     rng = np.random.default_rng(1)
-    video = rng.integers(0, 256, (BATCH, FRAMES, 32, 32, 3), np.uint8)
+    video = rng.integers(0, 256, (BATCH, FRAMES, HEIGHT, WIDTH, 3), np.uint8)
     weights = rng.standard_normal((BATCH, size.width))
 
     def weighted(trained, frozen, video):

@@ -11,6 +11,7 @@ import transformers
 
 import inti_jax
 from inti_jax.config.backbones import BACKBONES, DINOV2, DINOV2_WITH_REGISTERS, IMAGENET_MEAN, IMAGENET_STD
+from inti_jax.config.resolution import height_width
 from inti_jax.pretrained.clip_file import ClipFile
 from tests.commands import convert
 from tests.pretrained.towers import gap, images, one_frame_model, pooled
@@ -60,12 +61,13 @@ def test_features_are_those_of_transformers(case):
     assert tower.description.architecture.numerics == expected
 
 
-def test_a_video_model_takes_it_at_another_resolution(case, monkeypatch):
+@pytest.mark.parametrize("resolution", [42, (42, 84)])
+def test_a_video_model_takes_it_at_another_resolution(case, monkeypatch, resolution):
     """One frame of a video: positions are resampled as transformers does it."""
     model, _, file = case
     monkeypatch.setitem(BACKBONES, "tiny", ClipFile(file).description.architecture.image)
-    built = one_frame_model(file, "tiny", 42)
-    pixels = np.random.default_rng(2).integers(0, 256, (2, 42, 42, 3), np.uint8)
+    built = one_frame_model(file, "tiny", resolution)
+    pixels = np.random.default_rng(2).integers(0, 256, (2, *height_width(resolution), 3), np.uint8)
     normalized = ((pixels / 255 - IMAGENET_MEAN) / IMAGENET_STD).astype(np.float32)
     found = jax.jit(lambda video: built.features(video))(pixels[:, None])
     assert gap(np.asarray(found), pooled(model, normalized)) <= 2e-5

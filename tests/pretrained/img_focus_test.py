@@ -11,6 +11,7 @@ import pytest
 
 import inti_jax
 from inti_jax.config.backbones import BACKBONES, DINOV2, IMAGENET_MEAN, IMAGENET_STD
+from inti_jax.config.resolution import height_width
 from tests.commands import convert
 from tests.pretrained.towers import one_frame_model
 
@@ -43,15 +44,16 @@ def converted(tmp_path_factory):
     return directory / "hf", directory / "f.safetensors", session
 
 
-def frames(side):
-    """The middle of an early frame of each clip, as pixels [B, side, side, 3]."""
+def frames(resolution):
+    """The middle of an early frame of each clip, as pixels [B, H, W, 3]."""
     images = []
+    height, width = height_width(resolution)
     for name in NAMES:
         with av.open(CLIPS / name) as container:
             image = next(itertools.islice(container.decode(video=0), 10, None)).to_image()
         short = min(image.size)
         left, top = ((length - short) // 2 for length in image.size)
-        images.append(np.asarray(image.resize((side, side), box=(left, top, left + short, top + short))))
+        images.append(np.asarray(image.resize((width, height), box=(left, top, left + short, top + short))))
     return np.stack(images)
 
 
@@ -59,7 +61,7 @@ def theirs(session, pixels):
     """The class tokens [B, 384] that leave the last LayerNorm of the graph."""
     normalized = ((pixels / 255 - IMAGENET_MEAN) / IMAGENET_STD).astype(np.float32)
     tokens = session.run(None, {"input_image": normalized.transpose(0, 3, 1, 2)})[0]
-    assert tokens.shape == (len(pixels), (pixels.shape[1] // 14) ** 2 + 1, 384)
+    assert tokens.shape == (len(pixels), pixels[0, ::14, ::14, 0].size + 1, 384)
     return tokens[:, 0]
 
 
@@ -82,12 +84,12 @@ def test_features_at_the_weights_own_size(converted, record_property):
     check(tower.features(pixels), theirs(session, pixels), record_property)
 
 
-@pytest.mark.parametrize("side", [84, 224, 560])
-def test_features_of_a_video_model_at_other_sizes(converted, side, record_property):
-    """Positions are resampled to 6 x 6, 16 x 16 and 40 x 40 patches from the file's 37 x 37."""
+@pytest.mark.parametrize("resolution", [84, 224, 560, (84, 112)])
+def test_features_of_a_video_model_at_other_sizes(converted, resolution, record_property):
+    """Positions are resampled to 6 x 6 to 40 x 40, and 6 x 8 patches from the file's 37 x 37."""
     _, file, session = converted
-    pixels = frames(side)
-    model = one_frame_model(file, "dinov2_vit_s14", side)
+    pixels = frames(resolution)
+    model = one_frame_model(file, "dinov2_vit_s14", resolution)
     found = jax.jit(lambda video: model.features(video))(pixels[:, None])
     check(np.asarray(found), theirs(session, pixels), record_property)
 

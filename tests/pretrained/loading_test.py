@@ -83,14 +83,16 @@ def test_frozen_part_in_bfloat16(tmp_path, model):
         np.testing.assert_array_equal(value, ClipFile(path).read(name).astype(jnp.bfloat16))
 
 
-def test_positions_for_another_resolution(tmp_path, model):
-    small = dataclasses.replace(TINY, resolution=16)
+@pytest.mark.parametrize(("resolution", "grid"), [(16, (2, 2)), ((16, 64), (2, 8)), ((64, 16), (8, 2))])
+def test_positions_for_another_resolution(tmp_path, model, resolution, grid):
+    """Two of them have as many positions as the model, of another shape."""
+    small = dataclasses.replace(TINY, resolution=resolution)
     path = write_tiny(tmp_path / "f.safetensors", image=small)
     shapes = parameters.parameter_shapes(model)
     params, coverage = load(path, shapes, _one_device(shapes), grid=GRID)
-    assert coverage.resampled == "2x2 to 4x4"
+    assert coverage.resampled == f"{grid[0]}x{grid[1]} to 4x4"
     original = ClipFile(path).read("tower.positional_embedding")
-    np.testing.assert_array_equal(params["tower.positional_embedding"], resample(original, (2, 2), GRID))
+    np.testing.assert_array_equal(params["tower.positional_embedding"], resample(original, grid, GRID))
 
 
 @pytest.mark.parametrize("change", [{"width": 48, "heads": 3}, {"layers": 5}, {"patch": 4}])

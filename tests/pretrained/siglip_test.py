@@ -13,6 +13,7 @@ from tokenizers import models, normalizers, pre_tokenizers
 
 import inti_jax
 from inti_jax.config.backbones import BACKBONES, HALF, SIGLIP
+from inti_jax.config.resolution import height_width
 from inti_jax.models import pieces
 from inti_jax.pretrained.clip_file import ClipFile
 from tests.commands import convert
@@ -180,22 +181,22 @@ def test_siglips_texts_lose_capitals_and_punctuation(tmp_path):
 
 
 @pytest.mark.parametrize("case", ["whole"], indirect=True)
-@pytest.mark.parametrize("side", [56, 84])
-def test_a_video_model_starts_from_class_names(case, monkeypatch, side):
+@pytest.mark.parametrize("resolution", [56, 84, (84, 42)])
+def test_a_video_model_starts_from_class_names(case, monkeypatch, resolution):
     """One frame of a video gives SigLIP's zero-shot probabilities, also where positions are resampled."""
     model, _, file = case
     monkeypatch.setitem(BACKBONES, "tiny", ClipFile(file).description.architecture.image)
     built = one_frame_model(
         file,
         "tiny",
-        side,
+        resolution,
         classes=3,
         model__head__init="text",
         model__head__templates=("a photo of {}",),
     )
-    pixels = np.random.default_rng(2).integers(0, 256, (2, side, side, 3), np.uint8)
+    pixels = np.random.default_rng(2).integers(0, 256, (2, *height_width(resolution), 3), np.uint8)
     image = pooled(
-        tower_of(model), (pixels / 127.5 - 1).astype(np.float32), interpolate_pos_encoding=side != 56
+        tower_of(model), (pixels / 127.5 - 1).astype(np.float32), interpolate_pos_encoding=resolution != 56
     )
     assert gap(np.asarray(jax.jit(lambda video: built.features(video))(pixels[:, None])), image) <= 2e-5
     clip = inti_jax.load_clip(file)

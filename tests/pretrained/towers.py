@@ -8,6 +8,7 @@ import torch
 from flax import nnx
 
 from inti_jax.config import Mesh
+from inti_jax.config.resolution import Resolution
 from inti_jax.distributed import sharding
 from inti_jax.models import parameters
 from inti_jax.models.video import VideoModel
@@ -34,7 +35,7 @@ def gap(found: np.ndarray, expected: np.ndarray) -> float:
 
 
 def one_frame_model(
-    file: Path, backbone: str, resolution: int, *, classes: int = 10, **changes: object
+    file: Path, backbone: str, resolution: Resolution, *, classes: int = 10, **changes: object
 ) -> VideoModel:
     """Build the model that training would start from, with the weights of the converted `file`."""
     settings = tiny(
