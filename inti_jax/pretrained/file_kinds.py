@@ -1,5 +1,6 @@
 """Recognise a file's kind by its first bytes, so that an error about the file can name it."""
 
+import codecs
 import json
 import re
 import struct
@@ -48,7 +49,7 @@ def no_weights(path: Path) -> str | None:
             "file itself"
         )
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    if text.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
+    if text.startswith((b"<!doctype html", b"<html", b"<head", b"<body", b"<script", b"<!--")):
         return (
             "an HTML page, such as a login or an error, not weights: open the address in a browser, and "
             "save the file itself"
@@ -62,7 +63,21 @@ def no_weights(path: Path) -> str | None:
         return "a tar archive: unpack it, and give the weights in it"
     if text.startswith((b"{", b"[")) and b"\0" not in start:
         return "JSON, not weights: give the file with the weights, or the whole directory"
+    if (line := _first_line(start)) is not None:
+        return f"text, not weights: it begins with {line!r}; download the file again"
     return None
+
+
+def _first_line(start: bytes) -> str | None:
+    """Return the beginning of the first line of a text; None for a file that is no text."""
+    try:
+        # Incrementally, since the last character may be cut.
+        text = codecs.getincrementaldecoder("utf-8")().decode(start).removeprefix("\ufeff").strip()
+    except UnicodeDecodeError:
+        return None
+    if not text or not all(char.isprintable() or char.isspace() for char in text):
+        return None
+    return text.splitlines()[0][:40]
 
 
 def no_safetensors(path: Path) -> str | None:

@@ -21,6 +21,7 @@ from inti_jax.pretrained.lazy_array import LazyArray
 
 _WAY_OUT = "save a model's state_dict() with torch.save, or give a safetensors file or a whole directory"
 
+_PICKLE_START = b"\x80"  # of each protocol that torch has ever written
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file by torch before 1.6
 
 
@@ -63,6 +64,9 @@ def read_legacy(path: Path) -> Contents:
     Raises UserError as `read_archive` does.
     """
     with _reading(path), path.open("rb") as file:
+        if file.read(1) != _PICKLE_START:
+            raise UserError(f"{path} is neither a torch checkpoint nor a safetensors file: {_WAY_OUT}")
+        file.seek(0)
         if inert.Unpickler(file).load() != _LEGACY_MAGIC:
             raise UserError(f"{path} is a pickle that torch.save did not write: {_WAY_OUT}")
         inert.Unpickler(file).load()  # the format's version

@@ -280,7 +280,9 @@ def test_settings_that_the_weights_need(copy, rejected):
         (b"\x1f\x8b\x08\0\0", "is compressed with gzip: unpack it first"),
         (b'{"weight_map": {}}', "is JSON, not weights"),
         (b"", "is empty"),
-        (b"not a checkpoint", r"save a model's state_dict\(\) with torch\.save, or give a safetensors file"),
+        (b"<!-- moved -->\n<!DOCTYPE html>", "is an HTML page, such as a login"),
+        ("Zugriff verweigert: zu h\u00e4ufig\n".encode(), "is text, not weights: it begins with 'Zugriff"),
+        (b"\x00\x00\x00\x20ftypisom", r"save a model's state_dict\(\) with torch\.save, or give a safetensors"),
         (pickle.dumps({"a": 1}), r"that torch\.save did not write: save a model's state_dict"),
     ],
 )
@@ -289,7 +291,7 @@ def test_a_file_that_holds_no_weights_is_called_what_it_is(copy, tmp_path, rejec
     path = tmp_path / name
     if name == "model.safetensors":  # as a repository cloned without LFS has it
         path = copy() / name
-        if contents == b"not a checkpoint":
+        if contents.startswith(b"\0"):
             said = "not a safetensors file"
     path.write_bytes(contents)
     line = rejected(path.parent if name == "model.safetensors" else path)

@@ -86,6 +86,9 @@ def _split_folders(top: Directory, scanned: Scanned) -> list[tuple[str | None, P
             f"`{printable(others[0].name)}`"
         )
     if others:
+        if named:
+            beside = printable(others[0].name)
+            scanned.notes.append(f"{quoted(named)} count as labels: `{beside}` beside them names no split")
         return [(None, source)]
     for split, folders in by_split.items():
         if len(folders) > 1:

@@ -10,7 +10,7 @@ from inti_jax.data.builders.files import Found
 from inti_jax.data.manifest import labels_in
 
 _NAMES = {
-    "train": ("train", "training", "trainset"),
+    "train": ("train", "training", "trainset", "trainval"),
     "val": ("val", "valid", "validate", "validation", "valset", "dev", "eval", "evaluation"),
     "test": ("test", "testing", "testset"),
 }

@@ -139,6 +139,7 @@ def test_folders_that_cannot_be_read_are_listed_by_both_readers(tmp_path, monkey
         ("videos_train", "videos-val"),
         ("train", "Dev"),
         ("Train", "Test"),
+        ("trainval", "Test"),
     ],
 )
 def test_split_folders_by_their_usual_names(train, val, tmp_path, capsys):
@@ -176,7 +177,10 @@ def test_which_folders_are_classes(folders, labels, tmp_path):
         with pytest.raises(UserError, match=labels):
             folder.scan(tmp_path)
     else:
-        assert folder.scan(tmp_path).labels == labels
+        scanned = folder.scan(tmp_path)
+        assert scanned.labels == labels
+        note = "`test`, `train` count as labels: `bus` beside them names no split"
+        assert scanned.notes == ((note,) if "bus" in labels else ())
 
 
 def test_splits_inside_of_classes_are_noted(tmp_path):

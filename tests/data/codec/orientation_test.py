@@ -8,6 +8,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from av.bitstream import BitStreamFilterContext
 from PIL import Image
 
 from inti_jax.data.codec import decode
@@ -86,6 +87,34 @@ def test_a_matrix_that_only_scales_or_shows_nothing_is_left_out(matrix):
     np.testing.assert_array_equal(
         decode.decode_frames(clips.with_matrix(PLAIN, *matrix), np.array([5]), 30), STORED[[5]]
     )
+
+
+@pytest.mark.parametrize(
+    ("how", "first"),
+    [
+        ("rotate=0:flip=vertical", lambda frame: frame[::-1]),
+        ("rotate=0:flip=horizontal", lambda frame: frame[:, ::-1]),
+    ],
+)
+def test_a_matrix_in_the_stream_is_that_of_its_frame_alone(how, first):
+    """A message in the stream before one frame, here the first, and none before the others."""
+    file = io.BytesIO()
+    with av.open(io.BytesIO(PLAIN)) as source, av.open(file, "w", format="mp4") as output:
+        stream = output.add_stream_from_template(source.streams.video[0])
+        inserted = BitStreamFilterContext(
+            f"h264_metadata=display_orientation=insert:{how}", source.streams.video[0], stream
+        )
+        for packet in source.demux(video=0):
+            output.mux(inserted.filter(packet))
+    video = file.getvalue()
+    expected = np.concatenate([first(STORED[0])[None], STORED[1:]])
+    frames = decode.decode_frames(video, np.arange(30), 30)
+    np.testing.assert_array_equal(frames, expected)
+    for index in (0, 5):
+        for total in (None, 30):
+            np.testing.assert_array_equal(decode.decode_frames(video, np.array([index]), total), frames[[index]])
+    if shutil.which("ffmpeg"):
+        np.testing.assert_array_equal(frames, clips.by_ffmpeg(video, frames.shape[1:]))
 
 
 def test_frames_whose_side_data_pyav_does_not_know_are_turned():
