@@ -54,7 +54,10 @@ def pixels(images: Any) -> Shaped[np.ndarray, "..."]:
     Grey and RGBA pixels (uint8) become RGB. Floats and arrays of other shapes are returned unchanged. Raises
     UserError where NumPy cannot read the images, or where their sizes differ.
     """
-    if isinstance(images, list | tuple) and images and isinstance(images[0], Image.Image):
+    first = images[0] if isinstance(images, list | tuple) and images else images
+    if isinstance(first, str | bytes | os.PathLike):
+        raise UserError(f"{_IMAGES}, not the path {os.fsdecode(first)}: open it with Pillow")
+    if isinstance(images, list | tuple) and isinstance(first, Image.Image):
         return _stack(images, "the list")
     if isinstance(images, list | tuple) and images and not isinstance(images[0], list | tuple):
         parts = [_array(image, _IMAGES) for image in images]
@@ -119,7 +122,11 @@ def _rgb(array: UInt8[np.ndarray, "*B C"]) -> UInt8[np.ndarray, "*B D"]:
 def _picture(picture: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
     if picture.mode in _DEEP:
         raise UserError(f"a picture has more than 8 bits a channel (mode {picture.mode}): scale it to 0..255")
-    return np.asarray(picture.convert("RGB"))
+    try:
+        return np.asarray(picture.convert("RGB"))  # a picture that was opened from a file is read only now
+    except (OSError, SyntaxError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"a picture cannot be read: {reason}") from None
 
 
 def _array(value: Any, wanted: str = _VIDEO) -> np.ndarray:

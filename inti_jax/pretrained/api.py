@@ -47,8 +47,8 @@ class TextEncoder:
         """Encode texts as `ClipModel.encode_text` does."""
         if not self._params:
             raise UserError(f"{self._path} has no text tower: convert a whole CLIP")
-        if isinstance(texts, str):
-            raise UserError("encode_text takes a list of texts, not a single string")
+        if isinstance(texts, str | bytes):
+            raise UserError(f"encode_text takes a list of texts, not a single {type(texts).__name__}")
         if self._tokenizer is None:
             raise UserError(f"{self._path} holds no vocabulary: convert it again with --vocab FILE")
         tokens = self._tokenizer(texts)

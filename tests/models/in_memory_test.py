@@ -1,5 +1,6 @@
 """Videos and images in the forms in which programs hold them."""
 
+import io
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -36,6 +37,12 @@ class ByDlpack:
         return VIDEO.__dlpack_device__()
 
 
+def truncated_picture():
+    file = io.BytesIO()
+    Image.fromarray(VIDEO[0]).save(file, "PNG")
+    return Image.open(io.BytesIO(file.getvalue()[:-40]))
+
+
 def pictures(mode="RGB"):
     return [Image.fromarray(frame).convert(mode) for frame in VIDEO]
 
@@ -54,6 +61,7 @@ def pictures(mode="RGB"):
         ([jnp.asarray(frame) for frame in VIDEO], VIDEO),
         (pictures(), VIDEO),
         (pictures("RGBA"), VIDEO),
+        ([Image.fromarray(frame[..., 0]).convert("LA") for frame in GREY], np.repeat(GREY, 3, -1)),
         (RGBA, VIDEO),
         (list(RGBA), VIDEO),
         (GREY, np.repeat(GREY, 3, -1)),
@@ -102,6 +110,7 @@ def test_no_clips():
         (iter(VIDEO), "not .*iterator"),
         (object(), "not object"),
         (pictures()[0], "not one picture: give a list of them"),
+        ([truncated_picture()], "a picture cannot be read: image file is truncated"),
         ([Image.new("I;16", (8, 6))], r"more than 8 bits a channel \(mode I;16\)"),
         (VIDEO / np.float32(255), r"not float32 \[4, 6, 8, 3\]: give pixels in 0..255 as uint8"),
         (torch.rand(4, 6, 8, 3, requires_grad=True), r"not float32 .*uint8"),

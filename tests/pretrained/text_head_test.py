@@ -1,5 +1,7 @@
 """A classifier from class names ranks as CLIP does, with no training; and what `load_clip` refuses."""
 
+from pathlib import Path
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -118,6 +120,8 @@ def test_texts_are_cleaned_as_the_weights_own_library_does(model, clip, tmp_path
         (np.zeros((1, 32, 32, 3), np.uint8), r"takes images \[B, 64, 64, 3\], not \[1, 32, 32, 3\]"),
         (np.zeros((64, 64, 3), np.uint8), r"not \[64, 64, 3\]"),
         (np.zeros((1, 64, 64, 3), np.int32), "images are uint8, or floats"),
+        ("a.jpg", "not the path a.jpg: open it with Pillow"),
+        ([Path("a.jpg")], "not the path a.jpg"),
     ],
 )
 def test_images_of_another_shape_or_type(clip, images, message):
@@ -126,8 +130,9 @@ def test_images_of_another_shape_or_type(clip, images, message):
 
 
 def test_texts_need_a_vocabulary_and_a_text_tower(model, clip, tmp_path):
-    with pytest.raises(UserError, match="a list"):
-        clip.encode_text("one text")
+    for wrong in ("one text", b"one text"):
+        with pytest.raises(UserError, match="a list"):
+            clip.encode_text(wrong)
     weights = checkpoints.openai_state_dict(model)
     torch.save(weights, tmp_path / "m.pt")
     assert convert(tmp_path / "m.pt", "--out", tmp_path / "f.safetensors", "--activation", "quick_gelu") == 0
