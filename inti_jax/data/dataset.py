@@ -159,7 +159,12 @@ class VideoDataset:
                 builder = tfds.builder_from_directory(directory)
                 # Readers keep a shard open once they have read from it.
                 shards = builder.info.splits[self.split].num_shards
-                limits.raise_file_limit(limits.open_files() + shards + limits.SPARE_FILES)
+                needed = limits.open_files() + shards
+                if (limit := limits.raise_file_limit(needed + limits.SPARE_FILES)) < needed:
+                    raise UserError(
+                        f"{self.directory}: the {shards} shards of `{self.split}` need {needed} open files, "
+                        f"and the hard limit is {limit}: raise it (ulimit -Hn)"
+                    )
                 self._opened = builder.as_data_source(self.split)
             return self._opened
 

@@ -23,7 +23,7 @@ from inti_jax.data.dataset import Example, FileDataset, open_dataset
 from inti_jax.data.loading import batches, workers
 from inti_jax.data.loading.workers import LoadingError
 from inti_jax.errors import UserError
-from inti_jax.host import memory
+from inti_jax.host import limits, memory
 from tests.data import clips
 
 BAD = 3  # the index of the video that does not decode
@@ -390,6 +390,12 @@ def test_a_damaged_record_is_masked_in_training_and_missing_in_evaluation(motion
     assert not batch["video"][~batch["mask"]].any()
     (batch,) = pipeline.eval_batches(dataset, CFG, config.Eval(batch=40))
     np.testing.assert_array_equal(batch["index"][batch["missing"]], damaged)
+
+
+def test_more_shards_than_open_files_are_one_line(motion_data, monkeypatch):
+    monkeypatch.setattr(limits, "raise_file_limit", lambda needed: 5)
+    with pytest.raises(UserError, match=r"the 1 shards of `train` need \d+ open files, .* limit is 5"):
+        open_dataset("motion_digits", motion_data, "train")
 
 
 def _black(video, indices, total=None):

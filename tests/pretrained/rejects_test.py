@@ -282,7 +282,7 @@ def test_settings_that_the_weights_need(copy, rejected):
         (b"", "is empty"),
         (b"<!-- moved -->\n<!DOCTYPE html>", "is an HTML page, such as a login"),
         ("Zugriff verweigert: zu h\u00e4ufig\n".encode(), "is text, not weights: it begins with 'Zugriff"),
-        (b"\x00\x00\x00\x20ftypisom", r"save a model's state_dict\(\) with torch\.save, or give a safetensors"),
+        (b"\0\0\0\x20ftypisom", r"save a model's state_dict\(\) with torch\.save, or give a safetensors"),
         (pickle.dumps({"a": 1}), r"that torch\.save did not write: save a model's state_dict"),
     ],
 )

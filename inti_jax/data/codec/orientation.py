@@ -90,8 +90,8 @@ class Converter:
         return orientation.apply(image)
 
     def _orientation_of(self, frame: av.VideoFrame) -> Orientation:
-        # A matrix in the container holds for all frames. One in the stream may be that of one frame alone. The
-        # angle tells, except that a frame without a matrix and one that is upside down have the same.
+        # A matrix in the container holds for all frames. One in the stream may hold for a single frame. The
+        # angle tells, except between a frame without a matrix and one that is upside down.
         unsure = not frame.rotation and self._orientation != Orientation()
         if frame.rotation != self._rotation or unsure:
             self._rotation, self._orientation = frame.rotation, Orientation.of(frame)
