@@ -45,12 +45,14 @@ def main(prog: str = "python -m inti_jax.main") -> None:
 
     from inti_jax.distributed import backend, joining
     from inti_jax.evaluation import evaluate
-    from inti_jax.runs import profiling
+    from inti_jax.runs import backbone, profiling
     from inti_jax.training import loop
 
     profile = profiling.Steps.parse(arguments.profile) if arguments.profile is not None else None
     if profile is not None and arguments.mode != "train":
         raise UsageError("--profile traces training steps: it cannot be used with --mode eval")
+    if arguments.mode == "train":
+        backbone.check_early(config, arguments.workdir)
     flags = (arguments.coordinator_address, arguments.process_count, arguments.process_id)
     with joining.joined(*flags, config.hosts):
         backend.start()

@@ -76,22 +76,24 @@ def main(prog: str = "python -m inti_jax.plan") -> None:
         target = topology.tpu_target(arguments.topology)
     elif arguments.platform:
         target = topology.local_target(arguments.platform)
-    classes = arguments.classes
     if settings is None:
         from inti_jax.runs import trained
 
-        found = trained.read_record(arguments.checkpoint)
-        settings, classes = found.config, len(found.dataset.labels)
-    plan, budget = costs.make_plan(settings, classes, arguments.budget)
+        record = trained.read_record(arguments.checkpoint)
+    else:
+        record = costs.record_of(settings, arguments.classes)
+    plan, budget = costs.make_plan(record, arguments.budget)
     compiled = None
     if target is not None:
         from inti_jax.runs import state
         from inti_jax.training import train_step
 
         log.info("compiling the training step for %s", target.name)
-        record = costs.record_of(settings, plan.classes)
         compiled = topology.compile_step(
-            settings, state.abstract_model(record), target, functools.partial(train_step.lower_step, record)
+            record.config,
+            state.abstract_model(record),
+            target,
+            functools.partial(train_step.lower_step, record),
         )
     if arguments.json:
         values = dataclasses.asdict(plan)

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from inti_jax import config
-from inti_jax.config.backbones import Backbone
+from inti_jax.config.backbones import Backbone, published
 from inti_jax.runs.record import Dataset, RunRecord
 
 
@@ -32,8 +32,9 @@ def tiny(data_dir: Any = "data", **changes: Any) -> config.Config:
     return config.from_dict(values)
 
 
-def record(settings: config.Config, classes: int = 10, backbone: Backbone = Backbone()) -> RunRecord:  # noqa: B008
+def record(settings: config.Config, classes: int = 10, backbone: Backbone | None = None) -> RunRecord:
     """The record of a run on a dataset of that many classes."""
+    backbone = backbone or published(settings.model.backbone)
     labels = tuple(f"class {k}" for k in range(classes))
     return RunRecord(settings, Dataset("motion_digits", "1.0.0", "0", labels), backbone)
 

@@ -14,6 +14,7 @@ from inti_jax.distributed import sharding
 from inti_jax.evaluation.evaluate import make_forward
 from inti_jax.models import parameters
 from inti_jax.runs import checkpoint, initial, state
+from inti_jax.runs.backbone import find_backbone
 from inti_jax.runs.checkpoint import CheckpointManager
 from inti_jax.training import optim, train_step
 from tests.configs import FAMILIES, record, tiny
@@ -62,7 +63,7 @@ def make_settings(weights, method, compression, **changes):
 
 
 def start(settings):
-    run = record(settings, backbone=initial.find_backbone(settings.model))
+    run = record(settings, backbone=find_backbone(settings))
     mesh = sharding.make_mesh(Mesh(), jax.devices()[:1])
     transform, schedule = optim.make_optimizer(settings.train, 4)
     target = state.abstract_state(run, transform, mesh)

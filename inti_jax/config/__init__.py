@@ -14,6 +14,7 @@ Any package may import it. It imports `errors` and `host.paths` only.
 from inti_jax.config.files import load_config, recipes
 from inti_jax.config.parse import (
     ConfigError,
+    check_size,
     defaults,
     from_dict,
     parse_arg,
@@ -81,6 +82,7 @@ __all__ = [
     "StAdapter",
     "Train",
     "ZeroI2V",
+    "check_size",
     "defaults",
     "from_dict",
     "load_config",

@@ -19,9 +19,13 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
 
 
+# The value of `model.backbone` that takes the size which the file `model.pretrained` describes.
+AUTO = "auto"
+
+
 @dataclasses.dataclass(frozen=True)
 class BackboneSize:
-    """The shape of an image tower."""
+    """The shape of an image tower. Raises ValueError where no tower can have it."""
 
     width: int  # channels of a token
     layers: int  # blocks
@@ -42,6 +46,9 @@ class BackboneSize:
     def __post_init__(self) -> None:
         """Write a square resolution by its side, so that equal sizes are equal."""
         object.__setattr__(self, "resolution", resolutions.simplest(self.resolution))
+        counts = (self.width, self.layers, self.heads, self.patch, self.mlp_width, *self.height_width)
+        if min(counts) < 1 or self.registers < 0 or self.width % self.heads:
+            raise ValueError(f"{self} is not the size of a tower")
 
     @property
     def height_width(self) -> tuple[int, int]:
@@ -53,6 +60,10 @@ class BackboneSize:
         """The rows and the columns of patches."""
         height, width = self.height_width
         return height // self.patch, width // self.patch
+
+    def alike(self, other: "BackboneSize") -> bool:
+        """Tell whether two sizes differ in the resolution at most, to which positions are resampled."""
+        return dataclasses.replace(self, resolution=other.resolution) == other
 
     @property
     def mlp_width(self) -> int:
@@ -126,13 +137,22 @@ BACKBONES = {
 
 def name_of(size: BackboneSize) -> str | None:
     """Name the backbone of this size, the one of the nearest resolution; None where there is none."""
-    fitting = [
-        name
-        for name, named in BACKBONES.items()
-        if dataclasses.replace(named, resolution=size.resolution) == size
-    ]
+    fitting = [name for name, named in BACKBONES.items() if named.alike(size)]
     side = math.sqrt(math.prod(size.height_width))
     return min(fitting, key=lambda name: abs(BACKBONES[name].height_width[0] - side), default=None)
+
+
+def describe(size: BackboneSize) -> str:
+    """Name the backbone of this size, at the nearest resolution, or else put the size in words."""
+    return name_of(size) or (
+        f"a ViT of width {size.width} with {size.layers} layers, {size.heads} heads and patches of "
+        f"{size.patch}"
+    )
+
+
+def called(name: str, size: BackboneSize) -> str:
+    """Give the name of a backbone, or describe the one that was found, of this size, for "auto"."""
+    return describe(size) if name == AUTO else name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,11 +175,12 @@ SIGLIP = Numerics("gelu_tanh", 1e-6, "plain")
 
 @dataclasses.dataclass(frozen=True)
 class Backbone:
-    """The facts about the weights that a run's tower starts from.
+    """The size of a run's tower, and the facts about the weights that it starts from.
 
     They are kept with the run, so that its checkpoints can be used without those weights.
     """
 
+    size: BackboneSize  # at the resolution of the weights, which need not be that of the run
     numerics: Numerics = OPENAI
     mean: tuple[float, float, float] = CLIP_MEAN  # of the pixels in [0, 1], subtracted from them
     std: tuple[float, float, float] = CLIP_STD  # of the pixels, which are divided by it
@@ -168,10 +189,11 @@ class Backbone:
 
 
 def published(name: str) -> Backbone:
-    """Give the facts of the weights that the family of the backbone `name` was published with."""
+    """Give the backbone `name`, with the facts of the weights that its family was published with."""
+    size = BACKBONES[name]
     if name.startswith("siglip"):
-        return Backbone(SIGLIP, HALF, HALF)
+        return Backbone(size, SIGLIP, HALF, HALF)
     if not name.startswith("dinov2"):
-        return Backbone()
-    numerics = DINOV2_WITH_REGISTERS if BACKBONES[name].registers else DINOV2
-    return Backbone(numerics, IMAGENET_MEAN, IMAGENET_STD)
+        return Backbone(size)
+    numerics = DINOV2_WITH_REGISTERS if size.registers else DINOV2
+    return Backbone(size, numerics, IMAGENET_MEAN, IMAGENET_STD)

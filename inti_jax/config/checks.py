@@ -8,12 +8,12 @@ import fnmatch
 from collections.abc import Iterator
 
 from inti_jax.config import schema as config
-from inti_jax.config.backbones import BACKBONES
+from inti_jax.config.backbones import AUTO, BackboneSize
 from inti_jax.config.resolution import nearest_multiples
 
 
 def problems(settings: config.Config) -> Iterator[str]:
-    """Yield one line for each problem with `settings`."""
+    """Yield one line for each problem with `settings` that shows without the size of the backbone."""
     yield from _weights(settings.model)
     yield from _compression(settings.model, settings.data.num_frames)
     yield from _adaptation(settings.model, settings.data.num_frames)
@@ -24,10 +24,61 @@ def problems(settings: config.Config) -> Iterator[str]:
     yield from _mesh(settings)
 
 
+def size_problems(settings: config.Config, size: BackboneSize) -> Iterator[str]:
+    """Yield one line for each problem with `settings` on a backbone of this size."""
+    model, data, tensor = settings.model, settings.data, settings.mesh.tensor
+    backbone = f"the backbone in {model.pretrained}" if model.backbone == AUTO else model.backbone
+    yield from _depth(model, size.layers, f"{size.layers}, the depth of {backbone}")
+    shifts = model.zero_i2v.shifts
+    moved = sum(count for _, count in shifts)
+    if "shift" in (model.temporal, config.TEMPORAL_OF.get(model.adaptation)) and moved > size.heads:
+        yield (
+            f"`model.zero_i2v.shifts` is {shifts}: it moves {moved} heads, and {backbone} has {size.heads}"
+        )
+    if any(side % size.patch for side in data.height_width):
+        each = "it" if isinstance(data.resolution, int) else "each side"
+        nearest = " or ".join(map(str, nearest_multiples(data.resolution, size.patch)))
+        yield (
+            f"`data.resolution` is {data.resolution}: {each} should be a multiple of {size.patch}, the "
+            f"patch size of {backbone}, such as {nearest}"
+        )
+    if size.heads % max(tensor, 1):  # what divides the heads divides the width and the MLP's channels too
+        yield f"`mesh.tensor` is {tensor}: it should divide the {size.heads} heads of {backbone}"
+
+
+def _depth(model: config.Model, layers: int, at_most: str) -> Iterator[str]:
+    """Yield the problems of block numbers; `at_most` names the highest one that there is."""
+    compression = model.compression
+    if any(block > layers for block in compression.after):
+        yield (
+            f"`model.compression.after` is {compression.after}: it should list increasing block numbers from "
+            f"1 to {at_most}"
+        )
+    merging = len(compression.after) or layers
+    if compression.kind == "tome" and isinstance(compression.r, tuple) and len(compression.r) != merging:
+        yield (
+            f"`model.compression.r` has {len(compression.r)} numbers: it should have one for each of the "
+            f"{merging} blocks that merge, or be one number"
+        )
+    for key, blocks in (("freeze_blocks", model.freeze_blocks), ("unfreeze_last", model.unfreeze_last)):
+        if blocks > layers:
+            yield f"`model.{key}` is {blocks}: it should be at most {at_most}"
+    if model.unfreeze_last and model.adaptation == "full":
+        yield (
+            f'`model.unfreeze_last` is {model.unfreeze_last} and `model.adaptation` is "full", which trains '
+            f"all: set `model.freeze_blocks` to {max(layers - model.unfreeze_last, 0)}"
+        )
+
+
 def _weights(model: config.Model) -> Iterator[str]:
     if not model.pretrained:
         yield '`model.pretrained` is empty: set it to a file that `convert` wrote, or to "random"'
     if model.pretrained == "random":
+        if model.backbone == AUTO:
+            yield (
+                f'`model.backbone` is "{AUTO}" and `model.pretrained` is "random": name the backbone, or '
+                "give the file whose backbone to take"
+            )
         if model.adaptation != "full":
             yield (
                 f'`model.adaptation` is "{model.adaptation}" and `model.pretrained` is "random": '
@@ -44,19 +95,16 @@ def _weights(model: config.Model) -> Iterator[str]:
 
 
 def _compression(model: config.Model, frames: int) -> Iterator[str]:
-    compression, layers = model.compression, BACKBONES[model.backbone].layers
+    compression = model.compression
     after = compression.after
     if compression.kind == "none" and after:
         yield f'`model.compression.after` is {after} but `kind` is "none": set one of the two'
     if compression.kind not in ("none", "tome") and not after:
         yield f"`model.compression.after` is empty but `kind` is {compression.kind!r}: name the blocks"
-    if list(after) != sorted(set(after)) or any(block > layers for block in after):
-        yield (
-            f"`model.compression.after` is {after}: it should list increasing block numbers from 1 to "
-            f"{layers}, the depth of {model.backbone}"
-        )
+    if list(after) != sorted(set(after)):
+        yield f"`model.compression.after` is {after}: it should list increasing block numbers"
     if compression.kind == "tome":
-        yield from _merging(model, layers)
+        yield from _merging(model)
     ratio = compression.group ** len(compression.compresses_after)
     if frames % ratio:
         yield (
@@ -69,18 +117,12 @@ def _compression(model: config.Model, frames: int) -> Iterator[str]:
         yield f"`model.compression.scales` is {scales}: name one or more of {config.SCALES}, each once"
 
 
-def _merging(model: config.Model, layers: int) -> Iterator[str]:
+def _merging(model: config.Model) -> Iterator[str]:
     compression = model.compression
     if compression.group != config.Compression.group:
         yield (
             f'`model.compression.group` is {compression.group} and `kind` is "tome", which merges patches of '
             f"one frame: leave it at {config.Compression.group}"
-        )
-    merging = len(compression.after) or layers
-    if isinstance(compression.r, tuple) and len(compression.r) != merging:
-        yield (
-            f"`model.compression.r` has {len(compression.r)} numbers: it should have one for each of the "
-            f"{merging} blocks that merge, or be one number"
         )
     temporal = model.temporal if model.temporal != "none" else config.TEMPORAL_OF.get(model.adaptation)
     if compression.matching == "frame" and temporal:
@@ -91,7 +133,6 @@ def _merging(model: config.Model, layers: int) -> Iterator[str]:
 
 
 def _adaptation(model: config.Model, frames: int) -> Iterator[str]:
-    heads = BACKBONES[model.backbone].heads
     own = config.TEMPORAL_OF.get(model.adaptation)
     if model.temporal != "none" and frames == 1:
         yield (
@@ -106,11 +147,6 @@ def _adaptation(model: config.Model, frames: int) -> Iterator[str]:
     shifts = model.zero_i2v.shifts
     if any(offset == 0 for offset, _ in shifts) or len({offset for offset, _ in shifts}) != len(shifts):
         yield f"`model.zero_i2v.shifts` is {shifts}: offsets should differ from each other and from 0"
-    if "shift" in (model.temporal, own) and sum(count for _, count in shifts) > heads:
-        yield (
-            f"`model.zero_i2v.shifts` is {shifts}: it moves {sum(count for _, count in shifts)} heads, and "
-            f"{model.backbone} has {heads}"
-        )
     for key, chosen in (("lora.targets", model.lora.targets), ("st_adapter.before", model.st_adapter.before)):
         if not chosen or len(set(chosen)) != len(chosen):
             yield f"`model.{key}` is {chosen}: name one or more, each once"
@@ -122,19 +158,10 @@ def _adaptation(model: config.Model, frames: int) -> Iterator[str]:
 
 
 def _freezing(model: config.Model) -> Iterator[str]:
-    layers = BACKBONES[model.backbone].layers
-    for key, blocks in (("freeze_blocks", model.freeze_blocks), ("unfreeze_last", model.unfreeze_last)):
-        if blocks > layers:
-            yield f"`model.{key}` is {blocks}: it should be at most {layers}, the depth of {model.backbone}"
     if model.freeze_blocks and model.adaptation != "full":
         yield (
             f'`model.freeze_blocks` is {model.freeze_blocks} and `model.adaptation` is "{model.adaptation}", '
             'which trains no block: it needs "full". To train the last blocks, set `model.unfreeze_last`'
-        )
-    if model.unfreeze_last and model.adaptation == "full":
-        yield (
-            f'`model.unfreeze_last` is {model.unfreeze_last} and `model.adaptation` is "full", which trains '
-            f"all: set `model.freeze_blocks` to {max(layers - model.unfreeze_last, 0)}"
         )
     if model.pretrained == "random" and (model.freeze or model.freeze_blocks):
         key = "freeze" if model.freeze else "freeze_blocks"
@@ -145,7 +172,7 @@ def _freezing(model: config.Model) -> Iterator[str]:
 
 
 def _data(settings: config.Config) -> Iterator[str]:
-    data, backbone = settings.data, BACKBONES[settings.model.backbone]
+    data = settings.data
     if settings.train.global_batch % data.repeats:
         yield (
             f"`data.repeats` is {data.repeats}: it should divide `train.global_batch`, which counts clips "
@@ -160,13 +187,6 @@ def _data(settings: config.Config) -> Iterator[str]:
         yield "`data.name` is empty: name a prepared dataset"
     if not data.data_dir:
         yield "`data.data_dir` is empty: set it to the directory where `prepare` wrote the dataset"
-    if any(side % backbone.patch for side in data.height_width):
-        each = "it" if isinstance(data.resolution, int) else "each side"
-        nearest = " or ".join(map(str, nearest_multiples(data.resolution, backbone.patch)))
-        yield (
-            f"`data.resolution` is {data.resolution}: {each} should be a multiple of {backbone.patch}, the "
-            f"patch size of {settings.model.backbone}, such as {nearest}"
-        )
     ranges = {
         "crop_scale": data.crop_scale,
         "crop_ratio": data.crop_ratio,
@@ -255,10 +275,7 @@ def _mesh(settings: config.Config) -> Iterator[str]:
     if any(size < 1 and size != -1 for size in axes.values()) or list(axes.values()).count(-1) > 1:
         yield f"`mesh` is {axes}: sizes should be positive, and at most one may be -1 (all remaining devices)"
     # The number of devices that -1 stands for is known once the mesh is made; that checks the rest.
-    data, fsdp, tensor = (max(axes[axis], 1) for axis in ("data", "fsdp", "tensor"))
-    heads = BACKBONES[settings.model.backbone].heads
-    if heads % tensor:  # what divides the heads divides the width and the MLP's channels too
-        yield (f"`mesh.tensor` is {tensor}: it should divide the {heads} heads of {settings.model.backbone}")
+    data, fsdp = (max(axes[axis], 1) for axis in ("data", "fsdp"))
     part = settings.train.global_batch // settings.train.accumulate
     for count, keys in (
         (part, "`train.global_batch` over `train.accumulate`"),

@@ -11,6 +11,7 @@ import ml_collections
 import pydantic
 
 from inti_jax.config import checks, literals
+from inti_jax.config.backbones import AUTO, BACKBONES, BackboneSize
 from inti_jax.config.schema import Config
 from inti_jax.errors import UsageError, UserError
 from inti_jax.host.paths import local_path
@@ -110,10 +111,12 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not JSON: {error}") from None
 
 
-def from_dict(values: dict[str, Any]) -> Config:
+def from_dict(values: dict[str, Any], size: BackboneSize | None = None) -> Config:
     """Check `values`, nested as the dataclasses are, and freeze them as a `Config`.
 
-    Raises ConfigError where a key is unknown, a value has the wrong type, or values exclude each other.
+    `size` is that of the backbone, by default of the one that is named. Where none is, with "auto", what
+    depends on the size is left to `check_size`. Raises ConfigError where a key is unknown, a value has the
+    wrong type, or values exclude each other.
     """
     try:
         # From JSON, strict types still accept a list for a tuple and a dict for a dataclass.
@@ -132,7 +135,17 @@ def from_dict(values: dict[str, Any]) -> Config:
     config = _with_local_paths(config)
     for problem in checks.problems(config):
         raise ConfigError(f"config: {problem}")
+    if size is None and config.model.backbone != AUTO:
+        size = BACKBONES[config.model.backbone]
+    if size is not None:
+        check_size(config, size)
     return config
+
+
+def check_size(config: Config, size: BackboneSize) -> None:
+    """Check what depends on the size of the backbone. Raises ConfigError."""
+    for problem in checks.size_problems(config, size):
+        raise ConfigError(f"config: {problem}")
 
 
 def _with_local_paths(config: Config) -> Config:

@@ -170,8 +170,9 @@ class Head:
 class Model:
     """The model: its backbone, the modules added to it, and the parameters that train."""
 
-    # The size of the image tower; see config/backbones.py.
+    # The size of the image tower; see config/backbones.py. "auto": that of the weights in `pretrained`.
     backbone: Literal[
+        "auto",
         "clip_vit_b32",
         "clip_vit_b16",
         "clip_vit_b16_plus_240",

@@ -119,23 +119,21 @@ class Budget:
     schedules: "list[Compressing] | list[Merging]"
 
 
-def make_plan(
-    settings: Config, classes: int | None = None, budget: float | None = None
-) -> tuple[Plan, Budget | None]:
-    """Make the plan of a config and, with `budget`, list the schedules that fit it.
+def make_plan(record: "RunRecord", budget: float | None = None) -> tuple[Plan, Budget | None]:
+    """Make the plan of a run and, with `budget`, list the schedules that fit it.
 
-    `budget` is a share above 0 and up to 1. `classes` is used where the dataset is not prepared. Raises
-    UsageError where the number of classes is not known.
+    `budget` is a share above 0 and up to 1.
     """
     # Imported late: --help and a mistake in the config should not wait for JAX.
+    from inti_jax.config.backbones import called
     from inti_jax.cost import activations
     from inti_jax.models import freezing
     from inti_jax.models.parameters import parameter_shapes
     from inti_jax.models.video import UNCOMPRESSED
     from inti_jax.runs import state
 
-    count = _classes(settings.data, classes)
-    model = state.abstract_model(record_of(settings, count))
+    settings = record.config
+    model = state.abstract_model(record)
     frames, views = settings.data.num_frames, settings.eval.clips * settings.eval.crops
     method, compression = settings.model.adaptation, settings.model.compression
 
@@ -167,7 +165,7 @@ def make_plan(
     per_view = model.macs(frames, folded=True)
     uncompressed = model.macs(frames, folded=True, schedule=UNCOMPRESSED)
     plan = Plan(
-        backbone=settings.model.backbone,
+        backbone=called(settings.model.backbone, record.backbone.size),
         adaptation=method,
         freezing=freezing.summary(settings.model),
         temporal=settings.model.temporal,
@@ -177,7 +175,7 @@ def make_plan(
         frames=frames,
         resolution=settings.data.resolution,
         dtype=settings.train.dtype,
-        classes=count,
+        classes=len(record.dataset.labels),
         gmacs_per_view=per_view / 1e9,
         gmacs_per_view_training=model.macs(frames) / 1e9,
         gmacs_per_view_uncompressed=uncompressed / 1e9,
@@ -226,12 +224,17 @@ def _fitting(model: Any, compression: config.Compression, frames: int, share: fl
     return Budget(share, chosen.kind, budget.compressing(model, compressors, frames, share, _LISTED))
 
 
-def record_of(settings: Config, classes: int) -> "RunRecord":
-    """Make the record of a run of this config, with numbers as the names of its classes."""
+def record_of(settings: Config, classes: int | None = None) -> "RunRecord":
+    """Make the record of a run of this config, with numbers as the names of its classes.
+
+    `classes` is used where the dataset is not prepared. Raises UsageError where the number of classes is not
+    known, or the backbone is not.
+    """
     from inti_jax.runs.record import Dataset, RunRecord
 
-    dataset = Dataset(settings.data.name, "", "", tuple(map(str, range(classes))))
-    return RunRecord(settings, dataset, _backbone(settings.model))
+    numbers = range(_classes(settings.data, classes))
+    dataset = Dataset(settings.data.name, "", "", tuple(map(str, numbers)))
+    return RunRecord(settings, dataset, _backbone(settings))
 
 
 def _classes(data: config.Data, given: int | None) -> int:
@@ -259,14 +262,15 @@ def _classes(data: config.Data, given: int | None) -> int:
     return known
 
 
-def _backbone(model: config.Model) -> "Backbone":
+def _backbone(settings: Config) -> "Backbone":
     """Return the backbone that `model.pretrained` describes or, where that is absent, the published one."""
-    from inti_jax.config.backbones import published
+    from inti_jax.config.backbones import AUTO, published
 
-    if model.pretrained != "random" and Path(model.pretrained).exists():
-        from inti_jax.runs import initial
+    model = settings.model
+    if model.backbone == AUTO or (model.pretrained != "random" and Path(model.pretrained).exists()):
+        from inti_jax.runs.backbone import find_backbone
 
-        return initial.find_backbone(model)
+        return find_backbone(settings)
     if model.head.init == "text" and model.backbone not in _EMBED:
         raise UsageError(
             f'config: `model.head.init` is "text" and {model.pretrained} is not there: without it, the width '

@@ -15,6 +15,7 @@ from typing import Literal
 
 from inti_jax import config
 from inti_jax.config import Config
+from inti_jax.config.backbones import called
 from inti_jax.errors import UsageError, UserError, naming
 from inti_jax.host import limits
 
@@ -246,10 +247,10 @@ class _Patient:
         """Open the pretrained weights, and check their hash."""
         from inti_jax.pretrained.clip_file import content_hash
         from inti_jax.pretrained.converted import open_converted
-        from inti_jax.runs import initial
+        from inti_jax.runs.backbone import find_backbone
 
         model = self._settings.model
-        self.backbone = initial.find_backbone(model)
+        self.backbone = find_backbone(self._settings)
         if model.pretrained == "random":
             return "random, as set in the config"
         file = open_converted(model.pretrained)
@@ -257,7 +258,7 @@ class _Patient:
             raise UserError(
                 f"{model.pretrained} was changed after it was written: its weights do not match its hash"
             )
-        return f"{model.pretrained}: {model.backbone}, sha256 {file.hash[:16]}"
+        return f"{model.pretrained}: {called(model.backbone, self.backbone.size)}, sha256 {file.hash[:16]}"
 
     def dataset(self) -> str:
         """Open the dataset, check that its training clips decode, and measure the loading rate."""

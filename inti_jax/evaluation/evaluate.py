@@ -18,7 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Int32, UInt8
 
 from inti_jax import config
-from inti_jax.config import Config
+from inti_jax.config import Config, check_size
 from inti_jax.data import pipeline, views
 from inti_jax.data.dataset import Source, VideoDataset, check_loss, open_dataset
 from inti_jax.data.loading.workers import Workers
@@ -28,7 +28,8 @@ from inti_jax.evaluation import metrics
 from inti_jax.models import parameters
 from inti_jax.models.parameters import Params
 from inti_jax.models.video import VideoModel
-from inti_jax.runs import checkpoint, initial, layout, predictions, trained
+from inti_jax.runs import checkpoint, layout, predictions, trained
+from inti_jax.runs.backbone import find_backbone
 from inti_jax.runs.evaluations import Setting, Weights
 from inti_jax.runs.record import Dataset, RunRecord
 from inti_jax.runs.writers import metrics_writer
@@ -303,7 +304,7 @@ def _evaluate_run(settings: Config, workdir: Path, step: checkpoint.Step, weight
     if at is None:
         if weights == "ema" and own.weights == "raw":
             raise UsageError("--weights ema: `train.ema` is 0, and there are no averaged weights")
-        record = RunRecord(settings, Dataset.of(dataset), initial.find_backbone(settings.model))
+        record = RunRecord(settings, Dataset.of(dataset), find_backbone(settings))
         agreement.check(record.flat() | {"--weights": weights}, sha256, mode="eval", step=0)
         # An average starts from these weights.
         found = dataclasses.replace(trained.start(record, mesh), weights=weights or own.weights)
@@ -313,6 +314,7 @@ def _evaluate_run(settings: Config, workdir: Path, step: checkpoint.Step, weight
         earlier = RunRecord.read(workdir)
         record = RunRecord(settings, earlier.dataset, earlier.backbone)
         record.check_continues(earlier, workdir)
+        check_size(settings, record.backbone.size)
         own = Setting.of_run(earlier)
         if dataset.labels != record.dataset.labels:
             raise UserError(

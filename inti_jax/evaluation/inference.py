@@ -12,7 +12,6 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from inti_jax import config
-from inti_jax.config.backbones import BACKBONES
 from inti_jax.data import pipeline, sampling
 from inti_jax.data.codec.decode import DecodeError, VideoInfo
 from inti_jax.data.dataset import FileDataset
@@ -118,7 +117,7 @@ class FileModel:
     @property
     def width(self) -> int:
         """The number of values of a feature, D."""
-        return BACKBONES[self.record.config.model.backbone].width
+        return self.record.backbone.size.width
 
     def frames_of_views(self, info: VideoInfo) -> Int64[np.ndarray, "clips T"]:
         """Return the frame numbers of each clip that is taken of a video."""

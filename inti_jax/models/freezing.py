@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterable, Sequence
 
 from inti_jax.config import ConfigError, Model
-from inti_jax.config.backbones import BACKBONES
 from inti_jax.models.vit import EMBEDDING
 
 # Pairs of a pattern of parameter paths and whether these train. Each path has to match; the first match
@@ -32,7 +31,9 @@ def trained(model: Model, paths: Iterable[str]) -> frozenset[str]:
     patterns leave none. Raises ValueError where no rule covers a path.
     """
     paths = tuple(paths)
-    candidates = {path for path in paths if _by_rules(model, path)}
+    blocks = (re.match(r"tower\.blocks\.(\d+)\.", path) for path in paths)
+    layers = 1 + max((int(block[1]) for block in blocks if block), default=-1)
+    candidates = {path for path in paths if _by_rules(model, path, layers)}
     for pattern in model.freeze:
         if not any(_matches(path, pattern) for path in candidates):
             raise ConfigError(f"config: `model.freeze` has {pattern!r}, {_why_none(pattern, paths)}")
@@ -42,13 +43,13 @@ def trained(model: Model, paths: Iterable[str]) -> frozenset[str]:
     return found
 
 
-def trains(model: Model, path: str) -> bool:
-    """Tell whether the parameter at `path` trains.
+def trains(model: Model, path: str, layers: int) -> bool:
+    """Tell whether the parameter at `path` trains, in a tower of `layers` blocks.
 
     It does not check the patterns of `model.freeze`; `trained` does. Raises ValueError where no rule covers
     the path.
     """
-    return _by_rules(model, path) and not _is_frozen(model, path)
+    return _by_rules(model, path, layers) and not _is_frozen(model, path)
 
 
 def summary(model: Model) -> str:
@@ -63,11 +64,10 @@ def summary(model: Model) -> str:
     return "; ".join(said)
 
 
-def _by_rules(model: Model, path: str) -> bool:
+def _by_rules(model: Model, path: str, layers: int) -> bool:
     """Tell whether the parameter at `path` trains as long as `model.freeze` does not name it."""
     rules = _TRAINS[model.adaptation]
     if model.unfreeze_last:
-        layers = BACKBONES[model.backbone].layers
         blocks = "|".join(map(str, range(layers - model.unfreeze_last, layers)))
         rules = ((rf"tower\.(blocks\.({blocks})|ln_post|pooling)\..*", True), *rules)
     if model.freeze_blocks:

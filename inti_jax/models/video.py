@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 
 from inti_jax.config import Model
-from inti_jax.config.backbones import BACKBONES, Backbone
+from inti_jax.config.backbones import AUTO, Backbone, published
 from inti_jax.config.resolution import Resolution
 from inti_jax.distributed import sharding
 from inti_jax.models import freezing, remat, tome
@@ -95,13 +95,16 @@ class VideoModel(nnx.Module):
         """Build the model for `classes` classes.
 
         `resolution`, the pixels of a square's side or (height, width), defaults to the backbone's own;
-        `backbone` to the facts of OpenAI's CLIP. `num_frames` is the T of the temporal embedding, which is
-        interpolated for others. `folded` is for the parameters that `fold.fold` returns. Raises ValueError
-        where the head starts from class names and the backbone has no space shared with texts.
+        `backbone` to the named one as it was published. `num_frames` is the T of the temporal embedding,
+        which is interpolated for others. `folded` is for the parameters that `fold.fold` returns. Raises
+        ValueError where the head starts from class names and the backbone has no space shared with texts, or
+        where no backbone is named.
         """
-        named = BACKBONES[config.backbone]
+        if backbone is None and config.backbone == AUTO:
+            raise ValueError("the file of weights says what the backbone is: give `backbone`")
+        self.backbone = backbone or published(config.backbone)
+        named = self.backbone.size
         size = dataclasses.replace(named, resolution=resolution or named.resolution)
-        self.backbone = backbone or Backbone()
         self.tower = ImageTower(size, numerics=self.backbone.numerics, dtype=dtype, rngs=rngs)
         self.compressors = nnx.List(
             [
@@ -262,7 +265,8 @@ class VideoModel(nnx.Module):
             return None
         paths = nnx.to_flat_state(nnx.state(self.tower.blocks[index], nnx.Param)).paths
         names = [".".join(map(str, path)) for path in paths]
-        return tuple(freezing.trains(config, f"tower.blocks.{index}.{name}") for name in names)
+        layers = len(self.tower.blocks)
+        return tuple(freezing.trains(config, f"tower.blocks.{index}.{name}", layers) for name in names)
 
     def _runs(self, blocks: range, *, apart: bool) -> Iterator[Sequence[int]]:
         """Split `blocks` into runs for one loop each, whose blocks differ only in their parameters.

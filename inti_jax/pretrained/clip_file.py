@@ -78,6 +78,53 @@ def _abstract(architecture: Architecture) -> CLIP:
     return nnx.eval_shape(lambda: CLIP(architecture, rngs=make_rngs(0)))
 
 
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """A converted file's statements about its weights, and the open file."""
+
+    handle: Any
+    description: Description
+    hash: str
+    made_from: str | None
+    within: bool  # whether the file is of what was trained, with the image tower in it
+
+
+def read_header(path: Path) -> Header:
+    """Read the header of a file that `ClipFile` takes, and no weights; see there for the errors."""
+    if path.is_dir():
+        raise UserError(f"{path} is a directory: give a file that `python -m inti_jax.convert` wrote")
+    if what := file_kinds.no_safetensors(path):
+        raise UserError(
+            f"{path} is {what}; give a converted file, which `python -m inti_jax.convert SRC --out F` writes"
+        )
+    try:
+        handle: Any = safetensors.safe_open(path, "numpy")
+        metadata = handle.metadata() or {}
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(f"{path} is damaged, truncated or not a safetensors file: {error}") from None
+    within = metadata.get("format") == TRAINED and TOWER_HASH in metadata
+    if metadata.get("format") == TRAINED and not within:
+        raise UserError(
+            f"{path} holds the parameters that a run trained, not a CLIP: pass it as --checkpoint, to "
+            "inti_jax.load or as `model.start_from`"
+        )
+    if metadata.get("format") != FORMAT and not within:
+        raise UserError(
+            f"{path} is not in this project's format: convert it with `python -m inti_jax.convert SRC "
+            "--out F`"
+        )
+    if metadata.get("format_version") != VERSION:
+        raise UserError(
+            f"{path} has format {metadata.get('format_version')}, and this version reads {VERSION}"
+        )
+    try:
+        description = _from_metadata(metadata)
+        digest = metadata[TOWER_HASH if within else "hash"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} has damaged metadata: {type(error).__name__}: {error}") from None
+    return Header(handle, description, digest, metadata.get("made_from"), within)
+
+
 class ClipFile(Mapping[str, LazyArray]):
     """A converted file's parameters by path, each read lazily, whole or in part.
 
@@ -88,40 +135,12 @@ class ClipFile(Mapping[str, LazyArray]):
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        if self.path.is_dir():
-            raise UserError(f"{path} is a directory: give a file that `python -m inti_jax.convert` wrote")
-        if what := file_kinds.no_safetensors(self.path):
-            raise UserError(
-                f"{path} is {what}; give a converted file, which `python -m inti_jax.convert SRC --out F` "
-                "writes"
-            )
-        try:
-            self._handle: Any = safetensors.safe_open(self.path, "numpy")
-            metadata = self._handle.metadata() or {}
-        except (safetensors.SafetensorError, OSError) as error:
-            raise UserError(f"{path} is damaged, truncated or not a safetensors file: {error}") from None
-        within = metadata.get("format") == TRAINED and TOWER_HASH in metadata
-        if metadata.get("format") == TRAINED and not within:
-            raise UserError(
-                f"{path} holds the parameters that a run trained, not a CLIP: pass it as --checkpoint, to "
-                "inti_jax.load or as `model.start_from`"
-            )
-        if metadata.get("format") != FORMAT and not within:
-            raise UserError(
-                f"{path} is not in this project's format: convert it with `python -m inti_jax.convert SRC "
-                "--out F`"
-            )
-        if metadata.get("format_version") != VERSION:
-            raise UserError(
-                f"{path} has format {metadata.get('format_version')}, and this version reads {VERSION}"
-            )
-        try:
-            self.description = _from_metadata(metadata)
-            self.hash = metadata[TOWER_HASH if within else "hash"]
-            self.made_from = metadata.get("made_from")
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path} has damaged metadata: {type(error).__name__}: {error}") from None
-        names = [name for name in sorted(self._handle.keys()) if name.startswith("tower.") or not within]
+        header = read_header(self.path)
+        self._handle = header.handle
+        self.description, self.hash, self.made_from = header.description, header.hash, header.made_from
+        names = [
+            name for name in sorted(self._handle.keys()) if name.startswith("tower.") or not header.within
+        ]
         self._arrays = {name: self._lazy(name) for name in names}
         expected = parameter_shapes(self.description.architecture)
         differs = sorted(

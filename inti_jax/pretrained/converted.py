@@ -86,7 +86,7 @@ def open_converted(path: str | Path) -> ClipFile:
         )
     if not (path.is_file() or path.is_dir()):
         raise UserError(f"{path} is neither a file nor a directory")
-    ours = path.is_file() and (file_kinds.stated_format(path) or "").startswith("inti_jax.")
+    ours = file_kinds.is_own(path)
     client = coordination.client()
     if client is None:
         return ClipFile(path) if ours else _converted(path)

@@ -95,6 +95,11 @@ def no_safetensors(path: Path) -> str | None:
     return no_weights(path)
 
 
+def is_own(path: Path) -> bool:
+    """Tell whether `path` is a file in one of this project's formats."""
+    return path.is_file() and (stated_format(path) or "").startswith("inti_jax.")
+
+
 def stated_format(path: Path) -> str | None:
     """Read the format that a safetensors file states, such as `inti_jax.clip`; None for any other file."""
     with path.open("rb") as file:

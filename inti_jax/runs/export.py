@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from inti_jax.config.backbones import BACKBONES, BackboneSize
+from inti_jax.config.backbones import BackboneSize
 from inti_jax.distributed import sharding
 from inti_jax.errors import UsageError, UserError
 from inti_jax.models.clip import Architecture
@@ -55,10 +55,8 @@ def read_run(
     """
     found = trained.load(workdir, sharding.one_device_mesh(), step=step, weights=weights)
     record, (_, params) = found.record, found.for_inference()
-    image = dataclasses.replace(
-        BACKBONES[record.config.model.backbone], resolution=record.config.data.resolution
-    )
     backbone = record.backbone
+    image = dataclasses.replace(backbone.size, resolution=record.config.data.resolution)
     architecture = Architecture(image, backbone.embed, None, backbone.numerics)
     names = {path: path for path in params if clip_rules.is_parameter(path)}
     if backbone.embed is not None and not architecture.sigmoid:

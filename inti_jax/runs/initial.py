@@ -10,9 +10,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from inti_jax import config
 from inti_jax.config import ConfigError
-from inti_jax.config.backbones import BACKBONES, Backbone, BackboneSize, name_of, published
 from inti_jax.errors import UserError
 from inti_jax.models import parameters
 from inti_jax.models.parameters import Params
@@ -25,36 +23,6 @@ from inti_jax.runs.record import RunRecord
 from inti_jax.runs.state import TrainState
 
 log = logging.getLogger("inti_jax")
-
-
-def find_backbone(model: config.Model) -> Backbone:
-    """Read the description of the weights `model.pretrained`, converting them first where necessary.
-
-    Raises ConfigError where that is no file of weights, is of another backbone, or lacks what the classifier
-    starts from.
-    """
-    if model.pretrained == "random":
-        return published(model.backbone)
-    try:
-        file = open_converted(model.pretrained)
-    except UserError as error:
-        raise ConfigError(f"config: `model.pretrained`: {error}") from None
-    architecture = file.description.architecture
-    wanted = dataclasses.replace(BACKBONES[model.backbone], resolution=architecture.image.resolution)
-    if architecture.image != wanted:
-        raise ConfigError(
-            f"config: `model.backbone` is {model.backbone}, but {model.pretrained} holds "
-            f"{_describe(architecture.image)}"
-        )
-    embed = None
-    if model.head.init == "text":
-        if architecture.text is None or file.description.vocabulary is None:
-            raise ConfigError(
-                f'config: `model.head.init` is "text", but {model.pretrained} has no text tower with its '
-                "vocabulary: convert a whole CLIP, with --vocab where its files lack one"
-            )
-        embed = architecture.embed
-    return Backbone(architecture.numerics, file.description.mean, file.description.std, embed, file.hash)
 
 
 def initial_state(
@@ -108,7 +76,7 @@ def _pretrained(record: RunRecord, shapes: Mapping[str, jax.ShapeDtypeStruct]) -
         classes = text_head.class_embeddings(
             TextEncoder(open_converted(model.pretrained)), names, model.head.templates
         )
-    image = dataclasses.replace(BACKBONES[model.backbone], resolution=record.config.data.resolution)
+    image = dataclasses.replace(record.backbone.size, resolution=record.config.data.resolution)
     shardings = {path: shape.sharding for path, shape in shapes.items()}
     params, coverage = loading.load(model.pretrained, shapes, shardings, grid=image.grid, classes=classes)
     log.info("%s: %s", model.pretrained, coverage)
@@ -135,13 +103,3 @@ def _trained(record: RunRecord, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> P
     params = {name: loading.place(read, shapes[name], shapes[name].sharding) for name, read in leaves.items()}
     log.info("starting the trained parameters from %s", path)
     return params
-
-
-def _describe(image: BackboneSize) -> str:
-    """Name the backbone of this size, at the nearest resolution, or else describe the size in words."""
-    if (name := name_of(image)) is not None:
-        return name
-    return (
-        f"width {image.width}, {image.layers} layers, {image.heads} heads and patches of {image.patch}, "
-        f"which matches none of {', '.join(BACKBONES)}"
-    )

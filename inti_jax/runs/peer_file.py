@@ -12,7 +12,7 @@ from typing import Any
 
 from inti_jax import config
 from inti_jax.config import Config
-from inti_jax.config.backbones import BACKBONES, Backbone, BackboneSize, name_of
+from inti_jax.config.backbones import AUTO, Backbone, BackboneSize, name_of
 from inti_jax.data.builders.annotations import check_label, read_labels
 from inti_jax.errors import UsageError, UserError
 from inti_jax.models import freezing, parameters
@@ -22,7 +22,8 @@ from inti_jax.pretrained.converted import open_converted
 from inti_jax.pretrained.lazy_array import LazyArray
 from inti_jax.pretrained.peers import methods
 from inti_jax.pretrained.peers.methods import Found
-from inti_jax.runs import initial, state, trained_file
+from inti_jax.runs import state, trained_file
+from inti_jax.runs.backbone import find_backbone
 from inti_jax.runs.record import Dataset, RunRecord
 
 
@@ -80,8 +81,10 @@ def describe(found: Found, dataset: Dataset, given: Given, pretrained: Path) -> 
     """
     if found.method.has_tower:
         tower = found.describe()
-        settings = _config(found, given, tower.architecture.image, dataset.name, pretrained)
-        return RunRecord(settings, dataset, Backbone(tower.architecture.numerics, tower.mean, tower.std))
+        image = tower.architecture.image
+        settings = _config(found, given, image, dataset.name, pretrained)
+        backbone = Backbone(image, tower.architecture.numerics, tower.mean, tower.std)
+        return RunRecord(settings, dataset, backbone)
     image = open_converted(pretrained).description.architecture.image
     if (image.width, image.layers) != (found.width, found.layers):
         raise UserError(
@@ -89,7 +92,7 @@ def describe(found: Found, dataset: Dataset, given: Given, pretrained: Path) -> 
             f"{pretrained} has width {image.width} and {image.layers} layers"
         )
     settings = _config(found, given, image, dataset.name, pretrained)
-    return RunRecord(settings, dataset, initial.find_backbone(settings.model))
+    return RunRecord(settings, dataset, find_backbone(settings))
 
 
 def parameters_of(found: Found, record: RunRecord) -> dict[str, LazyArray]:
@@ -119,12 +122,6 @@ def _config(found: Found, given: Given, image: BackboneSize, dataset: str, pretr
 
     What only training reads has its defaults; one step is the length that a config has to have.
     """
-    backbone = name_of(image)
-    if backbone is None:
-        raise UserError(
-            f"{pretrained} has width {image.width} and {image.layers} layers, which is none of "
-            f"{', '.join(BACKBONES)}"
-        )
     adaptation = found.method.adaptation
     section: dict[str, Any] = found.settings
     if given.scale is not None:
@@ -138,7 +135,7 @@ def _config(found: Found, given: Given, image: BackboneSize, dataset: str, pretr
     values = config.defaults()
     values.update_from_flattened_dict(
         {
-            "model.backbone": backbone,
+            "model.backbone": name_of(image) or AUTO,
             "model.pretrained": str(pretrained),
             "model.adaptation": adaptation,
             "data.name": dataset,
@@ -153,7 +150,7 @@ def _config(found: Found, given: Given, image: BackboneSize, dataset: str, pretr
         }
         | {f"model.{adaptation}.{key}": value for key, value in section.items()}
     )
-    return config.from_dict(values.to_dict())
+    return config.from_dict(values.to_dict(), image)
 
 
 def _shifts(text: str) -> tuple[tuple[int, int], ...]:

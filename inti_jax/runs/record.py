@@ -10,7 +10,7 @@ from flax import traverse_util
 
 from inti_jax import config
 from inti_jax.config import Config, ConfigError
-from inti_jax.config.backbones import Backbone
+from inti_jax.config.backbones import BACKBONES, Backbone
 from inti_jax.data.dataset import VideoDataset
 from inti_jax.errors import naming
 from inti_jax.runs import layout
@@ -18,6 +18,7 @@ from inti_jax.runs import layout
 # Settings that may differ when a run goes on: where things are and how fast, not what is computed.
 _FREE = (
     "model.pretrained",  # the backbone's hash is compared instead
+    "backbone.size.resolution",  # the hash tells it too, and records of old runs do not have it
     "model.start_from",
     "model.scan",
     "model.remat",
@@ -106,15 +107,22 @@ class RunRecord:
         """Make a record from `values`, read from `path`. Raises ConfigError where they are no record."""
         try:
             dataset = pydantic.TypeAdapter(Dataset).validate_python(values.pop("dataset"))
-            backbone = pydantic.TypeAdapter(Backbone).validate_python(values.pop("backbone"))
+            facts = values.pop("backbone")
+            if "size" not in facts:  # in records of old runs the name alone says it
+                facts["size"] = dataclasses.asdict(BACKBONES[values["model"]["backbone"]])
+            backbone = pydantic.TypeAdapter(Backbone).validate_python(facts)
         except (AttributeError, KeyError, TypeError, pydantic.ValidationError):
             raise ConfigError(f"{path} does not describe the run's dataset and backbone") from None
-        return RunRecord(config.from_dict(values), dataset, backbone)
+        return RunRecord(config.from_dict(values, backbone.size), dataset, backbone)
 
     def check_continues(self, earlier: "RunRecord", workdir: Path) -> None:
         """Raise ConfigError where this run cannot go on from a checkpoint of `earlier`."""
         ours, theirs = self.flat(), earlier.flat()
-        for key in sorted(ours.keys() | theirs.keys()):
+        if self.backbone.size.alike(earlier.backbone.size):  # one of them may be "auto"
+            ours["config.model.backbone"] = theirs["config.model.backbone"]
+        # The size last: where it differs, its name says so.
+        keys = sorted(ours.keys() | theirs.keys(), key=lambda key: (key.startswith("backbone.size"), key))
+        for key in keys:
             name = key.removeprefix("config.")
             if not _is_free(name) and ours.get(key) != theirs.get(key):
                 raise ConfigError(

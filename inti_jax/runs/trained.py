@@ -15,6 +15,7 @@ from inti_jax.models.video import VideoModel
 from inti_jax.pretrained import sources
 from inti_jax.pretrained.sources import is_run
 from inti_jax.runs import checkpoint, initial, state, trained_file
+from inti_jax.runs.backbone import find_backbone
 from inti_jax.runs.evaluations import Weights
 from inti_jax.runs.record import RunRecord
 
@@ -67,7 +68,7 @@ def load(
             f"{path} holds the {holds} weights of a run, not the {weights} ones: `python -m inti_jax.convert "
             f"RUN --to trained --weights {weights}` makes a file of those"
         )
-    started = start(dataclasses.replace(record, backbone=initial.find_backbone(record.config.model)), mesh)
+    started = start(dataclasses.replace(record, backbone=find_backbone(record.config)), mesh)
     return dataclasses.replace(started, weights=holds)
 
 

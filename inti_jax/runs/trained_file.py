@@ -151,7 +151,8 @@ def check_fits(path: Path, theirs: RunRecord, ours: RunRecord) -> None:
 
     Both have to have the same model, on the same backbone, with the same labels in the same order.
     """
-    if theirs.backbone != ours.backbone:
+    size = theirs.backbone.size
+    if theirs.backbone != dataclasses.replace(ours.backbone, size=size):
         raise ConfigError(
             f"{path} holds its own backbone: set `model.pretrained` to the same file"
             if holds_tower(path)
@@ -170,6 +171,8 @@ def check_fits(path: Path, theirs: RunRecord, ours: RunRecord) -> None:
             f"{len(ours.dataset.labels)}"
         )
     expected, found = _settings(theirs.config.model), _settings(ours.config.model)
+    if size.alike(ours.backbone.size):  # one of them may be "auto"
+        found["backbone"] = expected["backbone"]
     for key in [*expected, *(key for key in found if key not in expected)]:
         if expected.get(key) != found.get(key):
             raise ConfigError(
@@ -180,7 +183,7 @@ def check_fits(path: Path, theirs: RunRecord, ours: RunRecord) -> None:
     sized = []
     if has_temporal_embedding(theirs.config.model):
         sized.append("num_frames")
-    if freezing.trains(theirs.config.model, "tower.positional_embedding"):
+    if freezing.trains(theirs.config.model, "tower.positional_embedding", size.layers):
         sized.append("resolution")
     for key in sized:
         size, ours_size = getattr(theirs.config.data, key), getattr(ours.config.data, key)

@@ -51,7 +51,7 @@ def with_labels(
         ) from None
     if file.hash != record.backbone.sha256:
         raise UserError(f"{path} holds other weights than those that the run started from")
-    if freezing.trains(model, _CLASSES):
+    if freezing.trains(model, _CLASSES, record.backbone.size.layers):
         log.warning(
             "the run trained its class embeddings, so embeddings of other labels do not match them: train "
             'with `model.freeze` = ("head.classes",)'

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from inti_jax.config import Config
+from inti_jax.config.backbones import called
 from inti_jax.data import sampling
 from inti_jax.data.dataset import VideoDataset
 from inti_jax.models import freezing
@@ -35,7 +36,7 @@ def describe(
     log.info(
         "%s, %s, compression %s after %s: %.2f M parameters trained, %.2f M frozen; %.3f GMACs per view of "
         "%d frames",
-        config.model.backbone,
+        called(config.model.backbone, model.size),
         config.model.adaptation + (f" ({changed})" if changed else ""),
         compression.name,
         compression.after or "no block",

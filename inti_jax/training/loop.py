@@ -11,7 +11,6 @@ from flax import nnx
 from jaxtyping import Float
 
 from inti_jax.config import Config, ConfigError
-from inti_jax.config.backbones import Backbone
 from inti_jax.data import balance, pipeline, views
 from inti_jax.data.augmentation import opposites
 from inti_jax.data.dataset import VideoDataset, check_loss, open_dataset
@@ -21,6 +20,7 @@ from inti_jax.distributed import agreement, liveness, sharding
 from inti_jax.distributed.preemption import Preemption
 from inti_jax.evaluation import evaluate, report
 from inti_jax.runs import checkpoint, evaluations, initial, layout, profiling, state
+from inti_jax.runs.backbone import find_backbone
 from inti_jax.runs.checkpoint import CheckpointManager
 from inti_jax.runs.compilation import cached
 from inti_jax.runs.monitor import Monitor, Speed
@@ -60,7 +60,7 @@ def _train(config: Config, workdir: Path, preemption: Preemption, profile: profi
     steps = _steps(config, dataset)
     start = checkpoint.find(workdir) or 0
     earlier = RunRecord.read(workdir) if start else None
-    record = RunRecord(config, Dataset.of(dataset), _backbone(config, earlier))
+    record = RunRecord(config, Dataset.of(dataset), find_backbone(config, earlier))
     if earlier:
         record.check_continues(earlier, workdir)
         if steps < start:
@@ -205,14 +205,3 @@ def _class_weights(config: Config, dataset: VideoDataset) -> Float[np.ndarray, "
     if config.train.multi_label:
         return losses.positive_weights(chosen, counts, len(dataset))
     return losses.class_weights(chosen, counts)
-
-
-def _backbone(config: Config, earlier: RunRecord | None) -> Backbone:
-    """Find the run's backbone; where the pretrained file is gone, take that of `earlier`.
-
-    A run that goes on has its weights in its checkpoint, so it does not need the file.
-    """
-    pretrained = config.model.pretrained
-    if earlier and pretrained != "random" and not Path(pretrained).exists():
-        return earlier.backbone
-    return initial.find_backbone(config.model)

@@ -18,7 +18,7 @@ import jax
 from flax import nnx
 
 from inti_jax import config
-from inti_jax.config.backbones import Backbone
+from inti_jax.config.backbones import published
 from inti_jax.data import pipeline
 from inti_jax.data.dataset import open_dataset
 from inti_jax.distributed import sharding
@@ -62,7 +62,7 @@ def _steps_alone(settings: config.Config, steps: int) -> tuple[float, train_step
     mesh = sharding.make_mesh(settings.mesh)
     dataset = open_dataset(settings.data.name, settings.data.data_dir, "train")
     transform, schedule = optim.make_optimizer(settings.train, settings.train.steps)
-    record = RunRecord(settings, Dataset.of(dataset), Backbone())
+    record = RunRecord(settings, Dataset.of(dataset), published(settings.model.backbone))
     graphdef = nnx.graphdef(state.abstract_model(record))
     target = state.abstract_state(record, transform, mesh)
     train_state = initial.initial_state(record, transform, target)

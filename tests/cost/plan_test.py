@@ -47,7 +47,7 @@ def model_of(config, classes=400, folded=False):
 
 
 def plan_of(*arguments, **changes):
-    return plan.make_plan(settings(*arguments, **changes))[0]
+    return plan.make_plan(plan.record_of(settings(*arguments, **changes)))[0]
 
 
 @pytest.fixture
@@ -196,9 +196,7 @@ def test_less_is_kept_where_less_trains_or_in_bfloat16():
 def gradient(model, method, frames, transform):
     """`transform` of the loss as a function of what trains, and all it takes as shapes."""
     graphdef, params = nnx.graphdef(model), parameters.parameter_shapes(model)
-    trained = {
-        path: shape for path, shape in params.items() if freezing.trains(Model(adaptation=method), path)
-    }
+    trained = {path: params[path] for path in freezing.trained(Model(adaptation=method), params)}
     frozen = {path: shape for path, shape in params.items() if path not in trained}
     video = jax.ShapeDtypeStruct((1, frames, *model.size.height_width, 3), jnp.uint8)
 
@@ -280,7 +278,7 @@ def every_schedule(frames, budget, kind="inti"):
 def test_a_budget_lists_every_schedule_within_it(frames, budget, kind):
     changes = {"model__compression__scales": ("global",)}
     config = settings("lora", kind, () if kind == "none" else (2,), frames, "tiny", **changes)
-    _, found = plan.make_plan(config, budget=budget)
+    _, found = plan.make_plan(plan.record_of(config), budget)
     searched = "inti" if kind == "none" else kind
     assert found.share == budget and found.compression == searched
     expected = set(every_schedule(frames, budget, searched))
@@ -291,7 +289,7 @@ def test_a_budget_lists_every_schedule_within_it(frames, budget, kind):
 
 
 def test_a_budget_gives_the_best_of_many():
-    _, found = plan.make_plan(settings("full", "inti", after=(3,)), budget=0.63)
+    _, found = plan.make_plan(plan.record_of(settings("full", "inti", after=(3,))), 0.63)
     by_count = [
         list(group)
         for _, group in itertools.groupby(found.schedules, lambda one: (one.group, len(one.after)))
@@ -310,7 +308,7 @@ def test_a_plan_of_a_schedule_has_the_share_in_the_budgets_list(family, monkeypa
     size = dataclasses.replace(backbones.BACKBONES["tiny"], **configs.FAMILIES[family])
     monkeypatch.setitem(backbones.BACKBONES, "tiny", size)
     config = settings("aim", "static", (1, 2), 9, "tiny", model__compression__group=3)
-    found, listed = plan.make_plan(config, budget=0.6)
+    found, listed = plan.make_plan(plan.record_of(config), 0.6)
     assert (found.compression, found.group, found.after) == ("static", 3, (1, 2))
     assert [block.frames for block in found.blocks] == [9, 3, 1, 1]
     assert {one.after: one.share for one in listed.schedules}[(1, 2)] == found.share
@@ -324,7 +322,7 @@ def test_a_plan_of_a_schedule_has_the_share_in_the_budgets_list(family, monkeypa
 def test_a_budget_for_tome_lists_how_many_patches_to_merge():
     changes = {"model__compression__after": (1, 3), "model__backbone": "tiny", "data__resolution": 32}
     config = settings("full", "tome", **changes)
-    _, found = plan.make_plan(config, budget=0.95)
+    _, found = plan.make_plan(plan.record_of(config), 0.95)
     whole = model_of(settings("full", name="tiny")).macs(8)
     shares = {
         r: model_of(settings("full", "tome", model__compression__r=r, **changes)).macs(8) / whole
@@ -398,18 +396,18 @@ def test_a_mistake_is_one_clear_line(arguments, message):
 def test_the_number_of_classes_is_the_prepared_datasets(tmp_path, caplog):
     config = settings(name="tiny", data__name="mine", data__data_dir=str(tmp_path))
     with pytest.raises(UsageError, match="give --classes"):
-        plan.make_plan(config)
-    assert plan.make_plan(config, 7)[0].classes == 7
+        plan.record_of(config)
+    assert len(plan.record_of(config, 7).dataset.labels) == 7
     (tmp_path / "mine" / "1.0.0").mkdir(parents=True)
     Manifest.of("mine", "1.0.0", ("a", "b", "c"), {}, "").write(tmp_path / "mine" / "1.0.0")
-    assert plan.make_plan(config, 7)[0].classes == plan.make_plan(config)[0].classes == 3
+    assert all(len(plan.record_of(config, given).dataset.labels) == 3 for given in (7, None))
 
 
 @pytest.mark.parametrize(("name", "classes"), [("kinetics400", 400), ("ssv2", 174), ("diving48", 48)])
 def test_official_numbers_of_classes_are_known(name, classes):
     found = plan_of(name="tiny", data__name=name)
     assert found.classes == classes and found.head.added_params == 97 * classes
-    assert plan.make_plan(settings(name="tiny", data__name=name), 5)[0].classes == 5
+    assert plan.make_plan(plan.record_of(settings(name="tiny", data__name=name), 5))[0].classes == 5
 
 
 def test_weights_need_not_be_there(shallow, tmp_path):

@@ -112,7 +112,8 @@ def prepare(out: Path) -> None:
     from inti_jax.data.builders.motion_digits import MotionDigits
     from inti_jax.data.dataset import open_dataset
     from inti_jax.distributed import sharding
-    from inti_jax.runs import initial, trained, trained_file
+    from inti_jax.runs import trained, trained_file
+    from inti_jax.runs.backbone import find_backbone
     from inti_jax.runs.record import Dataset, RunRecord
     from tests.pretrained.weights import write_tiny
 
@@ -122,7 +123,7 @@ def prepare(out: Path) -> None:
     with mock.patch.dict(BACKBONES, tiny=SHALLOW):
         settings = run_settings(out, "zero_i2v", train__seed=7)
         dataset = open_dataset("motion_digits", out / "data", "train")
-        record = RunRecord(settings, Dataset.of(dataset), initial.find_backbone(settings.model))
+        record = RunRecord(settings, Dataset.of(dataset), find_backbone(settings))
         params = trained.start(record, sharding.make_mesh(settings.mesh)).params
         trained_file.write(out / "zero_i2v.safetensors", record, params)
 

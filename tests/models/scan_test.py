@@ -39,7 +39,7 @@ def make(method, kind="none", **changes):
         )
         for path, shape in shapes.items()
     }
-    return found, params, {path for path in params if freezing.trains(settings.model, path)}
+    return found, params, freezing.trained(settings.model, params)
 
 
 VIDEO = np.random.default_rng(1).integers(0, 256, (2, 4, 32, 32, 3), np.uint8)

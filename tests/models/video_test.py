@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from inti_jax.config import Compression, Model, StAdapter
-from inti_jax.config.backbones import BACKBONES, Backbone
+from inti_jax.config.backbones import BACKBONES, published
 from inti_jax.models.video import VideoModel, normalize
 from tests.configs import FAMILIES
 from tests.cost.compiled import call, initialize, products
@@ -37,7 +37,7 @@ def test_normalize_is_clips_scale():
     mean = np.array([0.48145466, 0.4578275, 0.40821073])
     std = np.array([0.26862954, 0.26130258, 0.27577711])
     expected = (np.array([[[0, 128, 255]]]) / 255 - mean) / std
-    np.testing.assert_allclose(normalize(pixels, Backbone(), jnp.float32), expected, rtol=1e-5)
+    np.testing.assert_allclose(normalize(pixels, published("tiny"), jnp.float32), expected, rtol=1e-5)
 
 
 def test_without_compression_the_order_of_frames_does_not_matter():
@@ -48,7 +48,7 @@ def test_without_compression_the_order_of_frames_does_not_matter():
 def test_equal_frames_give_the_feature_of_the_image():
     model = make_model()
     image = make_video(frames=1)
-    feature = call(model.tower, normalize(image[:, 0], Backbone(), jnp.float32))
+    feature = call(model.tower, normalize(image[:, 0], published("tiny"), jnp.float32))
     repeated = call(model, jnp.repeat(image, 4, axis=1), method="features")
     assert np.linalg.norm(repeated - feature) < 1e-6 * np.linalg.norm(feature)
 

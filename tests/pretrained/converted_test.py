@@ -10,13 +10,13 @@ import pytest
 import torch
 
 import inti_jax
-from inti_jax import config
 from inti_jax.errors import UserError
 from inti_jax.pretrained import converted
 from inti_jax.pretrained.clip_file import ClipFile
 from inti_jax.pretrained.converted import open_converted
-from inti_jax.runs import initial
+from inti_jax.runs.backbone import find_backbone
 from tests.commands import convert
+from tests.configs import tiny
 from tests.pretrained import checkpoints
 from tests.processes import environment, free_address
 
@@ -120,7 +120,7 @@ def test_what_cannot_be_converted_is_called_what_it_is(tmp_path, contents, said)
     with pytest.raises(UserError, match=rf"{said}.*give a file that `python -m inti_jax\.convert` wrote"):
         open_converted(path)
     with pytest.raises(UserError, match=rf"config: `model.pretrained`: .*{said}"):
-        initial.find_backbone(config.Model(pretrained=str(path)))
+        find_backbone(tiny(model__pretrained=str(path)))
 
 
 def test_a_pipe_is_not_waited_for(tmp_path):
@@ -139,7 +139,6 @@ def test_convert_and_verify_do_not_take_one_for_the_other(source, tmp_path, caps
 PROCESS = """
 import sys
 from pathlib import Path
-from inti_jax import config
 from inti_jax.distributed import joining
 flags = sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 with joining.joined(*flags, config.Hosts()):

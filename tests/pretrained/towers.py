@@ -13,6 +13,7 @@ from inti_jax.distributed import sharding
 from inti_jax.models import parameters
 from inti_jax.models.video import VideoModel
 from inti_jax.runs import initial, state
+from inti_jax.runs.backbone import find_backbone
 from inti_jax.training import optim
 from tests.configs import record, tiny
 
@@ -46,7 +47,7 @@ def one_frame_model(
         data__resolution=resolution,
         **changes,
     )
-    run = record(settings, classes, initial.find_backbone(settings.model))
+    run = record(settings, classes, find_backbone(settings))
     mesh = sharding.make_mesh(Mesh(), jax.devices()[:1])
     transform, _ = optim.make_optimizer(settings.train, 1)
     first = initial.initial_state(run, transform, state.abstract_state(run, transform, mesh))

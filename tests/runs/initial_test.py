@@ -24,6 +24,7 @@ from inti_jax.models import parameters
 from inti_jax.pretrained.api import TextEncoder
 from inti_jax.pretrained.clip_file import ClipFile
 from inti_jax.runs import checkpoint, initial, state, trained
+from inti_jax.runs.backbone import find_backbone
 from inti_jax.runs.record import Dataset, RunRecord
 from inti_jax.runs.writers.jsonl import read_metrics
 from inti_jax.training import loop, optim
@@ -51,7 +52,7 @@ def weights(model, tmp_path_factory):
 
 def record_of(settings, motion_data) -> RunRecord:
     dataset = open_dataset("motion_digits", motion_data, "val")
-    return RunRecord(settings, Dataset.of(dataset), initial.find_backbone(settings.model))
+    return RunRecord(settings, Dataset.of(dataset), find_backbone(settings))
 
 
 def start(settings, motion_data, sizes=Mesh(), devices=8):  # noqa: B008
@@ -234,7 +235,10 @@ def test_another_resolution_resamples_the_positions(weights, motion_data):
     [
         ({"model__pretrained": "absent.safetensors"}, "there is no such file"),
         ({"model__pretrained": "configs"}, "configs has no config.json.* `python -m inti_jax.convert` wrote"),
-        ({"model__backbone": "clip_vit_b16", "data__resolution": 224}, "is clip_vit_b16, but .* holds tiny$"),
+        (
+            {"model__backbone": "clip_vit_b16", "data__resolution": 224},
+            'is clip_vit_b16, but .* holds tiny: set it to "auto"',
+        ),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(weights, motion_data, monkeypatch, changes, message):
@@ -248,7 +252,10 @@ def test_a_backbone_without_a_name_is_put_in_words(motion_data, tmp_path):
     checkpoints.write_huggingface(tmp_path / "hf", checkpoints.huggingface_model())
     out = tmp_path / "f.safetensors"
     assert convert(tmp_path / "hf", "--out", out) == 0
-    with pytest.raises(ConfigError, match="holds width 128, 2 layers, 2 heads and patches of 16"):
+    with pytest.raises(
+        ConfigError,
+        match='holds a ViT of width 128 with 2 layers, 2 heads and patches of 16: set it to "auto"',
+    ):
         record_of(tiny(motion_data, model__pretrained=str(out)), motion_data)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from inti_jax import ablate
 from inti_jax.config import load_config
-from inti_jax.config.backbones import Backbone
+from inti_jax.config.backbones import published
 from inti_jax.errors import UsageError, UserError
 from inti_jax.runs.layout import checkpoint_dir, metrics_path
 from inti_jax.runs.record import Dataset, RunRecord
@@ -77,7 +77,8 @@ def test_finished_runs_are_collected_by_their_names(tmp_path):
         workdir = tmp_path / ablation._run_name("aim", "inti", seed)
         labels = tuple(map(str, range(10)))
         dataset = Dataset("motion_digits", "1.0.0", "0", labels)
-        RunRecord(load_config(f"{spec},seed={seed}"), dataset, Backbone()).write(workdir)
+        own = ["--config.model.backbone=auto"] if seed else []  # the record says what that is
+        RunRecord(load_config(f"{spec},seed={seed}", own), dataset, published("tiny")).write(workdir)
         of_400 = {"step": 400, "split": "val", "top1": top1, "views": 1, "clips": 1, "dataset": "0"}
         # What `main --mode eval` adds is not what the run came to.
         changes = ({"step": 200}, {"views": 3}, {"dataset": "1"}, {"weights": "ema"})
@@ -98,7 +99,7 @@ def test_a_run_is_made_again_unless_it_evaluated_its_last_step_itself(tmp_path):
     changes = [f"--config.{key}={value}" for key, value in overrides.items()]
     settings = load_config("configs/ablation.py:steps=7", changes)
     labels = tuple(map(str, range(10)))
-    RunRecord(settings, Dataset("motion_digits", "1.0.0", "0", labels), Backbone()).write(tmp_path)
+    RunRecord(settings, Dataset("motion_digits", "1.0.0", "0", labels), published("tiny")).write(tmp_path)
     checkpoint_dir(tmp_path).mkdir()
     own = {"step": 7, "split": "val", "top1": 0.5, "views": 1, "clips": 1, "dataset": "0"}
 
