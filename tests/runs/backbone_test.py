@@ -11,12 +11,12 @@ import pytest
 import inti_jax
 from inti_jax import features, predict
 from inti_jax.config import ConfigError, from_dict
-from inti_jax.config.backbones import BACKBONES, BackboneSize, Numerics
+from inti_jax.config.backbones import BACKBONES, BackboneSize, Numerics, published
 from inti_jax.data.dataset import open_dataset
 from inti_jax.distributed import sharding
 from inti_jax.evaluation import evaluate, inputs
 from inti_jax.pretrained.clip_file import ClipFile
-from inti_jax.runs import trained
+from inti_jax.runs import trained, trained_file
 from inti_jax.runs.backbone import check_early, find_backbone
 from inti_jax.runs.record import RunRecord
 from inti_jax.runs.writers.jsonl import read_metrics
@@ -99,43 +99,57 @@ def test_its_videos_are_evaluated_and_have_features(runs, motion_data, weights, 
     assert np.load(tmp_path / "f.npz")["features"].shape == (1, 48)
 
 
-def cut(runs, name, tmp_path):
-    """A copy of a run without its last checkpoint."""
+@pytest.fixture
+def cut(runs, tmp_path):
+    """A copy of the run with "auto", without its last checkpoint."""
     run = tmp_path / "run"
-    shutil.copytree(runs / name, run)
+    shutil.copytree(runs / "auto", run)
     shutil.rmtree(run / "checkpoints" / "4")
     return run
 
 
-@pytest.mark.parametrize("name", ["auto", "named"])
-def test_it_goes_on_bit_for_bit_also_from_the_named_size(runs, weights, motion_data, tmp_path, name):
-    run = cut(runs, name, tmp_path)
-    file = weights if name == "named" else tmp_path / "absent"
-    loop.train(settings_of(file, motion_data, **INTI, **AUTO), run)
-    assert_equal(params_of(run), params_of(runs / "named"))
+def test_it_goes_on_bit_for_bit(runs, cut, weights, motion_data):
+    loop.train(settings_of(weights, motion_data, **INTI, **AUTO), cut)
+    assert_equal(params_of(cut), params_of(runs / "named"))
 
 
-def test_it_does_not_go_on_from_a_file_that_changed(runs, motion_data, tmp_path):
-    run = cut(runs, "auto", tmp_path)
+def test_a_run_of_the_named_size_goes_on_with_it_and_without_the_file(runs, tmp_path):
+    earlier = RunRecord.read(runs / "named")
+    settings = dataclasses.replace(
+        earlier.config,
+        model=dataclasses.replace(earlier.config.model, backbone="auto", pretrained=str(tmp_path / "absent")),
+    )
+    record = RunRecord(settings, earlier.dataset, find_backbone(settings, earlier))
+    record.check_continues(earlier, runs / "named")
+    other = dataclasses.replace(record, backbone=published("clip_vit_b16"))
+    with pytest.raises(ConfigError, match=r"where `model.backbone` is 'tiny'; here it is 'auto'"):
+        other.check_continues(dataclasses.replace(earlier, backbone=published("tiny")), runs / "named")
+
+
+def test_it_does_not_go_on_from_a_file_that_changed(cut, motion_data, tmp_path):
     for image in (ODD, dataclasses.replace(ODD, layers=1)):  # other weights, and of another size as well
         other = write_tiny(tmp_path / "other.safetensors", image=image, seed=1)
         with pytest.raises(
             ConfigError, match=r"holds other weights .* than those that this run started from"
         ):
-            loop.train(settings_of(other, motion_data, **INTI, **AUTO), run)
-    assert not (run / "checkpoints" / "4").exists()
+            loop.train(settings_of(other, motion_data, **INTI, **AUTO), cut)
+    assert not (cut / "checkpoints" / "4").exists()
 
 
 def test_what_trained_is_a_file_for_either(runs, motion_data, weights, tmp_path, named):
     small, tower = tmp_path / "small.safetensors", tmp_path / "tower.safetensors"
     assert convert(runs / "auto", "--to", "trained", "--out", small) == 0
     assert_equal(params_of(small), params_of(runs / "auto"))
+    trained_record = trained_file.read_record(small)
     for changes in (AUTO, {}):
-        settings = settings_of(weights, motion_data, **INTI, **changes, model__start_from=str(small))
-        loop.train(
-            dataclasses.replace(settings, train=dataclasses.replace(settings.train, steps=1)), tmp_path / "r"
-        )
-        shutil.rmtree(tmp_path / "r")
+        settings = settings_of(weights, motion_data, **INTI, **changes)
+        record = RunRecord(settings, trained_record.dataset, find_backbone(settings))
+        trained_file.check_fits(small, trained_record, record)
+    wider = dataclasses.replace(
+        record, backbone=dataclasses.replace(record.backbone, size=BACKBONES["clip_vit_b16"])
+    )
+    with pytest.raises(ConfigError, match=r"its `model.backbone` is auto, here it is tiny"):
+        trained_file.check_fits(small, trained_record, wider)
     assert convert(runs / "auto", "--out", tower) == 0
     assert ClipFile(tower).description.architecture.image == dataclasses.replace(ODD, resolution=32)
 
