@@ -1,13 +1,12 @@
-"""Train adaptation methods x compressors x seeds: `python -m inti_jax.ablate --data_dir data --out DIR`."""
+"""Train methods x compressors x folds x seeds: `python -m inti_jax.ablate --data_dir data --out DIR`."""
 
 import argparse
 from collections.abc import Iterable
 
 from inti_jax import cli
+from inti_jax.ablation.experiments import EXPERIMENTS
 from inti_jax.errors import UsageError, run_command
 from inti_jax.host.paths import local_path
-from inti_jax.training import ablation
-from inti_jax.training.ablation import COMPRESSIONS, METHODS
 
 
 def main(prog: str = "python -m inti_jax.ablate") -> None:
@@ -15,54 +14,82 @@ def main(prog: str = "python -m inti_jax.ablate") -> None:
 
     Usage texts call the command `prog`.
     """
+    about = "; ".join(f"{name}: {each.about}" for name, each in EXPERIMENTS.items())
     parser = argparse.ArgumentParser(
         prog=prog,
-        description="Trains adaptation methods x compressors x seeds on motion_digits and tabulates them. "
-        "Resumes if --out has results of an earlier start.",
+        description="Trains adaptation methods x compressors x folds x seeds, evaluates each, and tabulates "
+        "them with paired differences. Resumes if --out has results of an earlier start. Tables: "
+        f"{about}.",
         epilog="example: %(prog)s --data_dir data --out runs/ablation --methods full,lora "
         "--compressions none,inti --seeds 0",
+    )
+    parser.add_argument(
+        "experiment", nargs="?", default="motion_digits", choices=EXPERIMENTS, help="default: motion_digits"
     )
     parser.add_argument(
         "--data_dir",
         required=True,
         type=local_path,
-        help="directory of all prepared datasets; missing ones are prepared",
+        help="directory of all prepared datasets; missing ones are prepared where they need no source",
     )
     parser.add_argument(
         "--out", required=True, type=local_path, metavar="DIR", help="directory for the runs and the table"
     )
-    parser.add_argument("--methods", default=",".join(METHODS), help=f"default: {','.join(METHODS)}")
     parser.add_argument(
-        "--compressions", default=",".join(COMPRESSIONS), help=f"default: {','.join(COMPRESSIONS)}"
+        "--pretrained",
+        type=local_path,
+        metavar="FILE",
+        help="backbone that `convert` wrote; motion_digits trains its own without it",
     )
+    parser.add_argument("--methods", help="names separated by commas; default: all of the table")
+    parser.add_argument("--compressions", help="names separated by commas; default: all of the table")
+    parser.add_argument("--folds", help="numbers separated by commas; default: all of the dataset")
     parser.add_argument("--seeds", default="0,1,2", help="default: 0,1,2")
-    parser.add_argument("--steps", type=int, default=400, help="steps of each run (default 400)")
+    parser.add_argument("--steps", type=int, help="steps of each run; default: the table's")
+    parser.add_argument(
+        "--equal_compute",
+        action="store_true",
+        help="give a run as many more steps as its forward pass costs less than without compression",
+    )
     parser.add_argument(
         "--results",
         type=local_path,
         metavar="FILE",
-        help="Markdown file whose ablation section to replace; the plot is written beside it",
+        help="Markdown file whose section of this table to replace; the plot is written beside it",
     )
     arguments = parser.parse_args()
-    methods = _chosen("methods", arguments.methods, METHODS)
-    compressions = _chosen("compressions", arguments.compressions, COMPRESSIONS)
+    experiment = EXPERIMENTS[arguments.experiment]
+    methods = _chosen("methods", arguments.methods, experiment.methods)
+    compressions = _chosen("compressions", arguments.compressions, experiment.compressions)
+    folds = _chosen("folds", arguments.folds, map(str, experiment.folds))
+    steps = experiment.steps if arguments.steps is None else arguments.steps
+    if steps < 1:
+        raise UsageError(f"--steps is {steps}: it should be at least 1")
     seeds = _seeds(arguments.seeds)
-    if arguments.steps < 1:
-        raise UsageError(f"--steps is {arguments.steps}: it should be at least 1")
     cli.setup_logging()
 
-    ablation.train_all(arguments.data_dir, arguments.out, methods, compressions, seeds, arguments.steps)
-    cells = ablation.collect(arguments.out)
-    ablation.write(cells, arguments.out, arguments.results)
-    print(ablation.table(cells))
+    from inti_jax.ablation import cells, tables  # late: --help need not wait for JAX
+
+    numbers = [int(fold) for fold in folds]
+    wanted = cells.jobs(
+        experiment, methods, compressions, numbers, seeds, steps, equal_compute=arguments.equal_compute
+    )
+    backbone = experiment.prepare(arguments.data_dir, arguments.out, numbers, arguments.pretrained)
+    cells.train_all(experiment, wanted, backbone, arguments.data_dir, arguments.out)
+    rows = tables.rows(cells.read(arguments.out), experiment)
+    tables.write(rows, arguments.experiment, arguments.out, arguments.results)
+    print(tables.table(rows), tables.differences(rows), sep="\n\n")
 
 
-def _chosen(option: str, text: str, valid: Iterable[str]) -> list[str]:
-    """Split a list of names at its commas. Raises UsageError for a name that is not in `valid`."""
-    names = list(dict.fromkeys(text.split(",")))
-    if unknown := [name for name in names if name not in valid]:
-        raise UsageError(f"--{option}: `{unknown[0]}` is none of {', '.join(valid)}")
-    return names
+def _chosen(option: str, text: str | None, valid: Iterable[str]) -> list[str]:
+    """Split a list of names at its commas; None stands for all. Raises UsageError for one not in `valid`."""
+    names = list(valid)
+    if text is None:
+        return names
+    chosen = list(dict.fromkeys(text.split(",")))
+    if unknown := [name for name in chosen if name not in names]:
+        raise UsageError(f"--{option}: `{unknown[0]}` is none of {', '.join(names) or 'none'}")
+    return chosen
 
 
 def _seeds(text: str) -> list[int]:

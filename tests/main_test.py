@@ -67,7 +67,7 @@ def test_inti_jax_lists_the_commands(monkeypatch, capsys):
             "there is no such file; did you mean the recipe `k400_vit_b16`",
         ),
         (["train", "--config", "configs/x/quickstart.py:seed=1", "--workdir", "w"], "recipe `quickstart`?\n"),
-        (["plan", "--config", "z"], "there is no such file, and the recipes are ablation, hmdb51_vit_b16, "),
+        (["plan", "--config", "z"], "there is no such file, and the recipes are ablation, egogestar, hmdb51"),
     ],
 )
 def test_a_wrong_name_is_one_line_with_the_nearest(arguments, message, monkeypatch, capsys):

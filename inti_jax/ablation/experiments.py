@@ -1,0 +1,124 @@
+"""Define the tables that `ablate` trains: the recipe of each, its rows, its folds and what it starts from."""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+
+from inti_jax import config
+from inti_jax.errors import UsageError, UserError
+
+log = logging.getLogger("inti_jax")
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A table of cells: every method with every compressor, in every fold and with every seed.
+
+    `methods` and `compressions` map the names that the table prints to arguments of `recipe`.
+    """
+
+    recipe: str
+    about: str
+    methods: Mapping[str, str]
+    compressions: Mapping[str, str]
+    # The cells of these methods with these compressors are trained before all others.
+    first: tuple[Collection[str], Collection[str]]
+    folds: tuple[int, ...]  # numbers of the folds; () for a dataset with one split
+    steps: int  # of each run, unless others are asked for
+    # Returns the backbone's file, which it may train. Its arguments are the directory of the datasets, that
+    # of the runs, the folds and the file that was given.
+    prepare: Callable[[Path, Path, Sequence[int], Path | None], Path]
+
+    def spec(self, method: str, compression: str, fold: int | None, seed: int, steps: int) -> str:
+        """Return the arguments of the recipe for a cell."""
+        chosen = f"{self.methods[method]},{self.compressions[compression]},seed={seed},steps={steps}"
+        return chosen if fold is None else f"{chosen},fold={fold}"
+
+
+def _prepare_digits(data_dir: Path, out: Path, folds: Sequence[int], pretrained: Path | None) -> Path:
+    """Build both datasets of digits and train the image model to start from, where they are missing."""
+    from inti_jax.data import dataset
+    from inti_jax.data.builders import motion_digits, still_digits
+    from inti_jax.pretrained import clip_file
+    from inti_jax.runs import export
+    from inti_jax.training import loop
+
+    for builder in (motion_digits.MotionDigits, still_digits.StillDigits):
+        if dataset.find_dataset(builder.name, data_dir) is None:
+            log.info("preparing %s in %s", builder.name, data_dir)
+            builder(data_dir=data_dir).build()
+    if pretrained is not None:
+        return pretrained
+    backbone = out / "stills.safetensors"
+    if not backbone.exists():
+        recipe = str(config.recipes()["still_digits"])
+        loop.train(config.load_config(recipe, [f"--config.data.data_dir={data_dir}"]), out / "stills")
+        arrays, description, _ = export.read_run(out / "stills")
+        clip_file.write(backbone, arrays, description)
+    return backbone
+
+
+def _find_gestures(data_dir: Path, out: Path, folds: Sequence[int], pretrained: Path | None) -> Path:
+    """Return `pretrained`. Raises UsageError without it, and UserError where a fold is not prepared."""
+    from inti_jax.data import dataset
+
+    if pretrained is None:
+        raise UsageError("egogestar needs --pretrained: the file of a DINOv2 ViT-S/14 that `convert` wrote")
+    for fold in folds:
+        name = f"egogestar_fold{fold}"
+        if dataset.find_dataset(name, data_dir) is None:
+            raise UserError(
+                f"{data_dir} has no dataset `{name}`: run `python -m inti_jax.prepare egogestar "
+                f"--source EgoGestAR/testvideo --fold {fold} --data_dir {data_dir} --name {name}`"
+            )
+    return pretrained
+
+
+_METHODS = {name: f"method={name}" for name in ("full", "st_adapter", "zero_i2v", "aim", "lora")}
+# All compressors that halve the frames once, after a quarter of the blocks.
+_HALVINGS = {
+    "drop": "compression=drop",
+    "mean": "compression=mean",
+    "static": "compression=static",
+    "inti(point)": "compression=inti,scales=point",
+    "inti(local)": "compression=inti,scales=local",
+    "inti(global)": "compression=inti,scales=global",
+    "inti": "compression=inti",
+}
+_NONE = {"none": "compression=none"}
+_TOME = {"tome": "compression=tome"}
+
+EXPERIMENTS = {
+    "motion_digits": Experiment(
+        recipe="ablation",
+        about="a tiny image model, which is trained first, on the embedded dataset motion_digits",
+        methods={"full": "method=full", "linear+temporal": "method=linear,temporal=attention"} | _METHODS,
+        compressions=_NONE | _HALVINGS | _TOME,
+        first=((), ()),
+        folds=(),
+        steps=400,
+        prepare=_prepare_digits,
+    ),
+    "egogestar": Experiment(
+        recipe="egogestar",
+        about="DINOv2's ViT-S/14 on the gestures of EgoGestAR, in five folds",
+        methods={"linear": "method=linear"} | _METHODS,
+        compressions=_NONE
+        | _HALVINGS
+        | {
+            "inti from first": "compression=inti,start=first",
+            "inti(region)": "compression=inti,scales=region",
+            "inti after 2": "compression=inti,after=(2,)",
+            "inti after 6": "compression=inti,after=(6,)",
+            "inti after 3+6": "compression=inti,after=(3,6)",
+            "inti groups of 4": "compression=inti,group=4",
+            "mean groups of 4": "compression=mean,group=4",
+        }
+        | _TOME,
+        first=(("st_adapter", "zero_i2v"), ("none", "drop", "mean", "static", "inti", "inti from first")),
+        folds=(1, 2, 3, 4, 5),
+        steps=240,
+        prepare=_find_gestures,
+    ),
+}
