@@ -13,13 +13,18 @@ import time
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from inti_jax import config
 from inti_jax.config import Mesh
 from inti_jax.config.backbones import BACKBONES
+from inti_jax.data.dataset import open_dataset
 from inti_jax.distributed import sharding
 from inti_jax.distributed.liveness import Judge, Place
-from inti_jax.runs import checkpoint
+from inti_jax.evaluation import evaluate
+from inti_jax.runs import checkpoint, predictions, state
+from inti_jax.runs.evaluations import Setting
+from inti_jax.runs.record import RunRecord
 from inti_jax.runs.trained import load
 from inti_jax.runs.writers.jsonl import read_metrics
 from tests.distributed import hosts
@@ -63,6 +68,25 @@ def test_two_processes_compute_what_one_device_does(trained):
 
     parts = [json.loads((pair / f"seen-{index}.json").read_text()) for index in (0, 1)]
     assert sorted(map(tuple, parts[0] + parts[1])) == [(e, i) for e in (0, 1) for i in range(40)]
+
+
+def test_two_processes_keep_the_predictions_that_one_does(trained, tmp_path, monkeypatch):
+    """To the last bit, where one process has the same devices."""
+    monkeypatch.setitem(BACKBONES, "tiny", hosts.SHALLOW)
+    pair, _ = directories(trained)
+    kept = {path.name: path.read_bytes() for path in predictions.find(pair).values()}
+    assert [(place.step, place.weights) for place in predictions.find(pair)] == [
+        (step, weights) for step in (15, 30) for weights in ("ema", "raw")
+    ]
+    run = RunRecord.read(pair)
+    mesh = sharding.make_mesh(run.config.mesh)
+    dataset = open_dataset(run.config.data.name, run.config.data.data_dir, "val")
+    forward = evaluate.make_forward(nnx.graphdef(state.abstract_model(run)), mesh)
+    params = load(pair, mesh).params
+    _, found = evaluate.evaluate(forward, params, dataset, run.config.data, run.config.eval, mesh)
+    evaluate.keep(tmp_path, 30, found, dataset, run.config, Setting.of_run(run))
+    (path,) = predictions.find(tmp_path).values()
+    assert path.name.startswith("30-1x1-ema-") and path.read_bytes() == kept[path.name]
 
 
 def test_what_a_run_starts_from_is_not_compared_over_the_network(trained):
