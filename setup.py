@@ -8,5 +8,5 @@ import setuptools
 setuptools.setup(
     packages=[*setuptools.find_packages(include=["inti_jax", "inti_jax.*"]), "inti_jax.configs"],
     package_dir={"inti_jax.configs": "configs"},
-    package_data={"inti_jax": ["py.typed"]},
+    package_data={"inti_jax": ["py.typed"], "inti_jax.pages": ["templates/*"]},
 )

@@ -23,9 +23,9 @@ def main(prog: str = "python -m inti_jax.report") -> None:
     arguments = parser.parse_args()
     cli.setup_logging()
 
-    from inti_jax.evaluation import report  # late: --help need not wait for JAX
+    from inti_jax.reports import writing  # late: --help need not wait for JAX
 
-    print(report.write(arguments.runs, arguments.out, arguments.title, timed=True))
+    print(writing.write(arguments.runs, arguments.out, arguments.title, timed=True))
 
 
 if __name__ == "__main__":

@@ -13,5 +13,5 @@ def computed(workdir: Path) -> list[dict[str, Any]]:
     return [
         {key: value for key, value in record.items() if key not in _OF_THE_MACHINE}
         for record in read_metrics(workdir)
-        if record["split"] != "compile"
+        if record["split"] not in ("compile", "restart")
     ]

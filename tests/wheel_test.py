@@ -13,7 +13,6 @@ import pytest
 import inti_jax
 from inti_jax import config
 from tests.data import clips
-from tests.processes import QUICK_TO_COMPILE
 
 ROOT = Path(__file__).parents[1]
 
@@ -42,7 +41,7 @@ def installed(tmp_path_factory):
 
 
 def run(*command, cwd=None):
-    environment = os.environ | {"XLA_FLAGS": QUICK_TO_COMPILE}  # one device
+    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # one device
     environment.pop("PYTHONPATH", None)  # it may lead to the checkout
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=cwd, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -62,6 +61,7 @@ print(inti_jax.__file__)
     assert names == list(config.recipes()) and "k400_vit_b16" in names
     assert Path(file).is_relative_to(installed.parent)
     assert Path(file).with_name("py.typed").exists()
+    assert (Path(file).parent / "pages" / "templates" / "report.html").exists()
 
 
 def test_plan(installed, tmp_path):

@@ -18,7 +18,8 @@ from inti_jax.data.loading.batches import worker_pool
 from inti_jax.data.loading.device import DevicePrefetch
 from inti_jax.distributed import agreement, liveness, sharding
 from inti_jax.distributed.preemption import Preemption
-from inti_jax.evaluation import evaluate, report
+from inti_jax.evaluation import evaluate
+from inti_jax.reports import writing
 from inti_jax.runs import checkpoint, evaluations, initial, layout, profiling, state
 from inti_jax.runs.backbone import find_backbone
 from inti_jax.runs.checkpoint import CheckpointManager
@@ -155,6 +156,8 @@ def _train(config: Config, workdir: Path, preemption: Preemption, profile: profi
         last = steps
         if 0 < start < steps and early_stop.reached(workdir, config.train, own, start):
             last = start  # it had stopped early
+        if 0 < start < last:
+            writer.write(start, "restart", {"devices": mesh.size, "processes": jax.process_count()})
         for step in range(start + 1, last + 1):
             with trace.step(step):
                 # Worker processes start before the first batch, and the first two steps wait for compiling.
@@ -181,7 +184,7 @@ def _train(config: Config, workdir: Path, preemption: Preemption, profile: profi
                     break
         liveness.note("the end", slow=True)
     if jax.process_index() == 0:
-        report.write_own(workdir)
+        writing.write_own(workdir)
 
 
 def _steps(config: Config, dataset: VideoDataset) -> int:

@@ -21,7 +21,8 @@ from inti_jax.config.backbones import BACKBONES
 from inti_jax.data.dataset import open_dataset
 from inti_jax.distributed import sharding
 from inti_jax.errors import UsageError, UserError
-from inti_jax.evaluation import evaluate, report
+from inti_jax.evaluation import evaluate
+from inti_jax.reports import writing
 from inti_jax.runs import checkpoint, evaluations, initial, layout, state, trained
 from inti_jax.runs.checkpoint import CheckpointManager
 from inti_jax.runs.evaluations import Setting
@@ -224,7 +225,7 @@ def test_the_average_alone_says_which_is_best_and_when_to_stop(tmp_path):
 
 
 def test_the_report_gives_the_raw_weights_a_row_of_their_own(run, plain, tmp_path):
-    table = report.write([run, plain], tmp_path, "both", timed=False)
+    table = writing.write([run, plain], tmp_path, "both", timed=False)
     rows = [line.split("  ")[0] for line in table.splitlines()[2:]]
     assert rows == [run.name, f"{run.name}, raw weights", plain.name]
     page = (tmp_path / "report.html").read_text()

@@ -1,0 +1,72 @@
+"""Make pictures that a page holds as data URIs: frames, and maps of values to lay over them."""
+
+import base64
+import io
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+Rgba = tuple[int, int, int, int]
+
+_LARGEST = 224  # pixels of a frame's longer side on a page
+
+# Colours of a map, evenly spread over its range. Both sets can be told apart by colour-blind readers.
+HEAT: tuple[Rgba, ...] = ((255, 40, 0, 0), (255, 40, 0, 130), (255, 120, 0, 190), (255, 235, 60, 235))
+BALANCE: tuple[Rgba, ...] = (
+    (70, 60, 200, 220), (70, 60, 200, 110), (128, 128, 128, 0), (230, 97, 0, 110), (230, 97, 0, 220),
+)  # fmt: skip
+
+
+def frame(pixels: UInt8[np.ndarray, "H W 3"]) -> str:
+    """Encode a frame as a JPEG, at most 224 pixels long, and small ones without loss as a PNG."""
+    image = Image.fromarray(pixels)
+    if max(image.size) <= 64:
+        return _uri(image, "png")
+    image.thumbnail((_LARGEST, _LARGEST), Image.Resampling.LANCZOS)
+    return _uri(image, "jpeg", quality=85)
+
+
+def strip(frames: UInt8[np.ndarray, "T H W 3"], height: int) -> str:
+    """Encode frames side by side as a JPEG of at most `height` pixels, and small ones as a PNG."""
+    image = Image.fromarray(np.concatenate(list(frames), axis=1))
+    if image.height <= 64:
+        return _uri(image, "png")
+    if image.height > height:
+        width = max(1, round(image.width * height / image.height))
+        image = image.resize((width, height), Image.Resampling.LANCZOS)
+    return _uri(image, "jpeg", quality=80)
+
+
+def exact(pixels: UInt8[np.ndarray, "h w 3"]) -> str:
+    """Encode a picture of few pixels as a PNG, which a page shows enlarged."""
+    return _uri(Image.fromarray(pixels), "png")
+
+
+def overlay(values: Float[np.ndarray, "h w"], colours: tuple[Rgba, ...], low: float, high: float) -> str:
+    """Encode a map of values as a PNG of h x w pixels, which a page lays over a frame.
+
+    `low` has the first colour and `high` the last.
+    """
+    return _uri(Image.fromarray(coloured(values, colours, low, high)), "png")
+
+
+def coloured(
+    values: Float[np.ndarray, "h w"], colours: tuple[Rgba, ...], low: float, high: float
+) -> UInt8[np.ndarray, "h w 4"]:
+    """Give each value its colour, by linear interpolation."""
+    places = np.linspace(low, high, len(colours))
+    channels = [np.interp(values, places, channel) for channel in zip(*colours, strict=True)]
+    return np.round(np.stack(channels, axis=-1)).astype(np.uint8)
+
+
+def gradient(colours: tuple[Rgba, ...]) -> str:
+    """Write the colours as a CSS gradient, for a legend."""
+    stops = (f"rgb({red} {green} {blue} / {alpha / 255:.2f})" for red, green, blue, alpha in colours)
+    return f"linear-gradient(to right, {', '.join(stops)})"
+
+
+def _uri(image: Image.Image, kind: str, **settings: int) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **settings)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
