@@ -15,5 +15,7 @@ mypy
 echo "import-linter"
 lint-imports --no-cache --no-logo
 echo "pytest"
+# Workers and the processes that tests start find what the first of them made of the sources.
+unset PYTHONDONTWRITEBYTECODE
 # On eight simulated devices, see tests/conftest.py.
 pytest --numprocesses auto --maxprocesses 4 --dist worksteal "$@"

@@ -4,23 +4,28 @@ import logging
 import os
 import tempfile
 
+from tests.processes import QUICK_TO_COMPILE
+
 os.environ["JAX_PLATFORMS"] = "cpu"
-# What is compiled here runs for milliseconds: optimizing it would take most of the tests' time.
 os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
-    + os.environ.get("XLA_FLAGS", "")
+    f"--xla_force_host_platform_device_count=8 {QUICK_TO_COMPILE} {os.environ.get('XLA_FLAGS', '')}"
 )
 
 # Models are compiled once for all tests and the processes they start.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="inti-jax-compiled-"))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
+import hypothesis
 import jax
 import jaxtyping
 import pytest
 
 jaxtyping.install_import_hook("inti_jax", "beartype.beartype")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# On a busy machine a quick example can take longer than Hypothesis gives it.
+hypothesis.settings.register_profile("busy", deadline=None)
+hypothesis.settings.load_profile("busy")
 
 
 @pytest.fixture(autouse=True)

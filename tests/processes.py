@@ -7,6 +7,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+# What tests compile runs for milliseconds: to optimize it would take most of their time, and so would fusions
+# that go through MLIR. Several tests run at once, so no program needs to be compiled in parts.
+QUICK_TO_COMPILE = (
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
+    "--xla_cpu_parallel_codegen_split_count=1"
+)
+
 
 def free_address() -> str:
     """Where nobody listens yet."""
@@ -17,7 +24,7 @@ def free_address() -> str:
 
 def environment(devices: int) -> dict[str, str]:
     """That of a process with so many simulated devices, whose programs compile quickly."""
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    flags = f"--xla_force_host_platform_device_count={devices} {QUICK_TO_COMPILE}"
     return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONUNBUFFERED": "1"}
 
 

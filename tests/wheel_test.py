@@ -13,6 +13,7 @@ import pytest
 import inti_jax
 from inti_jax import config
 from tests.data import clips
+from tests.processes import QUICK_TO_COMPILE
 
 ROOT = Path(__file__).parents[1]
 
@@ -41,7 +42,7 @@ def installed(tmp_path_factory):
 
 
 def run(*command, cwd=None):
-    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # one device
+    environment = os.environ | {"XLA_FLAGS": QUICK_TO_COMPILE}  # one device
     environment.pop("PYTHONPATH", None)  # it may lead to the checkout
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=cwd, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
