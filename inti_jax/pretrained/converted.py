@@ -80,10 +80,7 @@ def open_converted(path: str | Path) -> ClipFile:
     written.
     """
     path = local_path(path)
-    if not path.exists():
-        raise UserError(
-            f"{path}: there is no such file; `python -m inti_jax.convert SRC --out F.safetensors` writes one"
-        )
+    check_there(path)
     if not (path.is_file() or path.is_dir()):
         raise UserError(f"{path} is neither a file nor a directory")
     ours = file_kinds.is_own(path)
@@ -106,6 +103,14 @@ def open_converted(path: str | Path) -> ClipFile:
         while _valid(_cache(path), made_from) is None and time.monotonic() < deadline:
             time.sleep(0.2)
     return _converted(path)
+
+
+def check_there(path: Path) -> None:
+    """Raise UserError where no file and no directory is at `path`."""
+    if not path.exists():
+        raise UserError(
+            f"{path}: there is no such file; `python -m inti_jax.convert SRC --out F.safetensors` writes one"
+        )
 
 
 def _converted(path: Path) -> ClipFile:

@@ -10,9 +10,10 @@ from inti_jax import config
 from inti_jax.config import Config, ConfigError, Model
 from inti_jax.config.backbones import AUTO, BACKBONES, Backbone, describe, published
 from inti_jax.errors import UserError
+from inti_jax.host.paths import local_path
 from inti_jax.pretrained import clip_file, file_kinds
 from inti_jax.pretrained.clip_file import Description
-from inti_jax.pretrained.converted import open_converted
+from inti_jax.pretrained.converted import check_there, open_converted
 from inti_jax.pretrained.sources import is_run
 from inti_jax.runs.record import RunRecord
 
@@ -54,10 +55,11 @@ def check_early(settings: Config, workdir: Path) -> None:
     model = settings.model
     if model.pretrained == "random" or is_run(workdir):
         return
-    path = Path(model.pretrained)
-    if path.exists() and not file_kinds.is_own(path):
-        return  # it is converted first
+    path = local_path(model.pretrained)
     try:
+        check_there(path)
+        if not file_kinds.is_own(path):
+            return  # it is converted first
         header = clip_file.read_header(path)
     except UserError as error:
         raise ConfigError(f"config: `model.pretrained`: {error}") from None
