@@ -212,6 +212,7 @@ def _peer_arguments(arguments: argparse.Namespace) -> list[str]:
 
 
 def _convert_peer(found: "Found", arguments: argparse.Namespace, start: float) -> None:
+    from inti_jax.config.backbones import called
     from inti_jax.runs import peer_file
 
     matched, title = found.matched, found.method.title
@@ -238,7 +239,8 @@ def _convert_peer(found: "Found", arguments: argparse.Namespace, start: float) -
         + f"; in evaluation {views.clips} clips x {views.crops} crops"
     )
     print(f"labels      {len(done.record.dataset.labels)}, from {arguments.labels}")
-    print(f"goes on     {settings.model.backbone}, {arguments.pretrained or 'in the same file'}")
+    backbone = called(settings.model.backbone, done.record.backbone.size)
+    print(f"goes on     {backbone}, {arguments.pretrained or 'in the same file'}")
     _print_written(arguments.out, done.arrays, done.hash, start)
 
 

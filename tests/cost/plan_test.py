@@ -135,7 +135,7 @@ def test_the_cost_for_frames_that_are_not_square_is_what_xla_counts(kind, shallo
     model = model_of(config)
     assert (model.tower.grid, model.tower.tokens) == ((7, 18), 127)
     assert counted(lower(model, 4)) == pytest.approx(model.macs(4), rel=0.01)
-    found = plan.make_plan(config)[0]
+    found = plan.make_plan(plan.record_of(config))[0]
     assert found.gmacs_per_view_training == pytest.approx(model.macs(4) / 1e9)
     assert "4 frames of 112 x 288," in plan.render(found)
 
