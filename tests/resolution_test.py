@@ -1,5 +1,6 @@
 """A run on frames that are not square, from its weights to what others make of it."""
 
+import dataclasses
 import json
 import shutil
 
@@ -11,6 +12,7 @@ from PIL import Image
 
 import inti_jax
 from inti_jax.config import ConfigError, Mesh
+from inti_jax.config.backbones import BACKBONES
 from inti_jax.data.codec import decode
 from inti_jax.data.dataset import open_dataset
 from inti_jax.distributed import sharding
@@ -30,7 +32,9 @@ HEIGHT, WIDTH = 32, 48
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    return write_tiny(tmp_path_factory.mktemp("weights") / "clip.safetensors", embed=16)
+    """Weights for yet another shape, so that positions are resampled from 2 x 8 to 4 x 6."""
+    image = dataclasses.replace(BACKBONES["tiny"], resolution=(16, 64))
+    return write_tiny(tmp_path_factory.mktemp("weights") / "clip.safetensors", image=image, embed=16)
 
 
 def settings_for(motion_data, weights, **changes):
@@ -55,7 +59,9 @@ def workdir(motion_data, weights, tmp_path_factory):
 def test_the_record_has_the_resolution_and_the_run_goes_on_to_the_last_bit(
     motion_data, weights, workdir, tmp_path
 ):
-    assert RunRecord.read(workdir).config == settings_for(motion_data, weights)
+    kept = RunRecord.read(workdir)
+    assert kept.config == settings_for(motion_data, weights) and kept.config.data.resolution == (32, 48)
+    assert kept.backbone.size.resolution == (16, 64)
     assert read_metrics(workdir)[-1]["split"] == "val"
     again = tmp_path / "run"
     shutil.copytree(workdir, again)
