@@ -27,3 +27,13 @@ ensure_venv() {
   # shellcheck disable=SC1091
   . .venv/bin/activate
 }
+
+# ensure_chromium: in continuous integration, installs the browser in which the tests open pages. Elsewhere, and where
+# it cannot be had, these tests are skipped.
+ensure_chromium() {
+  if [ -z "${CI:-}" ] || [ "$(id -u)" != 0 ] || command -v chromium > /dev/null; then return; fi
+  echo "installing chromium"
+  if ! { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } > /dev/null; then
+    echo "chromium could not be installed: the tests that open pages are skipped" >&2
+  fi
+}

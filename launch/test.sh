@@ -4,6 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/common.sh
 ensure_venv requirements-dev.txt
+ensure_chromium
 
 echo "ruff"
 ruff check .

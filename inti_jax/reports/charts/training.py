@@ -34,7 +34,7 @@ class _Line(NamedTuple):
     label: str
     steps: Float[np.ndarray, " N"]
     values: Float[np.ndarray, " N"] | None
-    look: Literal["line", "pale", "marks"] = "line"
+    look: Literal["line", "pale", "thin", "marks"] = "line"
 
     @property
     def drawable(self) -> bool:
@@ -125,7 +125,7 @@ def of_several(found: Mapping[str, Curves], metric: str) -> list[Chart]:
     """Draw the curves of several runs by their names, a colour for each. Steps zoom together."""
     plans = (
         ("loss", "Training loss, smoothed", "", "loss", 1.0),
-        ("accuracy", f"Validation {metric}", "%", None, 100.0),
+        ("accuracy", f"{capital(metric)}: validation (dots), training (thin, smoothed)", "%", None, 100.0),
         ("step-time", "Time of a step", "ms", "step_seconds", 1000.0),
         ("wait", "Share of the time waiting for data", "%", "data_wait", 100.0),
         ("gradient", "Gradient norm, smoothed", "", "grad_norm", 1.0),
@@ -143,15 +143,14 @@ def of_several(found: Mapping[str, Curves], metric: str) -> list[Chart]:
         words = []
         for place, (run, of) in enumerate(found.items()):
             if column is None:
-                lines = [
-                    _Line(
-                        ", ".join(filter(None, [run, each.differences])),
-                        each.steps,
-                        factor * each.values,
-                        "marks",
-                    )
-                    for each in of.validation
-                ]
+                top1 = of.figures.get("top1")
+                training = _Line(
+                    f"{run}, training", of.steps, None if top1 is None else factor * top1, "thin"
+                )
+                lines = [_smooth(training)]
+                for each in of.validation:
+                    label = ", ".join(filter(None, [run, each.differences]))
+                    lines.append(_Line(label, each.steps, factor * each.values, "marks"))
             else:
                 values = of.figures.get(column)
                 lines = [_Line(run, of.steps, None if values is None else factor * values)]
@@ -185,6 +184,8 @@ def _draw(plot: figure, line: _Line, place: int) -> list[GlyphRenderer]:
     colour = COLOURS[place % len(COLOURS)]
     if line.look == "pale":
         drawn = [plot.line("x", "y", source=source, color=GREY, alpha=0.55)]
+    elif line.look == "thin":
+        drawn = [plot.line("x", "y", source=source, color=colour, alpha=0.6)]
     else:
         drawn = [plot.line("x", "y", source=source, color=colour, line_width=2)]
         if line.look == "marks" or len(line.steps) == 1:
