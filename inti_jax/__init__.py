@@ -4,15 +4,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from inti_jax.evaluation.classifier import load as load
+    from inti_jax.evaluation.explanation import explain as explain
     from inti_jax.pretrained.api import load_clip as load_clip
     from inti_jax.pretrained.api import load_tower as load_tower
 
-__all__ = ["load", "load_clip", "load_tower"]
+__all__ = ["explain", "load", "load_clip", "load_tower"]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
     # Imported on first use, so that a command's --help does not wait for JAX.
+    if name == "explain":
+        from inti_jax.evaluation.explanation import explain
+
+        return explain
     if name == "load":
         from inti_jax.evaluation.classifier import load
 

@@ -20,6 +20,7 @@ COMMANDS = {
     "plan": ("plan", "show what a config costs before anything runs"),
     "predict": ("predict", "label video files with a trained run"),
     "features": ("features", "write features of video files"),
+    "explain": ("explain", "show which frames and patches a trained run's answers come from"),
     "evaluate": ("evaluate", "print figures with intervals from kept predictions, compare and ensemble runs"),
     "report": ("report", "compare runs in a table and a page"),
     "ablate": ("ablate", "train adaptation methods x compressors x seeds on the embedded dataset"),

@@ -18,7 +18,19 @@ def call(module, *arguments):
 
 @pytest.mark.parametrize(
     "module",
-    ["main", "ablate", "prepare", "plan", "predict", "features", "evaluate", "report", "convert", "doctor"],
+    [
+        "main",
+        "ablate",
+        "prepare",
+        "plan",
+        "predict",
+        "features",
+        "explain",
+        "evaluate",
+        "report",
+        "convert",
+        "doctor",
+    ],
 )
 def test_help(module):
     process = call(module, "--help")

@@ -71,6 +71,12 @@ def test_plan(installed, tmp_path):
     assert [block["frames"] for block in plan["blocks"]] == [8] * 3 + [4] * 9
 
 
+def test_pages_are_rendered(installed, tmp_path):
+    program = "from inti_jax import pages; print(pages.render('base.html', title='A & b'))"
+    page = run(installed / "python", "-c", program, cwd=tmp_path)
+    assert "<h1>A &amp; b</h1>" in page and "color-scheme: light dark" in page
+
+
 def test_the_version_is_the_packages(installed, tmp_path):
     assert run(installed / "inti-jax", "--version", cwd=tmp_path) == f"inti_jax {inti_jax.__version__}\n"
 

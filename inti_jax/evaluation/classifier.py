@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 from inti_jax.data.augmentation import augment
 from inti_jax.distributed import sharding
@@ -28,8 +28,9 @@ class VideoClassifier:
         """Take the model for inference, see `trained.Trained.for_inference`, and the record of its run."""
         self.config = record.config
         self.labels = record.dataset.labels
-        self._record = record
-        self._params = params
+        self.record = record
+        self.graphdef = graphdef
+        self.params = params
         self._multiple = parameters.merge(graphdef, params).ratio
         self._logits = jax.jit(lambda params, video: parameters.merge(graphdef, params)(video))
         self._features = jax.jit(lambda params, video: parameters.merge(graphdef, params).features(video))
@@ -69,12 +70,16 @@ class VideoClassifier:
         """
         weights = None if pretrained is None else local_path(pretrained)
         record, params = zero_shot.with_labels(
-            self._record, self._params, labels, templates=templates, pretrained=weights
+            self.record, self.params, labels, templates=templates, pretrained=weights
         )
         graphdef = nnx.graphdef(state.abstract_model(record, folded=True))
         return VideoClassifier(graphdef, params, record)
 
-    def _apply(self, function: Any, video: Any) -> Float[np.ndarray, "..."]:
+    def crop(self, video: Any) -> tuple[UInt8[np.ndarray, "B T H W 3"], bool]:
+        """Resize and crop clips to what the model takes, from what a call takes.
+
+        Also return True if `video` was several clips. Raises the errors of a call.
+        """
         clips, several = in_memory.clips(video)
         for clip in clips:
             frames, height, width, _ = clip.shape
@@ -89,11 +94,16 @@ class VideoClassifier:
                 raise UserError(f"frames of {height} x {width} pixels show nothing")
         size = self.config.data.height_width
         if not clips:
-            one = jax.ShapeDtypeStruct((1, self._multiple, *size, 3), np.uint8)
-            result = jax.eval_shape(function, self._params, one)
+            return np.zeros((0, self._multiple, *size, 3), np.uint8), several
+        return np.stack([augment.test_views(clip, size, crops=1)[0] for clip in clips]), several
+
+    def _apply(self, function: Any, video: Any) -> Float[np.ndarray, "..."]:
+        clips, several = self.crop(video)
+        if not len(clips):
+            one = jax.ShapeDtypeStruct((1, *clips.shape[1:]), np.uint8)
+            result = jax.eval_shape(function, self.params, one)
             return np.zeros((0, *result.shape[1:]), result.dtype)
-        cropped = np.stack([augment.test_views(clip, size, crops=1)[0] for clip in clips])
-        result = np.asarray(function(self._params, cropped))
+        result = np.asarray(function(self.params, clips))
         return result if several else result[0]
 
 

@@ -53,14 +53,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     cli.add_weights_argument(parser)
 
 
-def check_output(path: Path, suffix: str) -> None:
-    """Raise UsageError where no file with this suffix can be written at `path`."""
-    if path.suffix.lower() != suffix:
-        raise UsageError(f"--out {path}: the file's name should end in {suffix}")
+def check_output(path: Path, *suffixes: str, argument: str = "--out") -> None:
+    """Raise UsageError where no file with one of these suffixes can be written at `path`."""
+    if path.suffix.lower() not in suffixes:
+        raise UsageError(f"{argument} {path}: the file's name should end in {' or '.join(suffixes)}")
     if path.is_dir():
-        raise UsageError(f"--out {path}: it is a directory")
+        raise UsageError(f"{argument} {path}: it is a directory")
     if not path.parent.is_dir():
-        raise UsageError(f"--out {path}: there is no directory {path.parent}")
+        raise UsageError(f"{argument} {path}: there is no directory {path.parent}")
 
 
 def collect(arguments: argparse.Namespace) -> Videos:

@@ -63,6 +63,17 @@ def far_from_equal(weights: Float[np.ndarray, "*B g"]) -> float:
     return float((np.abs(weights - 1 / weights.shape[-1]) > FAR).any(axis=-1).mean())
 
 
+def fates(shares: Float[np.ndarray, "T P"], ratio: int) -> Float[np.ndarray, "T 3"]:
+    """Compute the share of a frame's patches that were kept, averaged and faded.
+
+    They are so by their share in the token that they are blended into, of `ratio` frames: above, about or
+    below an equal share. About is within a fifth of it, which for pairs is `FAR`.
+    """
+    relative = shares * ratio
+    kept, faded = relative > 1 + 2 * FAR, relative < 1 - 2 * FAR
+    return np.stack([kept, ~(kept | faded), faded], axis=-1).mean(axis=1)
+
+
 def _back(
     share: Float[np.ndarray, "S M"],
     trace: Trace,

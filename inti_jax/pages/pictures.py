@@ -14,7 +14,7 @@ _LARGEST = 224  # pixels of a frame's longer side on a page
 # Colours of a map, evenly spread over its range. Both sets can be told apart by colour-blind readers.
 HEAT: tuple[Rgba, ...] = ((255, 40, 0, 0), (255, 40, 0, 130), (255, 120, 0, 190), (255, 235, 60, 235))
 BALANCE: tuple[Rgba, ...] = (
-    (70, 60, 200, 220), (70, 60, 200, 110), (128, 128, 128, 0), (230, 97, 0, 110), (230, 97, 0, 220),
+    (70, 60, 200, 200), (70, 60, 200, 100), (128, 128, 128, 0), (230, 97, 0, 100), (230, 97, 0, 200),
 )  # fmt: skip
 
 

@@ -2,5 +2,5 @@
 
 What a page says is gathered first, as plain data: `runs` reads a run's directory, `curves` its records,
 `confusions` and `clips` its predictions, `costs` and `settings` its config. `charts` draws, and `writing`
-puts all into the templates of `inti_jax.pages`.
+puts all into the templates of `inti_jax.pages`. `explanation_page` shows one model on single videos.
 """

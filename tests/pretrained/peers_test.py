@@ -164,8 +164,8 @@ def test_predicted_evaluated_planned_and_trained_on(kind, converted, motion_data
     before, after = inti_jax.load(file), inti_jax.load(tmp_path / "run")
     moved = {
         path
-        for path, value in after._params.items()
-        if path in before._params and not np.array_equal(value, before._params[path])
+        for path, value in after.params.items()
+        if path in before.params and not np.array_equal(value, before.params[path])
     }
     assert "head.kernel" in moved
     assert ("tower.ln_post.scale" in moved) == (kind != "st_mlp")
