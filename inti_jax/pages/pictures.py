@@ -27,14 +27,24 @@ def frame(pixels: UInt8[np.ndarray, "H W 3"]) -> str:
     return _uri(image, "jpeg", quality=85)
 
 
-def strip(frames: UInt8[np.ndarray, "T H W 3"], height: int) -> str:
-    """Encode frames side by side as a JPEG of at most `height` pixels, and small ones as a PNG."""
-    image = Image.fromarray(np.concatenate(list(frames), axis=1))
-    if image.height <= 64:
+def sheet(frames: UInt8[np.ndarray, "T H W 3"], *, columns: int = 4, width: int = 448) -> str:
+    """Encode frames in rows as a JPEG at most `width` pixels wide, and small ones without loss as a PNG."""
+    count, high, wide, _ = frames.shape
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    gap = max(1, wide // 32)
+    size = (rows * (high + gap) - gap, columns * (wide + gap) - gap)
+    pixels = np.full((*size, 3), 128, np.uint8)
+    for place, frame_pixels in enumerate(frames):
+        top, left = (place // columns) * (high + gap), (place % columns) * (wide + gap)
+        pixels[top : top + high, left : left + wide] = frame_pixels
+    image = Image.fromarray(pixels)
+    if max(high, wide) <= 64:
         return _uri(image, "png")
-    if image.height > height:
-        width = max(1, round(image.width * height / image.height))
-        image = image.resize((width, height), Image.Resampling.LANCZOS)
+    if image.width > width:
+        image = image.resize(
+            (width, max(1, round(image.height * width / image.width))), Image.Resampling.LANCZOS
+        )
     return _uri(image, "jpeg", quality=80)
 
 

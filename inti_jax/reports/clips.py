@@ -16,10 +16,9 @@ from inti_jax.errors import UserError
 from inti_jax.pages import pictures
 from inti_jax.runs.predictions import SavedPredictions
 
-# Videos of each group, frames of a strip, pixels of a frame's height, and bytes of all strips at most.
+# Videos of each group, frames of each, and bytes of all frames at most.
 _EACH = 12
 _FRAMES = 8
-_HEIGHT = 112
 _MOST_BYTES = 3_000_000
 
 _BEST = 5  # labels of a video
@@ -40,7 +39,7 @@ class Guess(NamedTuple):
 class Video:
     """One video: its labels, and the best guesses of the model, the most probable first.
 
-    `strip` is a data URI of its frames side by side, and `said` what they are, or why there are none.
+    `strip` is a data URI of its frames in rows, and `said` what they are, or why there are none.
     """
 
     row: int  # in the predictions
@@ -155,9 +154,9 @@ def with_strips(
         except DecodeError as error:
             yield dataclasses.replace(video, said=f"it does not decode: {' '.join(str(error).split())}")
             continue
-        strip = pictures.strip(frames, _HEIGHT)
+        strip = pictures.sheet(frames)
         taken += len(strip)
-        said = f"frames {', '.join(map(str, at))}"
+        said = f"frames {at[0]} to {at[-1]}"
         if settings.eval.clips > 1:
             said += f" (clip {clip + 1} of {settings.eval.clips})"
         yield dataclasses.replace(video, strip=strip, said=said)

@@ -90,7 +90,7 @@ def test_a_video_that_does_not_decode_is_a_line(trained_run, tmp_path, monkeypat
     monkeypatch.setattr(VideoDataset, "__getitem__", broken)
     page = page_of(workdir)
     assert page.count("it does not decode: record 3 cannot be read") == 1
-    assert page.count('<img src="data:image/png;base64,') == 19
+    assert page.count('class="strip" src="data:image/png;base64,') == 19
 
 
 def test_videos_with_several_labels(tmp_path):

@@ -28,7 +28,7 @@ def test_a_report_stands_alone(trained_run, tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert "A &lt;title&gt;" in page
     # Its frames are on it: those of each of the 20 validation videos, as they are so small.
-    assert page.count('<img src="data:image/png;base64,') == 20 and "clip 2 of 2" in page
+    assert page.count('class="strip" src="data:image/png;base64,') == 20 and "clip 2 of 2" in page
     assert len(page) < 3e6
     assert not re.search(r"<[^>]*(src|href)=\"(?!data:|#)", page.partition("<script>")[0])
 

@@ -35,10 +35,11 @@ FONT = "system-ui, sans-serif"
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """The numbers of a chart."""
+    """The numbers of a chart, which the page shows on demand or, where it is `open`, at once."""
 
     headers: list[str]
     rows: list[list[str]]
+    open: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

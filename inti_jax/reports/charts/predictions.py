@@ -72,14 +72,14 @@ def of_classes(classes: Sequence[ClassFigure], overall: float, metric: str) -> C
 def of_confusions(found: Confusions) -> Chart:
     """Draw the confusion matrix: a row for each class, darker the larger the share of its videos."""
     count = len(found.classes)
-    entries = found.entries
+    entries, pale = found.entries, 0.08 if count <= NAMED else 0.35
     source = ColumnDataSource(
         {
             "predicted": [entry.predicted for entry in entries],
             "label": [entry.label for entry in entries],
             "videos": [entry.videos for entry in entries],
             "share": [100 * entry.share for entry in entries],
-            "alpha": [0.08 + 0.92 * entry.share**0.7 for entry in entries],
+            "alpha": [pale + (1 - pale) * entry.share**0.7 for entry in entries],
             "colour": [COLOURS[entry.label != entry.predicted] for entry in entries],
             "from": [found.classes[entry.label] for entry in entries],
             "to": [found.classes[entry.predicted] for entry in entries],
@@ -97,16 +97,11 @@ def of_confusions(found: Confusions) -> Chart:
         for axis in (plot.xaxis[0], plot.yaxis[0]):
             name_ticks(axis, found.classes)
         plot.xaxis.major_label_orientation = math.pi / 3
-    drawn = plot.rect(
-        "predicted",
-        "label",
-        0.96,
-        0.96,
-        source=source,
-        fill_color="colour",
-        fill_alpha="alpha",
-        line_color=None,
-    )
+    look = {"source": source, "fill_color": "colour", "fill_alpha": "alpha", "line_color": None}
+    if count <= NAMED:
+        drawn = plot.rect("predicted", "label", 0.96, 0.96, **look)
+    else:  # cells that are smaller than a pixel would not be seen
+        drawn = plot.scatter("predicted", "label", marker="square", size=3, **look)
     plot.add_tools(
         HoverTool(
             renderers=[drawn],
@@ -135,7 +130,9 @@ def of_confusions(found: Confusions) -> Chart:
         ]
         for each in errors[:_ROWS]
     ]
-    table = Table(["label", "predicted", "videos", "% of the class"], rows) if rows else None
+    table = (
+        Table(["label", "predicted", "videos", "% of the class"], rows, open=count > NAMED) if rows else None
+    )
     return Chart("confusions", "Confusion matrix", text, plot, table)
 
 
