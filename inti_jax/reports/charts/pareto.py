@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from bokeh.models import ColumnDataSource, HoverTool
+from bokeh.models import ColumnDataSource, HoverTool, Range1d
 
 from inti_jax.reports.charts.chart import GREY, Chart, Table, blank, capital
 from inti_jax.reports.comparison import Point, front
@@ -24,10 +24,15 @@ def of_runs(points: Sequence[Point], metric: str, colours: Mapping[str, str]) ->
             "colour": [colours[point.name] for point in points],
         }
     )
-    costs = [point.gmacs for point in points]
+    low_cost, high_cost = min(point.gmacs for point in points), max(point.gmacs for point in points)
+    wide = high_cost > _WIDE * low_cost
+    margin = 0.1 * (high_cost - low_cost) or 0.5 * high_cost
     plot = blank(
         height=380,
-        x_axis_type="log" if max(costs) > _WIDE * min(costs) else "linear",
+        x_axis_type="log" if wide else "linear",
+        x_range=Range1d(low_cost / 1.3, 1.3 * high_cost)
+        if wide
+        else Range1d(low_cost - margin, high_cost + margin),
         x_axis_label="GMACs per view",
         y_axis_label=f"{metric} (%)",
     )
@@ -44,11 +49,9 @@ def of_runs(points: Sequence[Point], metric: str, colours: Mapping[str, str]) ->
         ("GMACs per view", "@gmacs{0.0000}"),
     ]
     plot.add_tools(HoverTool(renderers=[dots], tooltips=tooltips))
-    beaten_by_none = "; ".join(
-        f"{point.name} ({100 * point.value:.1f} % at {point.gmacs:.4g})" for point in best
-    )
+    named = "; ".join(f"{point.name} ({100 * point.value:.1f} % at {point.gmacs:.4g})" for point in best)
     text = (
-        f"No run is both better and cheaper than those on the dashed line: {beaten_by_none}. "
+        f"No other run is as cheap and better, or as good and cheaper, than these (dashed): {named}. "
         "Bars: 95 % intervals over the videos; they say nothing of other seeds."
     )
     rows = [

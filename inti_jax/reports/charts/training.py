@@ -65,7 +65,7 @@ def of_run(found: Curves, metric: str) -> list[Chart]:
         (
             "loss",
             "Training loss",
-            "loss",
+            "",
             [line("each record", "loss", look="pale"), smooth("smoothed", "loss")],
         ),
         ("accuracy", capital(metric), "%", [smooth("training, smoothed", "top1", 100.0), *validation]),
@@ -185,7 +185,7 @@ def _draw(plot: figure, line: _Line, place: int) -> list[GlyphRenderer]:
     if line.look == "pale":
         drawn = [plot.line("x", "y", source=source, color=GREY, alpha=0.55)]
     elif line.look == "thin":
-        drawn = [plot.line("x", "y", source=source, color=colour, alpha=0.6)]
+        drawn = [plot.line("x", "y", source=source, color=colour, alpha=0.85)]
     else:
         drawn = [plot.line("x", "y", source=source, color=colour, line_width=2)]
         if line.look == "marks" or len(line.steps) == 1:
