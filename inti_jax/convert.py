@@ -48,9 +48,10 @@ def main(prog: str = "python -m inti_jax.convert") -> None:
     """Run the command, which usage texts call `prog`."""
     parser = argparse.ArgumentParser(
         prog=prog,
-        description="Converts weights of CLIP (OpenAI's, open_clip's or Hugging Face's), DINOv2 and SigLIP "
-        "(both Hugging Face's), a .pt, .bin or .safetensors file or a directory, to this project's file or "
-        "back, or verifies a converted file against its source.",
+        description="Converts weights of CLIP (OpenAI's, open_clip's or Hugging Face's), SigLIP "
+        "(open_clip's, timm's or Hugging Face's) and DINOv2 (Meta's or Hugging Face's), a .pt, .bin or "
+        ".safetensors file or a directory, to this project's file or back, or verifies a converted file "
+        "against its source.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

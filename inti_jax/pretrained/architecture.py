@@ -3,18 +3,21 @@
 import dataclasses
 import logging
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 from inti_jax.config.backbones import (
     CLIP_MEAN,
     CLIP_STD,
+    DINOV2_WITH_REGISTERS,
     HALF,
     IMAGENET_MEAN,
     IMAGENET_STD,
     BackboneSize,
     Numerics,
 )
+from inti_jax.config.backbones import DINOV2 as DINOV2_NUMERICS
 from inti_jax.config.backbones import SIGLIP as SIGLIP_NUMERICS
 from inti_jax.config.resolution import Resolution
 from inti_jax.errors import UsageError, UserError
@@ -23,7 +26,17 @@ from inti_jax.models.pieces import Pieces, has_pieces, read_pieces
 from inti_jax.models.text import TextSize
 from inti_jax.models.tokenizer import Cleaning, Vocabulary, find_vocabulary, read_vocabulary
 from inti_jax.pretrained.clip_file import Description
-from inti_jax.pretrained.clip_rules import DINOV2_GATED, HUGGINGFACE, OPENAI, SIGLIP, Matched
+from inti_jax.pretrained.clip_rules import (
+    DINOV2_GATED,
+    HUGGINGFACE,
+    META_DINOV2,
+    META_DINOV2_GATED,
+    OPEN_CLIP_SIGLIP,
+    OPENAI,
+    SIGLIP,
+    SUPPORTED,
+    Matched,
+)
 from inti_jax.pretrained.sources import ForeignCheckpoint
 
 log = logging.getLogger("inti_jax")
@@ -32,6 +45,8 @@ Activation = Literal["quick_gelu", "gelu"]
 
 # Head widths of open_clip's models that are not 64 (ViT-H-14, ViT-g-14 and ViT-bigG-14), by tower width.
 _HEAD_SIZES = {1280: 80, 1408: 88, 1664: 104}
+# And of SigLIP's towers (so400m and g-opt), image's and text's.
+_SIGLIP_HEAD_SIZES = {1152: 72, 1536: 96}
 
 # Keys of open_clip's model config that may be set. Any other that is set makes the model another than CLIP.
 _OPEN_CLIP_KEYS = {
@@ -54,22 +69,27 @@ def describe(
     states. Raises UsageError where such an argument is needed or does not fit the source, and UserError where
     the source cannot be described.
     """
+    naming = matched.naming
+    stated: Callable[[ForeignCheckpoint], tuple[Any, Any]] = _stated_by_hf
     default_mean, default_std = CLIP_MEAN, CLIP_STD
-    if matched.naming is OPENAI:
+    if naming is OPENAI:
         architecture = _from_shapes(source, matched, activation, head_size)
-        preprocess = (source.open_clip_config or {}).get("preprocess_cfg", {})
-        mean, std = preprocess.get("mean"), preprocess.get("std")
+        stated = _stated_by_open_clip
+    elif naming is OPEN_CLIP_SIGLIP:
+        architecture = _from_open_clip_siglip(source, matched, activation, head_size)
+        default_mean, default_std, stated = HALF, HALF, _stated_by_open_clip
+    elif naming is HUGGINGFACE:
+        architecture = _from_hf(source, matched, activation)
+    elif naming is SIGLIP:
+        architecture = _from_siglip(source, matched, activation, head_size)
+        default_mean, default_std = HALF, HALF
+    elif naming in (META_DINOV2, META_DINOV2_GATED):
+        architecture = _from_meta_dinov2(source, matched, activation, head_size)
+        default_mean, default_std, stated = IMAGENET_MEAN, IMAGENET_STD, _unstated
     else:
-        if matched.naming is HUGGINGFACE:
-            architecture = _from_hf(source, matched, activation)
-        elif matched.naming is SIGLIP:
-            architecture = _from_siglip(source, matched, activation, head_size)
-            default_mean = default_std = HALF
-        else:
-            architecture = _from_dinov2(source, matched, activation, head_size)
-            default_mean, default_std = IMAGENET_MEAN, IMAGENET_STD
-        preprocess = source.preprocessor or {}
-        mean, std = preprocess.get("image_mean"), preprocess.get("image_std")
+        architecture = _from_dinov2(source, matched, activation, head_size)
+        default_mean, default_std = IMAGENET_MEAN, IMAGENET_STD
+    mean, std = stated(source)
     read = _vocabulary(source, architecture, vocabulary)
     cleaning: Cleaning = "huggingface"
     if isinstance(read, Pieces):
@@ -83,6 +103,23 @@ def describe(
         read,
         cleaning,
     )
+
+
+def _stated_by_open_clip(source: ForeignCheckpoint) -> tuple[Any, Any]:
+    """Read the mean and the standard deviation of the pixels; None where they are not stated."""
+    preprocess = (source.open_clip_config or {}).get("preprocess_cfg", {})
+    return preprocess.get("mean"), preprocess.get("std")
+
+
+def _stated_by_hf(source: ForeignCheckpoint) -> tuple[Any, Any]:
+    """Read the mean and the standard deviation of the pixels; None where they are not stated."""
+    preprocessor = source.preprocessor or {}
+    return preprocessor.get("image_mean"), preprocessor.get("image_std")
+
+
+def _unstated(_: ForeignCheckpoint) -> tuple[Any, Any]:
+    """Give no mean and no standard deviation, for weights without settings beside them."""
+    return None, None
 
 
 def _from_shapes(
@@ -132,6 +169,7 @@ def _from_shapes(
             tokens,
             _size(matched, "text.positional_embedding", 0),
             tokens - 1,
+            mlp=_mlp(matched, "text", text_width),
         )
     return Architecture(image, embed, text, Numerics(_openai_activation(source, matched, activation)))
 
@@ -200,14 +238,19 @@ def _from_hf(source: ForeignCheckpoint, matched: Matched, given: Activation | No
         text_size = None
         if _has_text(matched):
             tokens, end = int(text.get("vocab_size", 49408)), int(text.get("eos_token_id", 49407))
+            text_width, text_inner = (
+                int(text.get("hidden_size", 512)),
+                int(text.get("intermediate_size", 2048)),
+            )
             text_size = TextSize(
-                width=int(text.get("hidden_size", 512)),
+                width=text_width,
                 layers=int(text.get("num_hidden_layers", 12)),
                 heads=int(text.get("num_attention_heads", 8)),
                 vocabulary=tokens,
                 context=int(text.get("max_position_embeddings", 77)),
                 # Older configs say 2, and their models take the highest id.
                 end_token=tokens - 1 if end == 2 else end,
+                mlp=None if text_inner == 4 * text_width else text_inner,
             )
             if _hf_numerics(text, given, source) != numerics:
                 raise UserError(f"{settings}: the towers differ in activation or epsilon")
@@ -238,7 +281,6 @@ def _from_dinov2(
     if config.get("model_type") not in known:
         raise UserError(f"{settings} is of model type {config.get('model_type')!r}, not {' or '.join(known)}")
     width = _size(matched, "tower.class_embedding", 2)
-    gated = matched.naming is DINOV2_GATED
     try:
         heads, eps = int(config.get("num_attention_heads", 12)), float(config.get("layer_norm_eps", 1e-6))
     except (TypeError, ValueError) as error:
@@ -247,10 +289,38 @@ def _from_dinov2(
         raise UserError(f"{settings}: hidden_act {config['hidden_act']!r} is not gelu")
     if heads < 1 or width % heads:
         raise UserError(f"{settings}: the width {width} is no multiple of {heads} heads")
-    positions = _size(matched, "tower.positional_embedding", 1) - 1
-    side = _side(positions, source.path)
-    patch = _size(matched, "tower.patch_embed.kernel", 2)
-    image = BackboneSize(
+    numerics = Numerics("gelu", eps, known[config["model_type"]])  # type: ignore[arg-type]
+    return Architecture(_dinov2_size(matched, heads), None, None, numerics)
+
+
+def _from_meta_dinov2(
+    source: ForeignCheckpoint, matched: Matched, given: Activation | None, head_size: int | None
+) -> Architecture:
+    """Derive the architecture of DINOv2 in Meta's naming from its shapes, since all agree in the rest.
+
+    timm has models of the same names that are no DINOv2, but none with the token for masked patches.
+    """
+    if "tower.blocks.0.ls_1.scale" not in matched.parts or matched.key("mask_token") not in matched.dropped:
+        raise UserError(_one_of_timms(source))
+    if given is not None or head_size is not None:
+        raise UsageError(
+            f"{source.path} is a DINOv2, whose activation and heads are known: leave out the arguments for "
+            "them"
+        )
+    width = _size(matched, "tower.class_embedding", 2)
+    heads = _heads("image", width, 64, width, source.path)
+    registers = "tower.registers" in matched.parts
+    return Architecture(
+        _dinov2_size(matched, heads), None, None, DINOV2_WITH_REGISTERS if registers else DINOV2_NUMERICS
+    )
+
+
+def _dinov2_size(matched: Matched, heads: int) -> BackboneSize:
+    """Read the size of a DINOv2 from its shapes."""
+    width, patch = _size(matched, "tower.class_embedding", 2), _size(matched, "tower.patch_embed.kernel", 2)
+    side = _side(_size(matched, "tower.positional_embedding", 1) - 1, matched.path)
+    gated = matched.naming in (DINOV2_GATED, META_DINOV2_GATED)
+    return BackboneSize(
         width,
         _depth(matched, "tower"),
         heads,
@@ -263,8 +333,13 @@ def _from_dinov2(
         pre_norm=False,
         patch_bias=True,
     )
-    numerics = Numerics("gelu", eps, known[config["model_type"]])  # type: ignore[arg-type]
-    return Architecture(image, None, None, numerics)
+
+
+def _one_of_timms(source: ForeignCheckpoint) -> str:
+    return (
+        f"{source.path} is one of timm's models, and neither a SigLIP with its attention pooling "
+        f"(attn_pool) nor Meta's DINOv2, which is not supported: {SUPPORTED}"
+    )
 
 
 def _from_siglip(
@@ -309,11 +384,69 @@ def _from_siglip(
     for size, count in ((width, heads), (text_width, text_heads)):
         if count < 1 or size % count:
             raise UserError(f"{settings}: the width {size} is no multiple of {count} heads")
+    if _has_text(matched) and text_numerics != numerics:
+        raise UserError(f"{settings}: the towers differ in activation or epsilon")
+    return _siglip(matched, heads, text_heads, resolution, numerics)
+
+
+def _from_open_clip_siglip(
+    source: ForeignCheckpoint, matched: Matched, given: Activation | None, head_size: int | None
+) -> Architecture:
+    """Derive the architecture of SigLIP in open_clip's naming.
+
+    Sizes come from the shapes, the heads from open_clip's config, the argument or the published widths. The
+    activation is that of SigLIP's training, GELU by tanh. timm and open_clip compute the first SigLIP's with
+    the exact GELU, to which it is close.
+    """
+    if "tower.pooling.probe" not in matched.parts:
+        raise UserError(_one_of_timms(source))
+    if given is not None:
+        raise UsageError(f"{source.path} is a SigLIP, whose activation is known: leave out --activation")
+    config = (source.open_clip_config or {}).get("model_cfg", {})
+    text_config = config.get("text_cfg", {})
+    read = {
+        "no_causal_mask": (text_config.get("no_causal_mask"), True),
+        "pool_type": (text_config.get("pool_type"), "last"),
+        "norm_kwargs.eps": (text_config.get("norm_kwargs", {}).get("eps"), SIGLIP_NUMERICS.eps),
+    }
+    for key, (value, siglips) in read.items():
+        if text_config and value != siglips:
+            raise UserError(
+                f"{source.path}: open_clip_config.json has text_cfg.{key} {value}, and SigLIP's is {siglips}"
+            )
+    width = _size(matched, "tower.ln_post.scale", 0)
+    text_width = _size(matched, "text.ln_final.scale", 0) if _has_text(matched) else 0
+    text_heads = text_config.get("heads")
+    common = math.gcd(width, 0 if text_heads else text_width)
+    resolution = _resolution(
+        _size(matched, "tower.positional_embedding", 1),
+        _size(matched, "tower.patch_embed.kernel", 2),
+        config.get("vision_cfg", {}).get("image_size"),
+        source.path,
+    )
+
+    def heads(tower: str, width: int) -> int:
+        return _heads(tower, width, head_size or _SIGLIP_HEAD_SIZES.get(width, 64), common, source.path)
+
+    return _siglip(
+        matched,
+        heads("image", width),
+        text_heads or (heads("text", text_width) if text_width else 1),
+        resolution,
+        SIGLIP_NUMERICS,
+    )
+
+
+def _siglip(
+    matched: Matched, heads: int, text_heads: int, resolution: Resolution, numerics: Numerics
+) -> Architecture:
+    """Make SigLIP's architecture of what the shapes say and these settings."""
+    width = _size(matched, "tower.ln_post.scale", 0)
     image = BackboneSize(
         width,
         _depth(matched, "tower"),
         heads,
-        patch,
+        _size(matched, "tower.patch_embed.kernel", 2),
         resolution,
         class_token=False,
         pooling="attention",
@@ -323,9 +456,8 @@ def _from_siglip(
     )
     if not _has_text(matched):
         return Architecture(image, None, None, numerics)
-    if text_numerics != numerics:
-        raise UserError(f"{settings}: the towers differ in activation or epsilon")
-    text_size = TextSize(
+    text_width = _size(matched, "text.ln_final.scale", 0)
+    text = TextSize(
         text_width,
         _depth(matched, "text"),
         text_heads,
@@ -336,7 +468,7 @@ def _from_siglip(
         causal=False,
         bias=True,
     )
-    return Architecture(image, _size(matched, "text.projection.kernel", 0), text_size, numerics)
+    return Architecture(image, _size(matched, "text.projection.kernel", 0), text, numerics)
 
 
 def _siglip_numerics(tower: dict[str, Any], settings: Path) -> Numerics:
@@ -349,10 +481,12 @@ def _siglip_numerics(tower: dict[str, Any], settings: Path) -> Numerics:
 def _resolution(positions: int, patch: int, stated: Any, path: Path) -> Resolution:
     """Compute the resolution of images that have `positions` patches of `patch` pixels a side.
 
-    It is `stated`, open_clip's `image_size`, where that is [height, width], and else a square. Raises
-    UserError where that makes another number of patches.
+    It is `stated`, open_clip's `image_size`, where that is [height, width] or fits, and else the square that
+    the patches cover. Raises UserError where [height, width] makes another number of patches.
     """
     match stated:
+        case int(side) if patch > 0 and side > 0 and (side // patch) ** 2 == positions:
+            return side  # may be a few pixels more than the patches cover, as 384 is for patches of 14
         case [int(height), int(width)]:
             if min(height, width, patch) > 0 and (height // patch) * (width // patch) == positions:
                 return height, width

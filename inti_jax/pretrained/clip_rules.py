@@ -71,7 +71,8 @@ class Rule:
     theirs: str
     ours: str
     layout: Layout
-    part: int | None = None  # index of q, k or v on our axis -3, where they have three arrays and we have one
+    # Where their queries, keys and values are apart, and ours are one array: the places on our axis -3.
+    places: range | None = None
 
     def fits(self, path: str) -> bool:
         """Tell whether the rule is for our `path`."""
@@ -99,6 +100,18 @@ def linear(theirs: str, ours: str, layout: Layout = MATRIX) -> tuple[Rule, ...]:
     return Rule(f"{theirs}.weight", f"{ours}.kernel", layout), Rule(f"{theirs}.bias", f"{ours}.bias", SAME)
 
 
+_QUERY, _KEY, _VALUE, _KEY_VALUE = range(1), range(1, 2), range(2, 3), range(1, 3)
+
+
+def _apart(theirs: str, layers: Mapping[str, range], ours: str) -> tuple[Rule, ...]:
+    """Make the rules of linear layers for queries, keys and values, by the places that each fills in ours."""
+    return tuple(
+        Rule(f"{theirs}.{layer}.{kind}", f"{ours}.attn.qkv.{our_kind}", layout, places)
+        for layer, places in layers.items()
+        for kind, our_kind, layout in (("weight", "kernel", MATRIX), ("bias", "bias", FLAT))
+    )
+
+
 def _openai_block(theirs: str, ours: str) -> tuple[Rule, ...]:
     return (
         Rule(f"{theirs}.attn.in_proj_weight", f"{ours}.attn.qkv.kernel", MATRIX),
@@ -112,18 +125,25 @@ def _openai_block(theirs: str, ours: str) -> tuple[Rule, ...]:
 
 
 def _hf_block(theirs: str, ours: str) -> tuple[Rule, ...]:
-    qkv = tuple(
-        Rule(f"{theirs}.self_attn.{letter}_proj.{kind}", f"{ours}.attn.qkv.{our_kind}", layout, part)
-        for part, letter in enumerate("qkv")
-        for kind, our_kind, layout in (("weight", "kernel", MATRIX), ("bias", "bias", FLAT))
-    )
     return (
-        *qkv,
+        *_apart(f"{theirs}.self_attn", {"q_proj": _QUERY, "k_proj": _KEY, "v_proj": _VALUE}, ours),
         *linear(f"{theirs}.self_attn.out_proj", f"{ours}.attn.out", HEADS_MATRIX),
         *linear(f"{theirs}.mlp.fc1", f"{ours}.mlp.fc"),
         *linear(f"{theirs}.mlp.fc2", f"{ours}.mlp.proj"),
         *norm(f"{theirs}.layer_norm1", f"{ours}.ln_1"),
         *norm(f"{theirs}.layer_norm2", f"{ours}.ln_2"),
+    )
+
+
+def _timm_block(theirs: str, ours: str, mlp: tuple[str, str] = ("fc1", "fc2")) -> tuple[Rule, ...]:
+    return (
+        Rule(f"{theirs}.attn.qkv.weight", f"{ours}.attn.qkv.kernel", MATRIX),
+        Rule(f"{theirs}.attn.qkv.bias", f"{ours}.attn.qkv.bias", FLAT),
+        *linear(f"{theirs}.attn.proj", f"{ours}.attn.out", HEADS_MATRIX),
+        *linear(f"{theirs}.mlp.{mlp[0]}", f"{ours}.mlp.fc"),
+        *linear(f"{theirs}.mlp.{mlp[1]}", f"{ours}.mlp.proj"),
+        *norm(f"{theirs}.norm1", f"{ours}.ln_1"),
+        *norm(f"{theirs}.norm2", f"{ours}.ln_2"),
     )
 
 
@@ -175,11 +195,7 @@ HUGGINGFACE = Naming(
 def _dinov2(name: str, mlp: tuple[str, str]) -> Naming:
     """Make Hugging Face's naming of DINOv2, whose MLP has layers of the names `mlp`."""
     theirs, ours = "encoder.layer.{i}", "tower.blocks.{i}"
-    qkv = tuple(
-        Rule(f"{theirs}.attention.attention.{part}.{kind}", f"{ours}.attn.qkv.{our_kind}", layout, index)
-        for index, part in enumerate(("query", "key", "value"))
-        for kind, our_kind, layout in (("weight", "kernel", MATRIX), ("bias", "bias", FLAT))
-    )
+    qkv = _apart(f"{theirs}.attention.attention", {"query": _QUERY, "key": _KEY, "value": _VALUE}, ours)
     return Naming(
         name,
         (
@@ -206,6 +222,32 @@ def _dinov2(name: str, mlp: tuple[str, str]) -> Naming:
 
 DINOV2 = _dinov2("dinov2", ("fc1", "fc2"))
 DINOV2_GATED = _dinov2("dinov2 with SwiGLU", ("weights_in", "weights_out"))
+
+
+def _meta_dinov2(name: str, mlp: tuple[str, str]) -> Naming:
+    """Make Meta's own naming of DINOv2, whose MLP has layers of the names `mlp`."""
+    theirs, ours = "blocks.{i}", "tower.blocks.{i}"
+    return Naming(
+        name,
+        (
+            Rule("cls_token", "tower.class_embedding", TOKEN),
+            Rule("register_tokens", "tower.registers", BATCHED),
+            Rule("pos_embed", "tower.positional_embedding", BATCHED),
+            Rule("patch_embed.proj.weight", "tower.patch_embed.kernel", CONV),
+            Rule("patch_embed.proj.bias", "tower.patch_embed.bias", SAME),
+            *_timm_block(theirs, ours, mlp),
+            Rule(f"{theirs}.ls1.gamma", f"{ours}.ls_1.scale", SAME),
+            Rule(f"{theirs}.ls2.gamma", f"{ours}.ls_2.scale", SAME),
+            *norm("norm", "tower.ln_post"),
+        ),
+        (r"mask_token",),  # for pretraining alone
+        "",
+        ("cls_token", "patch_embed.proj.weight", "norm.weight"),
+    )
+
+
+META_DINOV2 = _meta_dinov2("Meta's dinov2", ("fc1", "fc2"))
+META_DINOV2_GATED = _meta_dinov2("Meta's dinov2 with SwiGLU", ("w12", "w3"))
 
 # Hugging Face's naming of SigLIP, and of SigLIP 2 with a fixed resolution.
 SIGLIP = Naming(
@@ -236,8 +278,51 @@ SIGLIP = Naming(
     ("embeddings.patch_embedding.weight", "post_layernorm.weight", "head.probe"),
 )
 
-NAMINGS = {naming.name: naming for naming in (OPENAI, HUGGINGFACE, DINOV2, DINOV2_GATED, SIGLIP)}
 
+_TRUNK = "visual.trunk"
+
+# open_clip's naming of SigLIP and SigLIP 2, whose image tower is timm's; timm has it without the prefix.
+OPEN_CLIP_SIGLIP = Naming(
+    "open_clip's siglip",
+    (
+        Rule(f"{_TRUNK}.patch_embed.proj.weight", "tower.patch_embed.kernel", CONV),
+        Rule(f"{_TRUNK}.patch_embed.proj.bias", "tower.patch_embed.bias", SAME),
+        Rule(f"{_TRUNK}.pos_embed", "tower.positional_embedding", BATCHED),
+        *_timm_block(f"{_TRUNK}.blocks.{{i}}", "tower.blocks.{i}"),
+        *norm(f"{_TRUNK}.norm", "tower.ln_post"),
+        Rule(f"{_TRUNK}.attn_pool.latent", "tower.pooling.probe", TOKEN),
+        *_apart(f"{_TRUNK}.attn_pool", {"q": _QUERY, "kv": _KEY_VALUE}, "tower.pooling"),
+        *linear(f"{_TRUNK}.attn_pool.proj", "tower.pooling.attn.out", HEADS_MATRIX),
+        *norm(f"{_TRUNK}.attn_pool.norm", "tower.pooling.ln_mlp"),
+        *linear(f"{_TRUNK}.attn_pool.mlp.fc1", "tower.pooling.mlp.fc"),
+        *linear(f"{_TRUNK}.attn_pool.mlp.fc2", "tower.pooling.mlp.proj"),
+        Rule("text.token_embedding.weight", "text.token_embedding.embedding", SAME),
+        Rule("text.positional_embedding", "text.positional_embedding", SAME),
+        *_openai_block("text.transformer.resblocks.{i}", "text.blocks.{i}"),
+        *norm("text.ln_final", "text.ln_final"),
+        *linear("text.text_projection", "text.projection"),
+        Rule("logit_scale", "logit_scale", SAME),
+        Rule("logit_bias", "logit_bias", SAME),
+    ),
+    (),
+    f"{_TRUNK}.",
+    ("attn_pool.latent", "patch_embed.proj.weight", "pos_embed"),
+)
+
+NAMINGS = {
+    naming.name: naming
+    for naming in (
+        *(OPENAI, HUGGINGFACE, SIGLIP, OPEN_CLIP_SIGLIP),
+        *(DINOV2, DINOV2_GATED, META_DINOV2, META_DINOV2_GATED),
+    )
+}
+
+
+# What can be converted, for errors.
+SUPPORTED = (
+    "convert takes the ViTs of CLIP (OpenAI's, open_clip's and Hugging Face's), of SigLIP with a fixed "
+    "resolution (open_clip's, timm's and Hugging Face's) and of DINOv2 (Meta's and Hugging Face's)"
+)
 
 # Modules that torch wraps around others anywhere in a model: torch.compile, FSDP, activation checkpointing.
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
@@ -378,13 +463,8 @@ def _what_else(path: Path, names: Iterable[str]) -> str:
     names = sorted(names)
     if any(name.startswith("tower.") for name in names):
         return f"{path} is already in this project's format; --to exports it"
-    kinds = {"layer1.0.": "a ResNet", "trunk.": "one of timm's models"}
-    kind = next((kind for part, kind in kinds.items() if any(f".{part}" in f".{name}" for name in names)), "")
-    return (
-        f"{path} is not a CLIP image transformer{f' but {kind}' if kind else ''}: its keys are "
-        f"{_some(names) or 'none'}; convert takes CLIP's ViTs under the names of OpenAI, open_clip or "
-        "Hugging Face, and DINOv2 and SigLIP under Hugging Face's"
-    )
+    kind = " but one of timm's models" if any(".trunk." in f".{name}" for name in names) else ""
+    return f"{path} is not a CLIP image transformer{kind}: its keys are {_some(names) or 'none'}; {SUPPORTED}"
 
 
 def fill(matched: Matched, shapes: Mapping[str, Shape]) -> dict[str, LazyArray]:
@@ -398,7 +478,7 @@ def fill(matched: Matched, shapes: Mapping[str, Shape]) -> dict[str, LazyArray]:
         problems.append(f"keys with no place here: {_some(matched.unknown)}")
     missing, wrong, result = [], [], {}
     for path, shape in shapes.items():
-        found = sorted(matched.parts.get(path, []), key=lambda item: item[0].part or 0)
+        found = sorted(matched.parts.get(path, []), key=lambda item: item[0].theirs)
         wanted = [rule for rule in matched.naming.rules if rule.fits(path)]
         absent = [rule for rule in wanted if rule not in [item[0] for item in found]]
         missing += [matched.key(renamed(path, rule)) for rule in absent]
@@ -458,7 +538,7 @@ def _filler(found: list[tuple[Rule, str, LazyArray]], shape: Shape) -> Callable[
     def read() -> np.ndarray:
         result = np.empty(shape, np.float32)
         for rule, _, array in found:
-            target = result if rule.part is None else result[..., rule.part, :, :]
+            target = _part(result, rule)
             target[...] = rule.layout.to_ours(array.read(), target.shape)
         return result
 
@@ -467,14 +547,18 @@ def _filler(found: list[tuple[Rule, str, LazyArray]], shape: Shape) -> Callable[
 
 def _giver(array: LazyArray, rule: Rule) -> Callable[[], np.ndarray]:
     def read() -> np.ndarray:
-        ours = array.read()
-        return rule.layout.to_theirs(ours if rule.part is None else ours[..., rule.part, :, :])
+        return rule.layout.to_theirs(_part(array.read(), rule))
 
     return read
 
 
+def _part(ours: np.ndarray, rule: Rule) -> np.ndarray:
+    """Give the view of our array that the rule fills."""
+    return ours if rule.places is None else ours[..., rule.places.start : rule.places.stop, :, :]
+
+
 def _part_shape(shape: Shape, rule: Rule) -> Shape:
-    return shape if rule.part is None else (*shape[:-3], *shape[-2:])
+    return shape if rule.places is None else (*shape[:-3], len(rule.places), *shape[-2:])
 
 
 def renamed(path: str, rule: Rule) -> str:

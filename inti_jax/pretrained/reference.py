@@ -15,7 +15,16 @@ from torch import nn
 
 from inti_jax.config.backbones import Numerics
 from inti_jax.models.clip import Architecture
-from inti_jax.pretrained.clip_rules import HUGGINGFACE, OPENAI, SIGLIP, Matched
+from inti_jax.pretrained import hf_settings
+from inti_jax.pretrained.clip_rules import (
+    HUGGINGFACE,
+    META_DINOV2,
+    META_DINOV2_GATED,
+    OPEN_CLIP_SIGLIP,
+    OPENAI,
+    SIGLIP,
+    Matched,
+)
 from inti_jax.pretrained.sources import ForeignCheckpoint
 
 Stages = dict[str, np.ndarray]
@@ -37,7 +46,14 @@ def stages(
         for name, array in matched.weights().items()
         if array.dtype.kind in "fV"
     }
-    builders = {OPENAI: _openai, HUGGINGFACE: _transformers, SIGLIP: _siglip}
+    builders = {
+        OPENAI: _openai,
+        HUGGINGFACE: _transformers,
+        SIGLIP: _siglip,
+        OPEN_CLIP_SIGLIP: _open_clip_siglip,
+        META_DINOV2: _meta_dinov2,
+        META_DINOV2_GATED: _meta_dinov2,
+    }
     build = builders.get(matched.naming, _dinov2)
     with torch.no_grad():
         model, modules = build(weights, source, architecture)
@@ -96,10 +112,44 @@ def _transformers(
 
 def _dinov2(weights: dict[str, torch.Tensor], source: ForeignCheckpoint, _: Architecture) -> Any:
     """Load transformers' DINOv2; give a function that runs it, and the modules to observe by name."""
+    return _dinov2_of(weights, dict(source.hf_config or {}))
+
+
+# The names of Meta's modules, and transformers' for them, in the order in which to replace.
+_META_RENAMED = {
+    "blocks.": "encoder.layer.",
+    "cls_token": "embeddings.cls_token",
+    "register_tokens": "embeddings.register_tokens",
+    "pos_embed": "embeddings.position_embeddings",
+    "patch_embed.proj.": "embeddings.patch_embeddings.projection.",
+    "attn.proj.": "attention.output.dense.",
+    "ls1.gamma": "layer_scale1.lambda1",
+    "ls2.gamma": "layer_scale2.lambda1",
+    "mlp.w12.": "mlp.weights_in.",
+    "mlp.w3.": "mlp.weights_out.",
+}
+
+
+def _meta_dinov2(weights: dict[str, torch.Tensor], _: ForeignCheckpoint, architecture: Architecture) -> Any:
+    """Load Meta's DINOv2 into transformers'; see `_dinov2`."""
+    renamed: dict[str, torch.Tensor] = {}
+    for name, value in weights.items():
+        name = name.replace("norm.", "layernorm.") if name.startswith("norm.") else name
+        for theirs, here in _META_RENAMED.items():
+            name = name.replace(theirs, here)
+        if ".attn.qkv." in name:
+            for layer, part in zip(("query", "key", "value"), value.chunk(3), strict=True):
+                renamed[name.replace("attn.qkv.", f"attention.attention.{layer}.")] = part
+        else:
+            renamed[name] = value
+    return _dinov2_of(renamed, hf_settings.dinov2(architecture))
+
+
+def _dinov2_of(weights: dict[str, torch.Tensor], config: dict[str, Any]) -> Any:
+    """Load weights under transformers' names into its DINOv2 of this config; see `_dinov2`."""
     import transformers
 
     transformers.logging.set_verbosity_error()
-    config = dict(source.hf_config or {})
     model: Any
     kind: Any = transformers.Dinov2Model
     if config.get("model_type") == "dinov2_with_registers":
@@ -119,10 +169,69 @@ def _dinov2(weights: dict[str, torch.Tensor], source: ForeignCheckpoint, _: Arch
 
 def _siglip(weights: dict[str, torch.Tensor], source: ForeignCheckpoint, architecture: Architecture) -> Any:
     """Load transformers' SigLIP; give a function that runs it, and the modules to observe by name."""
+    return _siglip_of(weights, dict(source.hf_config or {}), architecture)
+
+
+# The names of timm's and open_clip's modules, and transformers' for them, in the order in which to replace.
+_RENAMED = {
+    "visual.trunk.": "vision_model.",
+    "text.": "text_model.",
+    "transformer.resblocks.": "encoder.layers.",
+    "vision_model.blocks.": "vision_model.encoder.layers.",
+    "patch_embed.proj.": "embeddings.patch_embedding.",
+    "vision_model.pos_embed": "vision_model.embeddings.position_embedding.weight",
+    "positional_embedding": "embeddings.position_embedding.weight",
+    "token_embedding.": "embeddings.token_embedding.",
+    "vision_model.norm.": "vision_model.post_layernorm.",
+    "ln_final.": "final_layer_norm.",
+    "text_projection.": "head.",
+    "attn_pool.latent": "head.probe",
+    "attn_pool.norm.": "head.layernorm.",
+    "attn_pool.mlp.": "head.mlp.",
+    "attn_pool.proj.": "head.attention.out_proj.",
+    "attn_pool.": "head.attention.",
+    "norm1.": "layer_norm1.",
+    "norm2.": "layer_norm2.",
+    "ln_1.": "layer_norm1.",
+    "ln_2.": "layer_norm2.",
+    "attn.proj.": "attn.out_proj.",
+    "attn.": "self_attn.",
+    "mlp.c_fc.": "mlp.fc1.",
+    "mlp.c_proj.": "mlp.fc2.",
+}
+
+
+def _open_clip_siglip(
+    weights: dict[str, torch.Tensor], _: ForeignCheckpoint, architecture: Architecture
+) -> Any:
+    """Load SigLIP in open_clip's naming into transformers'; see `_siglip`."""
+    renamed: dict[str, torch.Tensor] = {}
+    for name, value in weights.items():
+        for theirs, here in _RENAMED.items():
+            name = name.replace(theirs, here)
+        renamed[name] = value
+    for name in list(renamed):
+        kind = name.rpartition(".")[2]
+        if ".self_attn.qkv." in name or ".self_attn.in_proj_" in name:
+            stem = name.partition(".self_attn.")[0]
+            kind = kind.removeprefix("in_proj_")
+            for letter, part in zip("qkv", renamed.pop(name).chunk(3), strict=True):
+                renamed[f"{stem}.self_attn.{letter}_proj.{kind}"] = part
+        elif ".head.attention.q." in name:
+            both = (renamed.pop(name), renamed.pop(name.replace(".q.", ".kv.")))
+            renamed[f"vision_model.head.attention.in_proj_{kind}"] = torch.cat(both)
+        elif name.endswith("position_embedding.weight"):
+            renamed[name] = renamed[name].reshape(-1, renamed[name].shape[-1])
+        elif name.startswith("logit_"):
+            renamed[name] = renamed[name].reshape(1)
+    return _siglip_of(renamed, hf_settings.siglip(architecture), architecture)
+
+
+def _siglip_of(weights: dict[str, torch.Tensor], config: dict[str, Any], architecture: Architecture) -> Any:
+    """Load weights under transformers' names into its SigLIP of this config; see `_siglip`."""
     import transformers
 
     transformers.logging.set_verbosity_error()
-    config = dict(source.hf_config or {})
     text: Any = None
     if architecture.text is not None:
         whole = transformers.SiglipModel(transformers.SiglipConfig(**config))
@@ -225,7 +334,7 @@ class _Text(nn.Module):
         self.token_embedding = nn.Embedding(size.vocabulary, size.width)
         self.positional_embedding = nn.Parameter(torch.empty(size.context, size.width))
         self.transformer = _Blocks(
-            size.width, size.heads, 4 * size.width, size.layers, architecture.numerics, size.context
+            size.width, size.heads, size.mlp_width, size.layers, architecture.numerics, size.context
         )
         self.ln_final = nn.LayerNorm(size.width, eps=architecture.numerics.eps)
         self.text_projection = nn.Parameter(torch.empty(size.width, embed))

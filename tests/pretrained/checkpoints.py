@@ -55,10 +55,11 @@ def huggingface_model(
     layers: int = 2,
     resolution: int = 224,
     mlp: int | None = None,
+    text_mlp: int | None = None,
 ) -> transformers.CLIPModel:
     """transformers' CLIP with every weight and bias random, none of them at its neutral value.
 
-    `mlp` is the image tower's width inside the MLP.
+    `mlp` is the image tower's width inside the MLP, `text_mlp` the text tower's.
     """
     width, heads, patch, text_width, text_heads, embed = SIZES[size]
     tokens = len(vocabulary()[0])
@@ -75,7 +76,7 @@ def huggingface_model(
         },
         text_config={
             "hidden_size": text_width,
-            "intermediate_size": 4 * text_width,
+            "intermediate_size": text_mlp or 4 * text_width,
             "num_attention_heads": text_heads,
             "vocab_size": tokens,
             "bos_token_id": tokens - 2,

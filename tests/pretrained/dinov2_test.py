@@ -23,12 +23,11 @@ KINDS = {
 }
 
 
-def make(kind):
+def make(kind, **sizes):
     """transformers' model with every weight and bias random, none of them at its neutral value."""
     model, config, changes = KINDS[kind]
-    config = config(
-        hidden_size=96, num_hidden_layers=2, num_attention_heads=3, image_size=70, patch_size=14, **changes
-    )
+    sizes = {"hidden_size": 96, "num_attention_heads": 3} | sizes
+    config = config(num_hidden_layers=2, image_size=70, patch_size=14, **sizes, **changes)
     model = model(config).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -97,6 +96,55 @@ def test_the_way_back_is_bit_exact(case, tmp_path):
         assert torch.equal(value, before[name]), name
     again = type(model).from_pretrained(tmp_path / "back").eval()
     np.testing.assert_array_equal(pooled(again, images(70)), pooled(model, images(70)))
+
+
+def metas(weights):
+    """The weights of transformers' DINOv2 in Meta's own names."""
+    names = {
+        "embeddings.patch_embeddings.projection.": "patch_embed.proj.",
+        "embeddings.position_embeddings": "pos_embed",
+        "embeddings.": "",
+        "encoder.layer.": "blocks.",
+        "attention.output.dense.": "attn.proj.",
+        "layer_scale1.lambda1": "ls1.gamma",
+        "layer_scale2.lambda1": "ls2.gamma",
+        "weights_in.": "w12.",
+        "weights_out.": "w3.",
+        "layernorm.": "norm.",
+    }
+    found = {}
+    for name, value in weights.items():
+        if ".attention.attention." in name:
+            if ".query." not in name:
+                continue
+            layers = ("query", "key", "value")
+            value = torch.cat([weights[name.replace("query", layer)] for layer in layers])
+            name = name.replace("attention.attention.query", "attn.qkv")
+        for theirs, ours in names.items():
+            name = name.replace(theirs, ours)
+        found[name] = value.clone()
+    return found
+
+
+def test_metas_own_file_gives_the_same(tmp_path, capsys):
+    """Its heads are known to be 64 wide."""
+    for kind in KINDS:
+        model = make(kind, hidden_size=128, num_attention_heads=2)
+        hf, pth, out = tmp_path / kind, tmp_path / f"{kind}.pth", tmp_path / f"{kind}.safetensors"
+        model.save_pretrained(hf)
+        assert convert(hf, "--out", tmp_path / "hf.safetensors") == 0
+        weights = metas(safetensors.torch.load_file(hf / "model.safetensors"))
+        torch.save(weights, pth)
+        assert convert(pth, "--out", out) == 0
+        found, expected = ClipFile(out), ClipFile(tmp_path / "hf.safetensors")
+        assert found.description == expected.description and found.hash == expected.hash
+        assert convert("--verify", out, "--against", pth) == 0
+        weights["blocks.1.ls2.gamma"] *= 1.01
+        torch.save(weights, pth)
+        assert convert("--verify", out, "--against", pth) == 1
+        assert "first at stage image block 2" in capsys.readouterr().err
+    assert convert(pth, "--out", out, "--head_size", "32") == 2
+    assert "leave out the arguments for them" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -48,24 +48,26 @@ def test_huggingface_directory_and_openai_state_dict(tmp_path, size, activation)
     assert ours.hash == theirs.hash
 
 
-@pytest.mark.parametrize(("size", "mlp"), [("h14", None), ("small", 600)])
-def test_sizes_of_open_clip(tmp_path, size, mlp):
+@pytest.mark.parametrize(("size", "mlp", "text_mlp"), [("h14", None, None), ("small", 600, 200)])
+def test_sizes_of_open_clip(tmp_path, size, mlp, text_mlp):
     """Heads of another width than 64, and g/14's and bigG/14's MLPs, which are not four times as wide."""
-    model = checkpoints.huggingface_model(size, activation="gelu", layers=1, mlp=mlp)
+    model = checkpoints.huggingface_model(size, activation="gelu", layers=1, mlp=mlp, text_mlp=text_mlp)
     source = checkpoints.write_huggingface(tmp_path / "hf", model)
     torch.save(checkpoints.openai_state_dict(model), tmp_path / "open_clip.pt")
     given = ("--activation", "gelu", "--vocab", source)
     assert convert(tmp_path / "open_clip.pt", "--out", tmp_path / "f.safetensors", *given) == 0
     assert convert(source, "--out", tmp_path / "hf.safetensors") == 0
     assert ClipFile(tmp_path / "f.safetensors").hash == ClipFile(tmp_path / "hf.safetensors").hash
-    assert ClipFile(tmp_path / "hf.safetensors").description.architecture.image.mlp == mlp
+    architecture = ClipFile(tmp_path / "hf.safetensors").description.architecture
+    assert (architecture.image.mlp, architecture.text.mlp) == (mlp, text_mlp)
     _check(tmp_path / "f.safetensors", model)
     for against in (source, tmp_path / "open_clip.pt"):
         assert convert("--verify", tmp_path / "f.safetensors", "--against", against) == 0
     assert convert(tmp_path / "f.safetensors", "--to", "huggingface", "--out", tmp_path / "back") == 0
-    assert type(model).from_pretrained(tmp_path / "back").config.vision_config.intermediate_size == (
-        mlp or 4 * checkpoints.SIZES[size][0]
-    )
+    back = type(model).from_pretrained(tmp_path / "back").config
+    for tower in ("vision_config", "text_config"):
+        inner = getattr(model.config, tower).intermediate_size
+        assert getattr(back, tower).intermediate_size == inner
 
 
 def test_full_depth_b16(tmp_path):

@@ -333,7 +333,7 @@ def test_a_tower_of_another_kind(tmp_path, rejected):
     weights = {name: value for name, value in weights.items() if not name.startswith("visual.")}
     weights |= {f"visual.{part}conv1.weight": torch.ones(2, 2, 1, 1) for part in ("", "layer1.0.")}
     torch.save(weights, tmp_path / "m.pt")
-    assert "not a CLIP image transformer but a ResNet: its keys are" in rejected(tmp_path / "m.pt")
+    assert "is a ResNet, a convolutional network, which is not supported" in rejected(tmp_path / "m.pt")
 
 
 def test_two_towers_are_not_chosen_from(tmp_path, rejected):

@@ -5,6 +5,8 @@ import shlex
 from collections.abc import Iterable
 
 from inti_jax.errors import UserError
+from inti_jax.pretrained import unsupported
+from inti_jax.pretrained.clip_rules import SUPPORTED
 from inti_jax.pretrained.peers import methods
 from inti_jax.pretrained.sources import ForeignCheckpoint
 
@@ -47,6 +49,8 @@ def refuse(source: ForeignCheckpoint) -> None:
         raise UserError(
             f"{path} is {what}: give a CLIP image transformer, or a fine-tuned AIM, ST-Adapter or ZeroI2V"
         )
+    if title := unsupported.family(source.arrays):
+        raise UserError(f"{path} is {title}, which is not supported: {SUPPORTED}")
 
 
 def _what(names: Iterable[str]) -> str | None:
