@@ -35,8 +35,8 @@ from inti_jax.pretrained.clip_rules import (
     OPENAI,
     SIGLIP,
     SUPPORTED,
-    Matched,
 )
+from inti_jax.pretrained.matching import Matched
 from inti_jax.pretrained.sources import ForeignCheckpoint
 
 log = logging.getLogger("inti_jax")

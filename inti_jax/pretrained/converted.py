@@ -22,7 +22,7 @@ from inti_jax.distributed import coordination, liveness
 from inti_jax.errors import UserError
 from inti_jax.host.paths import local_path
 from inti_jax.models.tokenizer import VOCABULARY_FILES
-from inti_jax.pretrained import architecture, clip_file, clip_rules, file_kinds, sources
+from inti_jax.pretrained import architecture, clip_file, file_kinds, matching, sources
 from inti_jax.pretrained.architecture import Activation
 from inti_jax.pretrained.clip_file import ClipFile, Description
 from inti_jax.pretrained.lazy_array import LazyArray
@@ -47,7 +47,7 @@ _rounds = itertools.count()
 class Conversion:
     """The result of a conversion: the matched keys, and the description, arrays and hash in the file."""
 
-    matched: clip_rules.Matched
+    matched: matching.Matched
     description: Description
     arrays: dict[str, LazyArray]
     hash: str
@@ -127,7 +127,7 @@ def _make(path: Path, made_from: str) -> ClipFile:
         source = sources.read(path)
     others.refuse(source)
     with _saying_what_is_meant():
-        matched = clip_rules.match(path, source.arrays)
+        matched = matching.match(path, source.arrays)
     if not architecture.says_activation(source, matched):
         raise UserError(
             f"{path} is not converted yet and does not state its activation: run `{command} --activation "
@@ -155,11 +155,11 @@ def _write(
     *,
     made_from: str | None = None,
 ) -> Conversion:
-    matched = clip_rules.match(source.path, source.arrays)
+    matched = matching.match(source.path, source.arrays)
     description = architecture.describe(
         source, matched, activation=activation, head_size=head_size, vocabulary=vocabulary
     )
-    arrays = clip_rules.fill(matched, clip_file.parameter_shapes(description.architecture))
+    arrays = matching.fill(matched, clip_file.parameter_shapes(description.architecture))
     digest = clip_file.write(out, arrays, description, made_from=made_from)
     return Conversion(matched, description, arrays, digest)
 

@@ -23,8 +23,8 @@ from inti_jax.pretrained.clip_rules import (
     OPEN_CLIP_SIGLIP,
     OPENAI,
     SIGLIP,
-    Matched,
 )
+from inti_jax.pretrained.matching import Matched
 from inti_jax.pretrained.sources import ForeignCheckpoint
 
 Stages = dict[str, np.ndarray]
@@ -173,7 +173,7 @@ def _siglip(weights: dict[str, torch.Tensor], source: ForeignCheckpoint, archite
 
 
 # The names of timm's and open_clip's modules, and transformers' for them, in the order in which to replace.
-_RENAMED = {
+_OPEN_CLIP_RENAMED = {
     "visual.trunk.": "vision_model.",
     "text.": "text_model.",
     "transformer.resblocks.": "encoder.layers.",
@@ -207,7 +207,7 @@ def _open_clip_siglip(
     """Load SigLIP in open_clip's naming into transformers'; see `_siglip`."""
     renamed: dict[str, torch.Tensor] = {}
     for name, value in weights.items():
-        for theirs, here in _RENAMED.items():
+        for theirs, here in _OPEN_CLIP_RENAMED.items():
             name = name.replace(theirs, here)
         renamed[name] = value
     for name in list(renamed):

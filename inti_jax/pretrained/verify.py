@@ -8,7 +8,7 @@ import numpy as np
 
 from inti_jax.distributed import backend
 from inti_jax.errors import UserError
-from inti_jax.pretrained import clip_rules, sources
+from inti_jax.pretrained import matching, sources
 from inti_jax.pretrained.clip_file import ClipFile, build, content_hash
 from inti_jax.pretrained.peers import others
 
@@ -34,7 +34,7 @@ def compare(path: Path, against: Path) -> list[Difference]:
         raise UserError(f"{path} was changed after it was written: the hash of its weights differs")
     source = sources.read(against)
     others.refuse(source)
-    matched = clip_rules.match(against, source.arrays)
+    matched = matching.match(against, source.arrays)
     architecture = file.description.architecture
     rng = np.random.default_rng(0)
     images = rng.standard_normal((2, *architecture.image.height_width, 3), np.float32)

@@ -11,7 +11,7 @@ from inti_jax.distributed import sharding
 from inti_jax.errors import UsageError, UserError
 from inti_jax.models.clip import Architecture
 from inti_jax.models.pieces import Pieces
-from inti_jax.pretrained import clip_rules, hf_settings
+from inti_jax.pretrained import clip_rules, hf_settings, matching
 from inti_jax.pretrained.clip_file import Description, replacing, write_safetensors
 from inti_jax.pretrained.lazy_array import LazyArray, held
 from inti_jax.runs import checkpoint, trained
@@ -26,7 +26,7 @@ def export(arrays: Mapping[str, LazyArray], description: Description, naming: st
     as compressors, and for Hugging Face where images are not square, and UsageError where `out` has another
     suffix or the directory exists.
     """
-    theirs = clip_rules.to_theirs(arrays, _naming(description.architecture, naming))
+    theirs = matching.to_theirs(arrays, _naming(description.architecture, naming))
     if naming == "huggingface":
         _check_square(description.architecture, out)
         _write_directory(theirs, description, out)

@@ -16,7 +16,7 @@ from inti_jax.config.backbones import AUTO, Backbone, BackboneSize, name_of
 from inti_jax.data.builders.annotations import check_label, read_labels
 from inti_jax.errors import UsageError, UserError
 from inti_jax.models import freezing, parameters
-from inti_jax.pretrained import clip_rules
+from inti_jax.pretrained import matching
 from inti_jax.pretrained.clip_file import content_hash
 from inti_jax.pretrained.converted import open_converted
 from inti_jax.pretrained.lazy_array import LazyArray
@@ -98,11 +98,11 @@ def describe(found: Found, dataset: Dataset, given: Given, pretrained: Path) -> 
 def parameters_of(found: Found, record: RunRecord) -> dict[str, LazyArray]:
     """Give the parameters that the checkpoint has of the model of `record`, as lazy arrays by our path.
 
-    Raises a UserError that names every kind of mismatch, as `clip_rules.fill`.
+    Raises a UserError that names every kind of mismatch, as `matching.fill`.
     """
     shapes = parameters.parameter_shapes(state.abstract_model(record))
     held = shapes if found.method.has_tower else freezing.trained(record.config.model, shapes)
-    return clip_rules.fill(found.matched, {name: shapes[name].shape for name in shapes if name in held})
+    return matching.fill(found.matched, {name: shapes[name].shape for name in shapes if name in held})
 
 
 def _labels(path: Path, found: Found) -> tuple[str, ...]:

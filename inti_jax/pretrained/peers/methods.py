@@ -15,7 +15,7 @@ from typing import Any
 from inti_jax.config.backbones import BACKBONES, CLIP_MEAN, CLIP_STD, OPENAI, BackboneSize
 from inti_jax.errors import UsageError, UserError
 from inti_jax.models.clip import Architecture
-from inti_jax.pretrained import clip_rules
+from inti_jax.pretrained import clip_rules, matching
 from inti_jax.pretrained.clip_file import Description
 from inti_jax.pretrained.clip_rules import SAME, Layout, Naming, Rule
 from inti_jax.pretrained.sources import ForeignCheckpoint
@@ -62,7 +62,7 @@ class Found:
     """A fine-tuned checkpoint: its method, and its arrays by our path."""
 
     method: Method
-    matched: clip_rules.Matched
+    matched: matching.Matched
 
     def size(self, path: str, dimension: int) -> int:
         """Read a dimension of their array for `path`.
@@ -140,15 +140,15 @@ def find(source: ForeignCheckpoint) -> Found | None:
 
     Raises UserError where there are several, or where a name occurs twice.
     """
-    keys = clip_rules.unwrapped(source.path, source.arrays)
+    keys = matching.unwrapped(source.path, source.arrays)
     for method in METHODS:
         prefixes = {match[1] for match in map(method.marker.fullmatch, keys) if match}
         if len(prefixes) > 1:  # such as the averages beside the weights
-            prefixes = {prefix for prefix in prefixes if set(prefix.split(".")[:-1]) <= clip_rules.PLAIN}
+            prefixes = {prefix for prefix in prefixes if set(prefix.split(".")[:-1]) <= matching.PLAIN}
             if len(prefixes) != 1:
                 raise UserError(f"{source.path} holds {method.title} several times: save the one you want")
         for prefix in prefixes:
-            return Found(method, clip_rules.assign(source.path, method.naming, keys, source.arrays, prefix))
+            return Found(method, matching.assign(source.path, method.naming, keys, source.arrays, prefix))
     return None
 
 
