@@ -1,10 +1,11 @@
-"""Convert, check and load pretrained CLIP weights.
+"""Convert, check and load pretrained weights of CLIP, SigLIP and DINOv2.
 
 - `sources` reads checkpoints and the settings beside them; `pickled` and `inert` read torch's files without
-  torch, `kinds` recognises files without weights, `lazy` has arrays that are read on demand.
-- `clip` has the rules between other libraries' names and layouts and ours; `architecture` derives sizes and
-  settings.
-- `file` is the project's own file; `converted` makes and opens it.
+  torch, `file_kinds` recognises files without weights, `lazy_array` has arrays that are read on demand.
+- `clip_rules` has the rules between other libraries' names and layouts and ours, and `matching` applies them;
+  `architecture` derives sizes and settings, `hf_settings` writes Hugging Face's; `unsupported` names the
+  backbones that are not read.
+- `clip_file` is the project's own file; `converted` makes and opens it.
 - `peers` reads fine-tuned checkpoints of published methods, and names models that are not read.
 - `loading` brings its weights into a model, `posemb` resamples its positions, `text_head` embeds class names.
 - `api` is `inti_jax.load_clip`; `verify` compares a file with its source, which `reference` runs in torch.
