@@ -139,6 +139,7 @@ def test_convert_and_verify_do_not_take_one_for_the_other(source, tmp_path, caps
 PROCESS = """
 import sys
 from pathlib import Path
+from inti_jax import config
 from inti_jax.distributed import joining
 flags = sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 with joining.joined(*flags, config.Hosts()):
