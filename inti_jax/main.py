@@ -51,10 +51,10 @@ def main(prog: str = "python -m inti_jax.main") -> None:
     profile = profiling.Steps.parse(arguments.profile) if arguments.profile is not None else None
     if profile is not None and arguments.mode != "train":
         raise UsageError("--profile traces training steps: it cannot be used with --mode eval")
-    if arguments.mode == "train":
-        backbone.check_early(config, arguments.workdir)
     flags = (arguments.coordinator_address, arguments.process_count, arguments.process_id)
     with joining.joined(*flags, config.hosts):
+        if arguments.mode == "train":
+            backbone.check_early(config, arguments.workdir)
         backend.start()
         cli.setup_logging(jax.process_index())
         if arguments.mode == "train":
