@@ -174,7 +174,7 @@ def compare(method: Method, blocks: int, monkeypatch: pytest.MonkeyPatch, **chan
     model = nnx.eval_shape(lambda: VideoModel(settings, 10, num_frames=FRAMES, rngs=nnx.Rngs(0)))
     graphdef = nnx.graphdef(model)
     params = random_parameters({path: leaf.shape for path, leaf in parameter_shapes(model).items()})
-    names = [path for path in params if trains(settings, path) and not path.startswith("head.")]
+    names = [path for path in params if trains(settings, path, blocks) and not path.startswith("head.")]
     rng = np.random.default_rng(1)
     video = rng.integers(0, 256, (BATCH, FRAMES, HEIGHT, WIDTH, 3), np.uint8)
     weights = rng.standard_normal((BATCH, size.width))
