@@ -59,7 +59,7 @@ class OfViews(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
-    """What one evaluation says.
+    """The figures of one evaluation.
 
     `main` names the figure that `by_views` and `classes` are of: top1, or map where videos have several
     labels. `figures` are estimates by the names in metrics.jsonl, with `nll` and `ece` beside them. `ece` has

@@ -112,7 +112,7 @@ def mean_average_precision(scores: Float[np.ndarray, "M K"], labels: Bool[np.nda
 
 
 class Reliability(NamedTuple):
-    """How often the answers of each bin of confidence are right; means of empty bins are NaN."""
+    """The accuracy of the answers in each bin of confidence; means of empty bins are NaN."""
 
     edges: Float[np.ndarray, " bins+1"]
     answers: Int[np.ndarray, " bins"]  # their number
@@ -166,7 +166,7 @@ def negative_log_likelihood(
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How one run did on the videos of one dataset; video i is `ids[i]`, which no other video is."""
+    """The outcome of one run on the videos of one dataset; video i is `ids[i]`, and ids are unique."""
 
     dataset: Hashable
     ids: np.ndarray

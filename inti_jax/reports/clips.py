@@ -51,7 +51,7 @@ class Video:
 
 
 class Listed(NamedTuple):
-    """What the search for videos reads: the best labels by video, as flat lists.
+    """The best labels of each video, as flat lists, for the search in the page.
 
     `labels` and `best` are indices into `classes`, probabilities are in thousandths.
     """

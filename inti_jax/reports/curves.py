@@ -54,7 +54,7 @@ class Compilation:
 
     @property
     def how(self) -> str:
-        """How the program came about, in words."""
+        """Describe in words how the program was made: compiled, or read from the cache."""
         return "from the cache" if self.cached else "compiled"
 
 

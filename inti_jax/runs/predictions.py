@@ -50,7 +50,7 @@ _ARRAYS = {
 
 
 class Place(NamedTuple):
-    """What tells the files of a run apart; `dataset` is the start of the dataset's hash."""
+    """The key of a file among those of a run; `dataset` is the start of the dataset's hash."""
 
     step: int
     clips: int
@@ -107,7 +107,7 @@ class SavedPredictions:
 
     @property
     def place(self) -> Place:
-        """What tells its file from others of the run."""
+        """The key of its file among those of the run."""
         return Place.of(self.step, self.setting)
 
 

@@ -1,4 +1,4 @@
-"""What the pages of runs say, before it is drawn."""
+"""Test what the pages of runs are made of, before it is drawn."""
 
 import dataclasses
 import math
