@@ -16,6 +16,7 @@ import pydantic
 from inti_jax import config
 from inti_jax.ablation.experiments import Experiment
 from inti_jax.errors import UserError, naming
+from inti_jax.host.files import write_whole
 
 log = logging.getLogger("inti_jax")
 
@@ -168,11 +169,7 @@ def read(out: Path) -> list[Cell]:
 
 def _write(out: Path, cells: Sequence[Cell]) -> None:
     """Write the lines of all finished cells, all of them or none."""
-    path = cells_path(out)
-    partial = path.with_suffix(".partial")
-    with naming(path):
-        partial.write_text("".join(_LINE.dump_json(cell).decode() + "\n" for cell in cells))
-        partial.replace(path)
+    write_whole(cells_path(out), "".join(_LINE.dump_json(cell).decode() + "\n" for cell in cells))
 
 
 def _hash(settings: config.Config) -> str:

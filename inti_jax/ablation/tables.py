@@ -21,6 +21,7 @@ from inti_jax.ablation.experiments import Experiment
 from inti_jax.errors import UsageError, naming
 from inti_jax.evaluation import statistics
 from inti_jax.evaluation.statistics import Estimate, Outcome, Paired
+from inti_jax.host.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -157,8 +158,8 @@ def write(found: Sequence[Row], name: str, out: Path, results: Path | None) -> N
     where a file cannot be written.
     """
     picture = drawing.png(lambda pyplot: _pareto(pyplot, found), "plot of top-1 against GMACs")
-    _write(out / "ablation.md", table(found) + "\n")
-    _write(out / "differences.md", differences(found) + "\n")
+    write_whole(out / "ablation.md", table(found) + "\n")
+    write_whole(out / "differences.md", differences(found) + "\n")
     _write_picture(out / "pareto.png", picture)
     if results is not None:
         begin, end = (f"<!-- {name}: {text} -->" for text in ("written by inti_jax.ablate", "end"))
@@ -174,15 +175,7 @@ def write(found: Sequence[Row], name: str, out: Path, results: Path | None) -> N
         if picture is not None:
             section.append(f"![top-1 against GMACs per view]({name}.png)")
         section += ["Paired differences:", differences(found), end]
-        _write(results, before + "\n\n".join(section) + after)
-
-
-def _write(path: Path, text: str) -> None:
-    """Write the file as a whole or not at all. An OSError names it."""
-    partial = path.with_suffix(".partial")
-    with naming(path):
-        partial.write_text(text)
-        partial.replace(path)
+        write_whole(results, before + "\n\n".join(section) + after)
 
 
 def _write_picture(path: Path, picture: bytes | None) -> None:
