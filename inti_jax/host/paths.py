@@ -21,6 +21,10 @@ def local_path(text: str | os.PathLike[str]) -> Path:
     an unknown home, a URL (of which pathlib would make a directory `gs:`), an empty text or a null character.
     """
     text = os.fspath(text)
+    if text.startswith("hf://"):
+        raise UsageError(
+            f"{text} is a name on the Hugging Face Hub, and here a path on this machine is needed"
+        )
     if "://" in text:
         raise UsageError(
             f"{text} is a URL: mount the bucket (gcsfuse) and give the path there, see docs/pods.md"
