@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from inti_jax import cli
 from inti_jax.errors import UsageError, UserError, run_command
 from inti_jax.host.paths import local_path
+from inti_jax.hub import names
+from inti_jax.hub.names import HubName
 
 if TYPE_CHECKING:
     from inti_jax.pretrained.clip_file import Description
@@ -34,12 +36,15 @@ _PEER_ARGUMENTS = ("labels", "pretrained", "frames", "sampling", "scale", "shift
 _EXAMPLES = """examples:
   %(prog)s ViT-B-16.pt --out b16.safetensors --vocab bpe_simple_vocab_16e6.txt.gz
   %(prog)s clip-vit-base-patch16/ --out b16.safetensors
+  %(prog)s openai/clip-vit-base-patch16 --out b16.safetensors   # from the Hugging Face Hub
+  %(prog)s ViT-B-16-SigLIP/webli --out siglip.safetensors       # open_clip's name for it
   %(prog)s last.ckpt --out b16.safetensors --activation gelu   # a training checkpoint
   %(prog)s --verify b16.safetensors --against clip-vit-base-patch16/
   %(prog)s b16.safetensors --to huggingface --out my-clip/
   %(prog)s runs/mine --to openai --out tower.safetensors
   %(prog)s runs/mine --out tower.safetensors        # to start another run from
   %(prog)s runs/mine --to trained --out mine.safetensors
+  %(prog)s runs/mine --to hub --out mine/           # to share it
   %(prog)s aim.pth --out aim.safetensors --labels k400.txt --scale 0.5 --sampling dense:4
 """
 
@@ -58,22 +63,32 @@ def main(prog: str = "python -m inti_jax.convert") -> None:
     parser.add_argument(
         "source",
         nargs="?",
-        type=local_path,
+        type=names.place,
         metavar="SRC",
         help="weights to convert: a file or directory, also a training checkpoint with the weights under "
-        "`model`, `state_dict` or any prefix; or a run's directory, to convert the image tower that it "
-        "trained; or a fine-tuned AIM, ST-Adapter or ZeroI2V",
+        "`model`, `state_dict` or any prefix; or their name on the Hugging Face Hub: org/name, "
+        "hf://org/name[@REVISION][/FILE], or open_clip's MODEL/WEIGHTS; or a run's directory, to convert the "
+        "image tower that it trained; or a fine-tuned AIM, ST-Adapter or ZeroI2V",
     )
     parser.add_argument(
-        "--out", type=local_path, metavar="F", help="file to write; with --to huggingface, a directory"
+        "--out",
+        type=local_path,
+        metavar="F",
+        help="file to write; with --to huggingface or hub, a directory",
     )
     parser.add_argument(
         "--to",
-        choices=("openai", "huggingface", "trained"),
+        choices=("openai", "huggingface", "trained", "hub"),
         help="openai, huggingface: export SRC under these names, where SRC is a converted file or a run's "
         "directory. A run gives its image tower, and the projection if its classifier started from "
         "class names. trained: write only the parameters that a run trained, to use with the CLIP that "
-        "it started from",
+        "it started from. hub: write a directory to upload to the Hugging Face Hub, with what the run "
+        "trained, its config, labels, evaluations and a model card",
+    )
+    parser.add_argument(
+        "--all",
+        action="store_true",
+        help="with --to hub: write all parameters, so that no other weights are needed",
     )
     parser.add_argument(
         "--activation",
@@ -119,9 +134,12 @@ def main(prog: str = "python -m inti_jax.convert") -> None:
         raise UsageError(f"--head_size is {arguments.head_size}: it should be at least 1")
     if not arguments.out.absolute().parent.is_dir():
         raise UsageError(f"--out {arguments.out}: there is no directory {arguments.out.absolute().parent}")
+    on_hub = isinstance(arguments.source, HubName)
     for name in ("step", "weights"):
-        if getattr(arguments, name) is not None and not arguments.source.is_dir():
+        if getattr(arguments, name) is not None and (on_hub or not arguments.source.is_dir()):
             raise UsageError(f"--{name} needs the directory of a run, and {arguments.source} is not one")
+    if arguments.all and arguments.to != "hub":
+        raise UsageError("--all goes with --to hub")
     if arguments.to is not None:
         if arguments.activation or arguments.head_size or arguments.vocab or _peer_arguments(arguments):
             raise UsageError("--to takes only SRC and --out: the file states the rest")
@@ -139,6 +157,7 @@ def _convert(arguments: argparse.Namespace) -> None:
     start = time.monotonic()
     if arguments.out.suffix != ".safetensors" or arguments.out.is_dir():
         raise UsageError(f"--out {arguments.out}: the file's name should end in .safetensors")
+    _download(arguments)
     if is_run(arguments.source):
         _convert_run(arguments, start)
         return
@@ -163,10 +182,21 @@ def _convert(arguments: argparse.Namespace) -> None:
 
     matched = done.matched
     mapped = sum(len(parts) for parts in matched.parts.values())
-    print(f"source      {arguments.source}: {matched.naming.name} naming, {mapped} keys mapped")
+    print(f"source      {arguments.named}: {matched.naming.name} naming, {mapped} keys mapped")
     print(f"dropped     {', '.join(sorted((*matched.dropped, *matched.beside))) or 'nothing'}")
     _print_description(done.description)
     _print_written(arguments.out, done.arrays, done.hash, start)
+
+
+def _download(arguments: argparse.Namespace) -> None:
+    """Download SRC where it is on the Hub; keep its name with the commit as `named`."""
+    arguments.named = arguments.source
+    if isinstance(arguments.source, HubName):
+        from inti_jax.hub.repository import pin
+        from inti_jax.pretrained import from_hub
+
+        arguments.named = pin(arguments.source)
+        arguments.source = from_hub.fetch(arguments.named)
 
 
 def _convert_run(arguments: argparse.Namespace, start: float) -> None:
@@ -231,7 +261,7 @@ def _convert_peer(found: "Found", arguments: argparse.Namespace, start: float) -
     settings = done.record.config
     section = dataclasses.asdict(getattr(settings.model, settings.model.adaptation))
     data, views = settings.data, settings.eval
-    print(f"source      {arguments.source}: a fine-tuned {title}, {len(matched.parts)} keys mapped")
+    print(f"source      {arguments.named}: a fine-tuned {title}, {len(matched.parts)} keys mapped")
     print(f"dropped     {', '.join(sorted((*matched.dropped, *matched.beside))) or 'nothing'}")
     print(f"method      {settings.model.adaptation}, {', '.join(f'{k} {v}' for k, v in section.items())}")
     print(
@@ -250,9 +280,13 @@ def _give_back(arguments: argparse.Namespace) -> None:
     from inti_jax.runs import export
 
     start = time.monotonic()
+    _download(arguments)
     source, out, naming = arguments.source, arguments.out, arguments.to
     if naming == "trained":
         _give_trained(arguments, start)
+        return
+    if naming == "hub":
+        _share(arguments, start)
         return
     if source.is_dir():
         arrays, description, left = export.read_run(source, arguments.step, arguments.weights)
@@ -281,6 +315,19 @@ def _give_trained(arguments: argparse.Namespace, start: float) -> None:
     print(f"backbone    {found.record.backbone.sha256 or 'random weights'}")
     print(f"hash        {digest}")
     print(f"wrote       {out} ({out.stat().st_size / 1e6:.1f} MB) in {time.monotonic() - start:.1f} s")
+
+
+def _share(arguments: argparse.Namespace, start: float) -> None:
+    from inti_jax.reports import sharing
+    from inti_jax.runs import trained_file
+
+    out, whole = arguments.out, arguments.all
+    done = sharing.write(arguments.source, out, step=arguments.step, weights=arguments.weights, whole=whole)
+    size = (out / trained_file.SHARED).stat().st_size
+    print(f"parameters  {'all' if done.whole else 'what trained'}, of step {done.step}")
+    print(f"hash        {done.hash}")
+    print(f"wrote       {out} ({size / 1e6:.1f} MB of weights) in {time.monotonic() - start:.1f} s")
+    print(f"next        complete {out / 'README.md'}, then: hf upload ORGANISATION/{out.name} {out}")
 
 
 def _verify(path: Path, against: Path) -> None:

@@ -20,6 +20,7 @@ from inti_jax.host import archives
 from inti_jax.host.paths import local_path
 
 if TYPE_CHECKING:
+    from inti_jax.hub.names import Place
     from inti_jax.runs.checkpoint import Step
     from inti_jax.runs.evaluations import Weights
 
@@ -86,12 +87,12 @@ def main(prog: str = "python -m inti_jax.features") -> None:
 
 def write(
     out: Path,
-    checkpoint: Path,
+    checkpoint: "Place",
     videos: inputs.Videos,
     *,
     frames: bool = False,
     clips: int | None = None,
-    pretrained: Path | None = None,
+    pretrained: "Place | None" = None,
     step: "Step" = None,
     weights: "Weights | None" = None,
 ) -> int:

@@ -9,7 +9,7 @@ import logging
 from inti_jax import cli, config
 from inti_jax.cost import topology
 from inti_jax.errors import UsageError, run_command
-from inti_jax.host.paths import local_path
+from inti_jax.hub import names
 
 log = logging.getLogger("inti_jax")
 
@@ -25,9 +25,9 @@ def main(prog: str = "python -m inti_jax.plan") -> None:
     cli.add_config_argument(parser, "the model, unless --checkpoint names it")
     parser.add_argument(
         "--checkpoint",
-        type=local_path,
+        type=names.local_or_uri,
         metavar="RUN",
-        help="in place of --config: the model of this run, or of a file of what was trained",
+        help="in place of --config: the model of this run, a file of what was trained, or a shared model",
     )
     parser.add_argument(
         "--budget",

@@ -18,6 +18,7 @@ from inti_jax.evaluation import inputs
 from inti_jax.host.paths import local_path
 
 if TYPE_CHECKING:
+    from inti_jax.hub.names import Place
     from inti_jax.runs.checkpoint import Step
     from inti_jax.runs.evaluations import Weights
 
@@ -99,10 +100,10 @@ def main(prog: str = "python -m inti_jax.predict") -> None:
 
 
 def predict_files(
-    checkpoint: Path,
+    checkpoint: "Place",
     paths: Sequence[Path],
     topk: int,
-    pretrained: Path | None = None,
+    pretrained: "Place | None" = None,
     step: "Step" = None,
     *,
     labels: Sequence[str] | None = None,

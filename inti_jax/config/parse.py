@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from inti_jax.config.backbones import AUTO, BACKBONES, BackboneSize
 from inti_jax.config.schema import Config
 from inti_jax.errors import UsageError, UserError
 from inti_jax.host.paths import local_path
+from inti_jax.hub import names
+from inti_jax.hub.names import Place
 
 # Python keeps bytes of a file's name that are not UTF-8 as lone surrogates, which JSON text cannot hold.
 # Stand-ins replace them on the way through JSON.
@@ -151,15 +154,15 @@ def check_size(config: Config, size: BackboneSize) -> None:
 def _with_local_paths(config: Config) -> Config:
     """Expand `~` in the values that are paths.
 
-    Raises ConfigError for a value that is no path on this machine.
+    Raises ConfigError for a value that is no path on this machine, nor a name on the Hub where that is taken.
     """
 
-    def local(key: str, text: str) -> str:
+    def local(key: str, text: str, read: Callable[[str], Place] = local_path) -> str:
         text = text.translate(_STOOD_FOR)
         if not text:  # not given
             return text
         try:
-            path = local_path(text)
+            path = read(text)
         except UsageError as error:
             raise ConfigError(f"config: `{key}`: {error}") from None
         # Keep the path as written unless it has `~`: `./random` is a file, `random` is not.
@@ -170,8 +173,8 @@ def _with_local_paths(config: Config) -> Config:
         config,
         model=dataclasses.replace(
             model,
-            pretrained=local("model.pretrained", model.pretrained),
-            start_from=local("model.start_from", model.start_from),
+            pretrained=local("model.pretrained", model.pretrained, names.place),
+            start_from=local("model.start_from", model.start_from, names.local_or_uri),
         ),
         data=dataclasses.replace(data, data_dir=local("data.data_dir", data.data_dir)),
     )

@@ -12,7 +12,7 @@ from jaxtyping import Float, UInt8
 from inti_jax.data.augmentation import augment
 from inti_jax.distributed import sharding
 from inti_jax.errors import UserError
-from inti_jax.host.paths import local_path
+from inti_jax.hub import names
 from inti_jax.models import in_memory, parameters
 from inti_jax.models.parameters import Params
 from inti_jax.models.video import VideoModel
@@ -68,7 +68,7 @@ class VideoClassifier:
         run's. `pretrained` says where that CLIP is, by default where the run found it. Raises UserError as
         `zero_shot.with_labels`.
         """
-        weights = None if pretrained is None else local_path(pretrained)
+        weights = None if pretrained is None else names.place(pretrained)
         record, params = zero_shot.with_labels(
             self.record, self.params, labels, templates=templates, pretrained=weights
         )
@@ -116,6 +116,8 @@ def load(
 ) -> VideoClassifier:
     """Load the classifier that a run trained, from its directory or a file of `convert --to trained`.
 
+    `path` may also be a shared model, as `convert --to hub` writes it: its directory, or its name on the
+    Hugging Face Hub, `hf://org/name` or `hf://org/name@revision`.
     From a run it loads the newest checkpoint, that of `step`, or with "best" the best of those that were
     evaluated. `weights` is "raw" for the weights as the last step left them, or "ema" for their moving
     average, which is the default where the run has one (`train.ema`). A file is added to the CLIP weights
@@ -124,7 +126,7 @@ def load(
     no such `weights`, or the two do not belong together.
     """
     mesh = sharding.one_device_mesh()
-    backbone = None if pretrained is None else local_path(pretrained)
-    found = trained.load(local_path(path), mesh, pretrained=backbone, step=step, weights=weights)
+    backbone = None if pretrained is None else names.place(pretrained)
+    found = trained.load(names.local_or_uri(path), mesh, pretrained=backbone, step=step, weights=weights)
     graphdef, params = found.for_inference()
     return VideoClassifier(graphdef, params, found.record)

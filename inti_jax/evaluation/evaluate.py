@@ -29,7 +29,7 @@ from inti_jax.models import parameters
 from inti_jax.models.parameters import Params
 from inti_jax.models.video import VideoModel
 from inti_jax.runs import checkpoint, layout, predictions, trained
-from inti_jax.runs.backbone import find_backbone
+from inti_jax.runs.backbone import find_backbone, pin
 from inti_jax.runs.evaluations import Setting, Weights
 from inti_jax.runs.record import Dataset, RunRecord
 from inti_jax.runs.writers import metrics_writer
@@ -304,6 +304,7 @@ def _evaluate_run(settings: Config, workdir: Path, step: checkpoint.Step, weight
     if at is None:
         if weights == "ema" and own.weights == "raw":
             raise UsageError("--weights ema: `train.ema` is 0, and there are no averaged weights")
+        settings = pin(settings)
         record = RunRecord(settings, Dataset.of(dataset), find_backbone(settings))
         agreement.check(record.flat() | {"--weights": weights}, sha256, mode="eval", step=0)
         # An average starts from these weights.

@@ -19,7 +19,8 @@ from inti_jax.distributed import sharding
 from inti_jax.errors import UserError
 from inti_jax.evaluation import evaluate
 from inti_jax.evaluation.evaluate import Output
-from inti_jax.runs import checkpoint, trained, zero_shot
+from inti_jax.hub.names import Place
+from inti_jax.runs import checkpoint, trained, trained_file, zero_shot
 from inti_jax.runs.evaluations import Weights
 from inti_jax.runs.record import RunRecord
 from inti_jax.runs.writers.progress import Progress
@@ -45,10 +46,10 @@ class FileModel:
 
     def __init__(
         self,
-        path: Path,
+        place: Place,
         output: Output | None = None,
         *,
-        pretrained: Path | None = None,
+        pretrained: Place | None = None,
         step: checkpoint.Step = None,
         weights: Weights | None = None,
         clips: int | None = None,
@@ -62,7 +63,8 @@ class FileModel:
         `pretrained` may also say where the CLIP of a run's directory is.
         """
         self._mesh = sharding.one_device_mesh()
-        own_weights = labels is not None and path.is_dir()
+        path = trained_file.locate(place)
+        own_weights = labels is not None and (path.is_dir() or trained_file.is_whole(path))
         found = trained.load(
             path,
             self._mesh,

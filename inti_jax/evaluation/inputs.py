@@ -9,6 +9,7 @@ from typing import NamedTuple
 from inti_jax import cli
 from inti_jax.errors import UsageError, UserError
 from inti_jax.host.paths import local_path
+from inti_jax.hub import names
 
 _LISTS = (".txt", ".csv", ".tsv", ".lst")
 
@@ -38,14 +39,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint",
         required=True,
-        type=local_path,
+        type=names.local_or_uri,
         metavar="RUN",
         help="run directory, or a file of what was trained, which `convert RUN --to trained` or "
-        "`convert` of a fine-tuned AIM, ST-Adapter or ZeroI2V writes",
+        "`convert` of a fine-tuned AIM, ST-Adapter or ZeroI2V writes, or a shared model: the directory "
+        "that `convert RUN --to hub` writes, or hf://org/name on the Hugging Face Hub",
     )
     parser.add_argument(
         "--pretrained",
-        type=local_path,
+        type=names.place,
         metavar="F",
         help="converted CLIP that such a file was trained on (default: the path that the run used)",
     )

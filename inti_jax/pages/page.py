@@ -10,7 +10,7 @@ from inti_jax.errors import naming
 
 
 def render(template: str, **context: Any) -> str:
-    """Render the template of this name with the values of `context`, which are escaped.
+    """Render the template of this name with the values of `context`, which are escaped in HTML.
 
     Raises jinja2.UndefinedError for a value that the template needs and `context` lacks.
     """
@@ -33,7 +33,7 @@ def write(path: Path, page: str) -> None:
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("inti_jax.pages"),
-        autoescape=True,
+        autoescape=lambda template: template is None or not template.endswith(".md"),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -161,7 +161,8 @@ def _jit(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 def load_clip(path: str | Path) -> ClipModel:
     """Load a CLIP from a file that `python -m inti_jax.convert` wrote, or from a checkpoint that it takes.
 
-    A checkpoint is converted once, into a file beside it. Raises UserError where it cannot be converted.
+    A checkpoint is converted once, into a file beside it. `path` may be the name of a checkpoint on the
+    Hugging Face Hub, such as `openai/clip-vit-base-patch16`. Raises UserError where it cannot be converted.
     """
     backend.start()
     return ClipModel(open_converted(path))

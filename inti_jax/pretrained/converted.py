@@ -1,7 +1,8 @@
 """Convert checkpoints to the project's file, also on the fly where a converted file is expected.
 
 A checkpoint that is given in place of a converted file is converted once, into a file beside it. That file
-records the sizes and modification times of its sources, and is made anew when these change.
+records the sizes and modification times of its sources, and is made anew when these change. One on the Hub is
+converted once a commit, into the assets of the Hub's cache.
 """
 
 import contextlib
@@ -20,9 +21,11 @@ import jax
 
 from inti_jax.distributed import coordination, liveness
 from inti_jax.errors import UserError
-from inti_jax.host.paths import local_path
+from inti_jax.hub import names
+from inti_jax.hub.names import HubName, Place
+from inti_jax.hub.repository import cache_directory, pin
 from inti_jax.models.tokenizer import VOCABULARY_FILES
-from inti_jax.pretrained import architecture, clip_file, file_kinds, matching, sources
+from inti_jax.pretrained import architecture, clip_file, file_kinds, from_hub, matching, sources
 from inti_jax.pretrained.architecture import Activation
 from inti_jax.pretrained.clip_file import ClipFile, Description
 from inti_jax.pretrained.lazy_array import LazyArray
@@ -71,38 +74,41 @@ def convert(
     return _write(source, out, activation, head_size, vocabulary)
 
 
-def open_converted(path: str | Path) -> ClipFile:
+def open_converted(place: str | Place) -> ClipFile:
     """Open a CLIP: a file that `convert` wrote, or a checkpoint of another kind, which is converted first.
 
-    The converted file is `NAME.inti_jax.safetensors` beside the checkpoint, and is reused the next time. Of a
-    run's processes the first converts and the others wait. Of several runs on a machine one converts. Raises
-    UserError, with the command that converts, where the conversion needs arguments or the directory cannot be
-    written.
+    It is here or on the Hub. The converted file is `NAME.inti_jax.safetensors` beside the checkpoint, for one
+    on the Hub in the cache, and is reused the next time. Of a run's processes the first converts and the
+    others wait. Of several runs on a machine one converts. Raises UserError, with the command that converts,
+    where the conversion needs arguments or the directory cannot be written.
     """
-    path = local_path(path)
-    check_there(path)
-    if not (path.is_file() or path.is_dir()):
-        raise UserError(f"{path} is neither a file nor a directory")
-    ours = file_kinds.is_own(path)
+    place = names.place(place) if isinstance(place, str) else place
+    if isinstance(place, HubName):
+        place = pin(place)
+    else:
+        check_there(place)
+        if not (place.is_file() or place.is_dir()):
+            raise UserError(f"{place} is neither a file nor a directory")
+    ours = place if isinstance(place, Path) and file_kinds.is_own(place) else None
     client = coordination.client()
     if client is None:
-        return ClipFile(path) if ours else _converted(path)
+        return ClipFile(ours) if ours else _converted(place)
 
     # Each process does this, whether its own file is converted or not: hosts may have different files.
     liveness.note("the converted weights", slow=True)
     key = f"inti_jax/converted/{next(_rounds)}"
     if jax.process_index() == 0:
-        opened = ClipFile(path) if ours else _converted(path)
-        client.key_value_set(key, "" if ours else _made_from(path))
+        opened = ClipFile(ours) if ours else _converted(place)
+        client.key_value_set(key, "" if ours else _made_from(place))
         return opened
     if ours:
-        return ClipFile(path)
-    made_from = _made_from(path)
+        return ClipFile(ours)
+    made_from = _made_from(place)
     if client.blocking_key_value_get(key, _LONGEST) == made_from:  # the same file, on shared storage
         deadline = time.monotonic() + _VISIBLE
-        while _valid(_cache(path), made_from) is None and time.monotonic() < deadline:
+        while _valid(_cache(place), made_from) is None and time.monotonic() < deadline:
             time.sleep(0.2)
-    return _converted(path)
+    return _converted(place)
 
 
 def check_there(path: Path) -> None:
@@ -113,16 +119,19 @@ def check_there(path: Path) -> None:
         )
 
 
-def _converted(path: Path) -> ClipFile:
-    made_from = _made_from(path)
-    with _turn(path):
-        found = _valid(_cache(path), made_from)
-        return found or _make(path, made_from)
+def _converted(place: Place) -> ClipFile:
+    made_from = _made_from(place)
+    with _turn(place):
+        found = _valid(_cache(place), made_from)
+        return found or _make(place, made_from)
 
 
-def _make(path: Path, made_from: str) -> ClipFile:
-    started, cache = time.monotonic(), _cache(path)
-    command = f"python -m inti_jax.convert {shlex.quote(str(path))} --out F.safetensors"
+def _make(place: Place, made_from: str) -> ClipFile:
+    path = from_hub.fetch(place) if isinstance(place, HubName) else place
+    if file_kinds.is_own(path):  # on the Hub, where only the file itself tells
+        return ClipFile(path)
+    started, cache = time.monotonic(), _cache(place)
+    command = f"python -m inti_jax.convert {shlex.quote(str(place))} --out F.safetensors"
     with _saying_what_is_meant():
         source = sources.read(path)
     others.refuse(source)
@@ -130,16 +139,16 @@ def _make(path: Path, made_from: str) -> ClipFile:
         matched = matching.match(path, source.arrays)
     if not architecture.says_activation(source, matched):
         raise UserError(
-            f"{path} is not converted yet and does not state its activation: run `{command} --activation "
+            f"{place} is not converted yet and does not state its activation: run `{command} --activation "
             "quick_gelu` for OpenAI's weights, or with `gelu` for most others"
         )
     try:
         _write(source, cache, made_from=made_from)
     except UserError as error:
-        raise UserError(f"{path} is not converted yet: {error}; convert it with `{command}`") from None
+        raise UserError(f"{place} is not converted yet: {error}; convert it with `{command}`") from None
     log.warning(
         "converted %s to %s in %.1f s; later starts read the converted file",
-        path,
+        place,
         cache,
         time.monotonic() - started,
     )
@@ -164,16 +173,26 @@ def _write(
     return Conversion(matched, description, arrays, digest)
 
 
-def _cache(path: Path) -> Path:
-    path = path.absolute()
+def _cache(place: Place) -> Path:
+    """Return the path of the file that `place`, on the Hub at a commit, is converted into."""
+    if isinstance(place, HubName):
+        file = (place.file or "model").replace("/", "--")
+        return cache_directory(place) / f"{file}.inti_jax.safetensors"
+    path = place.absolute()
     return path.with_name(f"{path.name}.inti_jax.safetensors")
 
 
-def _made_from(path: Path) -> str:
-    """List the files that a conversion reads, with sizes and modification times, as JSON.
+def _made_from(place: Place) -> str:
+    """Describe what a conversion reads, as JSON: the commit, or the files with sizes and times.
 
-    Raises UserError where `path` is a run or no checkpoint.
+    Raises UserError where `place` is a run or no checkpoint.
     """
+    facts = {"hub": str(place)} if isinstance(place, HubName) else {"files": _files(place)}
+    return json.dumps({"version": _VERSION, **facts})
+
+
+def _files(path: Path) -> dict[str, list[int]]:
+    """List the files that a conversion reads, with sizes and modification times."""
     if path.is_dir() and is_run(path):
         raise UserError(
             f"{path} is a run, not a converted file: `python -m inti_jax.convert {shlex.quote(str(path))} "
@@ -185,8 +204,7 @@ def _made_from(path: Path) -> str:
     beside = ("config.json", "open_clip_config.json", "preprocessor_config.json", "merges.txt")
     files = [*weights, *(directory / name for name in (*beside, *VOCABULARY_FILES))]
     stats = {file.name: file.stat() for file in files if file.is_file()}
-    facts = {name: [stat.st_size, stat.st_mtime_ns] for name, stat in sorted(stats.items())}
-    return json.dumps({"version": _VERSION, "files": facts})
+    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in sorted(stats.items())}
 
 
 @contextlib.contextmanager
@@ -210,12 +228,12 @@ def _valid(cache: Path, made_from: str) -> ClipFile | None:
 
 
 @contextlib.contextmanager
-def _turn(path: Path) -> Iterator[None]:
-    """Let one process at a time convert `path`.
+def _turn(place: Place) -> Iterator[None]:
+    """Let one process at a time convert `place`.
 
     Where the file system has no locks, several may convert at once, with the same result.
     """
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(_cache(place).parent if isinstance(place, HubName) else place, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_EX)

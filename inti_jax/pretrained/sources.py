@@ -6,6 +6,7 @@ Hugging Face (`config.json`) or open_clip (`open_clip_config.json`), in one file
 
 import dataclasses
 import json
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import safetensors
 
 from inti_jax.errors import UserError
+from inti_jax.host.names import printable
 from inti_jax.pretrained import file_kinds, pickled
 from inti_jax.pretrained.lazy_array import LazyArray
 
@@ -41,6 +43,10 @@ _DTYPES = {
     "BOOL": np.bool_,
 }
 _OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+# Names of files with weights, or with an index of their shards, by the file with their settings. Of several
+# the first is read, safetensors before pickles.
+_NAMED = {"config.json": _HF_WEIGHTS, "open_clip_config.json": _OPEN_CLIP_WEIGHTS}
+WEIGHTS = (*_HF_WEIGHTS, *_OPEN_CLIP_WEIGHTS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,30 +118,46 @@ def has_weights(directory: Path) -> bool:
 
 
 def _files_of(directory: Path) -> list[Path]:
-    named = {"config.json": _HF_WEIGHTS, "open_clip_config.json": _OPEN_CLIP_WEIGHTS}
-    present = [kind for kind in named if (directory / kind).is_file()]
+    found = directory / preferred(lambda name: (directory / name).is_file(), directory)
+    if not found.name.endswith(".index.json"):
+        return [found]
+    files = [found.parent / name for name in shard_names(found)]
+    for file in files:
+        if not file.is_file():
+            raise UserError(f"{found} names the shard {file.name}, which is not beside it")
+    return files
+
+
+def preferred(has: Callable[[str], bool], directory: Path) -> str:
+    """Select the file with the weights, or with the index of their shards, among those of a directory.
+
+    `has` tells whether there is a file of that name; the settings among them are in `directory`. Raises
+    UserError where there are no settings or no weights.
+    """
+    present = [kind for kind in _NAMED if has(kind)]
     if not present:
         raise UserError(
             f"{directory} has no config.json, which states the heads and the activation: give a complete "
             "Hugging Face or open_clip directory, or a single weight file"
         )
-    for kind in present:
-        for name in named[kind]:
-            if (directory / name).is_file():
-                return _shards(directory / name) if name.endswith(".index.json") else [directory / name]
-    wanted = ", ".join(name for kind in present for name in named[kind])
-    raise UserError(f"{directory} has no weights: none of {wanted} is there")
+    if len(present) > 1 and "model_type" not in (_settings(directory / "config.json") or {}):
+        present.remove("config.json")  # timm's, with the image tower alone beside it
+    names = [name for kind in present for name in _NAMED[kind]]
+    for name in sorted(names, key=lambda name: ".bin" in name):
+        if has(name):
+            return name
+    raise UserError(f"{directory} has no weights: none of {', '.join(names)} is there")
 
 
-def _shards(index: Path) -> list[Path]:
+def shard_names(index: Path) -> list[str]:
+    """Read the names of the shards in an index. Raises UserError where it has none, or one elsewhere."""
     names = (_settings(index) or {}).get("weight_map")
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         raise UserError(f"{index} has no weight_map of file names")
-    files = [index.parent / name for name in sorted(set(names.values()))]
-    for file in files:
-        if file.parent != index.parent or not file.is_file():
-            raise UserError(f"{index} names the shard {file.name}, which is not beside it")
-    return files
+    for name in names.values():
+        if Path(name).name != name:
+            raise UserError(f"{index} names the shard {printable(Path(name).name)}, which is not beside it")
+    return sorted(set(names.values()))
 
 
 def _read_file(path: Path) -> pickled.Contents:

@@ -12,6 +12,7 @@ from inti_jax.config.backbones import called
 from inti_jax.errors import UserError
 from inti_jax.evaluation.explanation import Explanation, Layer
 from inti_jax.host.names import printable
+from inti_jax.hub.names import Place
 from inti_jax.models import attribution
 from inti_jax.models.adaptation import temporal_modules
 from inti_jax.pages import pictures, render, write
@@ -35,8 +36,8 @@ class _Picture:
 class Page:
     """The page of the explanations of one run's answers, which are added one by one."""
 
-    def __init__(self, run: Path, record: RunRecord):
-        """Start the page of the model that `run`, a directory or a file, holds."""
+    def __init__(self, run: Place, record: RunRecord):
+        """Start the page of the model that `run`, a directory, a file or a name on the Hub, holds."""
         self._facts = _facts(run, record)
         self._title = f"What {printable(run.name)} looked at"
         self._convolves = "conv" in temporal_modules(record.config.model)
@@ -290,7 +291,7 @@ def _width(share: np.floating) -> str:
     return f"{100 * share:.1f}%"
 
 
-def _facts(run: Path, record: RunRecord) -> list[tuple[str, str]]:
+def _facts(run: Place, record: RunRecord) -> list[tuple[str, str]]:
     """List the facts of a run: what it is, and how good it was when it was last evaluated."""
     model, data = record.config.model, record.config.data
     after = f" after block {', '.join(map(str, model.compression.after))}" if model.compression.after else ""
@@ -303,9 +304,10 @@ def _facts(run: Path, record: RunRecord) -> list[tuple[str, str]]:
     ]
 
 
-def _evaluation(run: Path, record: RunRecord) -> str:
+def _evaluation(run: Place, record: RunRecord) -> str:
     try:
-        own = evaluations.by_step(evaluations.read(run), Setting.of_run(record)) if run.is_dir() else {}
+        found = evaluations.read(run) if isinstance(run, Path) and run.is_dir() else []
+        own = evaluations.by_step(found, Setting.of_run(record))
     except UserError as error:
         return f"cannot be read: {printable(str(error))}"
     if not own:

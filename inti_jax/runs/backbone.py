@@ -4,13 +4,16 @@ A config names the size, or leaves it to the file of weights with `model.backbon
 found once, and the run's record keeps it.
 """
 
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 from inti_jax import config
 from inti_jax.config import Config, ConfigError, Model
 from inti_jax.config.backbones import AUTO, BACKBONES, Backbone, describe, published
 from inti_jax.errors import UserError
-from inti_jax.host.paths import local_path
+from inti_jax.hub import names, repository
+from inti_jax.hub.names import HubName, Place
 from inti_jax.pretrained import clip_file, file_kinds
 from inti_jax.pretrained.clip_file import Description
 from inti_jax.pretrained.converted import check_there, open_converted
@@ -29,7 +32,7 @@ def find_backbone(settings: Config, earlier: RunRecord | None = None) -> Backbon
     model = settings.model
     if model.pretrained == "random":
         return published(model.backbone)
-    if earlier is not None and not Path(model.pretrained).exists():
+    if earlier is not None and _gone(model.pretrained, earlier.config.model.pretrained):
         config.check_size(settings, earlier.backbone.size)
         return earlier.backbone
     try:
@@ -47,6 +50,47 @@ def find_backbone(settings: Config, earlier: RunRecord | None = None) -> Backbon
     return found
 
 
+def pin(settings: Config, earlier: RunRecord | None = None) -> Config:
+    """Return the config with names on the Hub at the commits that they stand for now.
+
+    `earlier` is the record of the run that goes on: a name without a revision stays at the commit that is
+    there. Raises ConfigError where a name is not found; see `repository.pin`.
+    """
+    model, before = settings.model, None if earlier is None else earlier.config.model
+    return dataclasses.replace(
+        settings,
+        model=dataclasses.replace(
+            model,
+            pretrained=_pinned("pretrained", model, before, names.place),
+            start_from=_pinned("start_from", model, before, names.local_or_uri),
+        ),
+    )
+
+
+def _pinned(key: str, model: Model, earlier: Model | None, read: Callable[[str], Place]) -> str:
+    """Pin the value of a key of the config as `pin` does; a path stays as it is."""
+    text, before = getattr(model, key), "" if earlier is None else getattr(earlier, key)
+    place = read(text) if text else None
+    if not isinstance(place, HubName) or text == before:
+        return text
+    theirs = names.place(before) if before else None
+    if isinstance(theirs, HubName) and dataclasses.replace(theirs, revision=None) == place:
+        return before
+    try:
+        return str(repository.pin(place))
+    except UserError as error:
+        raise ConfigError(f"config: `model.{key}`: {error}") from None
+
+
+def _gone(pretrained: str, before: str) -> bool:
+    """Tell whether a run that goes on with `pretrained` may take its backbone from its record.
+
+    That is so where the file is gone, or the weights are those on the Hub that it started from.
+    """
+    on_hub = isinstance(names.place(pretrained), HubName)
+    return pretrained == before if on_hub else not Path(pretrained).exists()
+
+
 def check_early(settings: Config, workdir: Path) -> None:
     """Raise those errors of `find_backbone` that show before any weights are read or any device is touched.
 
@@ -55,8 +99,11 @@ def check_early(settings: Config, workdir: Path) -> None:
     model = settings.model
     if model.pretrained == "random" or is_run(workdir):
         return
-    path = local_path(model.pretrained)
+    path = names.place(model.pretrained)
     try:
+        if isinstance(path, HubName):
+            repository.check_installed(path)
+            return  # it is downloaded and converted first
         check_there(path)
         if not file_kinds.is_own(path):
             return  # it is converted first

@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,6 +11,7 @@ from flax import nnx
 
 from inti_jax.config import ConfigError
 from inti_jax.errors import UserError
+from inti_jax.hub import names
 from inti_jax.models import parameters
 from inti_jax.models.parameters import Params
 from inti_jax.models.rngs import make_rngs
@@ -90,7 +90,7 @@ def _trained(record: RunRecord, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> P
 
     Raises ConfigError where the file does not fit the run, or has a parameter that is frozen in it.
     """
-    path = Path(record.config.model.start_from)
+    path = trained_file.locate(names.local_or_uri(record.config.model.start_from))
     theirs = trained_file.read_record(path)
     trained_file.check_fits(path, theirs, record)
     leaves = trained_file.leaves(path, theirs)

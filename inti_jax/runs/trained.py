@@ -9,10 +9,11 @@ import optax
 from flax import nnx
 
 from inti_jax.errors import UserError
+from inti_jax.hub.names import Place
 from inti_jax.models.fold import fold
 from inti_jax.models.parameters import Params
 from inti_jax.models.video import VideoModel
-from inti_jax.pretrained import sources
+from inti_jax.pretrained import loading, sources
 from inti_jax.pretrained.sources import is_run
 from inti_jax.runs import checkpoint, initial, state, trained_file
 from inti_jax.runs.backbone import find_backbone
@@ -38,22 +39,24 @@ class Trained:
 
 
 def load(
-    path: Path,
+    place: Place,
     mesh: jax.sharding.Mesh,
     *,
-    pretrained: Path | None = None,
+    pretrained: Place | None = None,
     step: checkpoint.Step = None,
     weights: Weights | None = None,
 ) -> Trained:
     """Load a trained model from a run's directory, or from a file of `convert` of what was trained.
 
+    The file may also be in the directory of a shared model, here or on the Hub, see `trained_file.locate`.
     From a directory it loads the newest checkpoint, or that of `step`. Of that it loads the `weights` that
     are asked for, by default the moving average (`train.ema`) where there is one. A file is applied to the
     weights `pretrained`, by default those that its run named, unless it holds the image tower itself. Raises
-    UserError where `path` holds no trained model or not these `weights`, where the file and the weights do
+    UserError where `place` holds no trained model or not these `weights`, where the file and the weights do
     not belong together, or where a directory or a file with its tower comes with `pretrained`, or a file with
     `step`.
     """
+    path = trained_file.locate(place)
     record = read_record(path, pretrained)
     if not path.is_file():
         found = checkpoint.find(path, step)
@@ -68,15 +71,18 @@ def load(
             f"{path} holds the {holds} weights of a run, not the {weights} ones: `python -m inti_jax.convert "
             f"RUN --to trained --weights {weights}` makes a file of those"
         )
+    if trained_file.is_whole(path):
+        return Trained(record, _whole(path, record, mesh), holds)
     started = start(dataclasses.replace(record, backbone=find_backbone(record.config)), mesh)
     return dataclasses.replace(started, weights=holds)
 
 
-def read_record(path: Path, pretrained: Path | None = None) -> RunRecord:
+def read_record(place: Place, pretrained: Place | None = None) -> RunRecord:
     """Read the record of a run, or of a file of what was trained, whose config then names the file.
 
     See `load` for `pretrained` and the errors.
     """
+    path = trained_file.locate(place)
     if not path.is_file():
         if pretrained is not None:
             raise UserError(f"{path} is a run, which has its own weights: leave out --pretrained")
@@ -88,13 +94,21 @@ def read_record(path: Path, pretrained: Path | None = None) -> RunRecord:
         return RunRecord.read(path)
     record = trained_file.read_record(path)
     model = dataclasses.replace(record.config.model, start_from=str(path))
+    if pretrained is not None and (trained_file.holds_tower(path) or trained_file.is_whole(path)):
+        raise UserError(f"{path} holds its own backbone: leave out --pretrained")
     if trained_file.holds_tower(path):
-        if pretrained is not None:
-            raise UserError(f"{path} holds its own backbone: leave out --pretrained")
         pretrained = path
     if pretrained is not None:
         model = dataclasses.replace(model, pretrained=str(pretrained))
     return dataclasses.replace(record, config=dataclasses.replace(record.config, model=model))
+
+
+def _whole(path: Path, record: RunRecord, mesh: jax.sharding.Mesh) -> Params:
+    """Load all parameters from a file that holds them."""
+    target = state.abstract_state(record, optax.identity(), mesh)
+    shapes = {**target.trainable, **target.frozen}
+    leaves = trained_file.leaves(path, record)
+    return {name: loading.place(leaves[name], shape, shape.sharding) for name, shape in shapes.items()}
 
 
 def start(record: RunRecord, mesh: jax.sharding.Mesh) -> Trained:

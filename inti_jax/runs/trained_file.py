@@ -21,9 +21,10 @@ from flax import traverse_util
 
 from inti_jax.config import TEMPORAL_OF, ConfigError, Model
 from inti_jax.errors import UserError
+from inti_jax.hub.names import HubName, Place
 from inti_jax.models import freezing, parameters
 from inti_jax.models.adaptation import has_temporal_embedding
-from inti_jax.pretrained import file_kinds
+from inti_jax.pretrained import file_kinds, from_hub
 from inti_jax.pretrained.clip_file import FORMAT as CLIP_FORMAT
 from inti_jax.pretrained.clip_file import (
     TOWER_HASH,
@@ -34,11 +35,15 @@ from inti_jax.pretrained.clip_file import (
     write_safetensors,
 )
 from inti_jax.pretrained.lazy_array import LazyArray, held
+from inti_jax.pretrained.sources import is_run
 from inti_jax.runs import state
 from inti_jax.runs.evaluations import Weights
 from inti_jax.runs.record import RunRecord
 
 FORMAT, VERSION = TRAINED, "1"
+# The file in the directory of a shared model, where the Hub looks for weights.
+SHARED = "model.safetensors"
+_HOLDS = "holds"  # the key under which a file's metadata says that it has all parameters
 _MAKES = "`python -m inti_jax.convert {} --to trained --out F.safetensors`"
 _MEANT = f"give a file of the parameters that a run trained, which {_MAKES.format('RUN')} writes"
 _TORCH = (
@@ -55,14 +60,21 @@ _FREE = (
 )
 
 
-def write(path: Path, record: RunRecord, params: Mapping[str, jax.Array], weights: Weights = "raw") -> str:
-    """Write those of `params` that train to `path`, and return their hash.
+def write(
+    path: Path,
+    record: RunRecord,
+    params: Mapping[str, jax.Array],
+    weights: Weights = "raw",
+    *,
+    whole: bool = False,
+) -> str:
+    """Write those of `params` that train, or with `whole` all, to `path`, and return their hash.
 
     `weights` says which weights of the run they are. The file appears at `path` only once it is complete.
     """
-    trained = freezing.trained(record.config.model, params)
+    trained = params.keys() if whole else freezing.trained(record.config.model, params)
     arrays = {name: held(np.asarray(params[name], np.float32)) for name in params if name in trained}
-    return write_arrays(path, record, arrays, weights=weights)
+    return write_arrays(path, record, arrays, weights=weights, whole=whole)
 
 
 def write_arrays(
@@ -72,11 +84,12 @@ def write_arrays(
     *,
     tower: Description | None = None,
     weights: Weights = "raw",
+    whole: bool = False,
 ) -> str:
     """Write what trained, one array in memory at a time, and return the arrays' hash.
 
     With `tower`, the description of the image tower, `arrays` has all of the tower's parameters too, whose
-    hash is the one in `record`.
+    hash is the one in `record`. With `whole` it has all parameters of the model, as the run left them.
     """
     metadata = {
         "format": FORMAT,
@@ -85,14 +98,33 @@ def write_arrays(
     }
     if weights == "ema":
         metadata["weights"] = "ema"
+    if whole:
+        metadata[_HOLDS] = "all"
     if tower is not None:
         metadata |= {TOWER_HASH: str(record.backbone.sha256), **to_metadata(tower)}
     return write_safetensors(path, arrays, lambda digest: {**metadata, "hash": digest})
 
 
+def locate(place: Place) -> Path:
+    """Return the path of what may be such a file: in a shared model's directory, or downloaded from the Hub.
+
+    A path that is no shared model is returned as it is. Raises UserError where the Hub has no such file.
+    """
+    if isinstance(place, HubName):
+        return from_hub.fetch_file(place if place.file else dataclasses.replace(place, file=SHARED))
+    if place.is_dir() and not is_run(place) and file_kinds.is_own(place / SHARED):
+        return place / SHARED
+    return place
+
+
 def holds_tower(path: Path) -> bool:
     """Tell whether the file holds the image tower too, so that it is the whole model."""
     return TOWER_HASH in (_open(path).metadata() or {})
+
+
+def is_whole(path: Path) -> bool:
+    """Tell whether the file holds all parameters of the model, so that it needs no other weights."""
+    return (_open(path).metadata() or {}).get(_HOLDS) == "all"
 
 
 def read_record(path: Path) -> RunRecord:
@@ -125,11 +157,12 @@ def read_weights(path: Path) -> Weights:
 def leaves(path: Path, record: RunRecord) -> dict[str, Callable[[Index], np.ndarray]]:
     """Map the path of each trained parameter to a function that reads it, or a slice of it.
 
-    Raises UserError where the parameters are not those of `record`'s model.
+    For a file that is whole these are all parameters. Raises UserError where the parameters are not those of
+    `record`'s model.
     """
     file = _open(path)
     shapes = parameters.parameter_shapes(state.abstract_model(record))
-    trained = freezing.trained(record.config.model, shapes)
+    trained = frozenset(shapes) if is_whole(path) else freezing.trained(record.config.model, shapes)
     tower = {name for name in shapes if name.startswith("tower.")} if holds_tower(path) else set()
     expected = {name: shapes[name].shape for name in trained | tower}
     found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118

@@ -3,11 +3,11 @@
 import dataclasses
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 
 from inti_jax.errors import UserError
+from inti_jax.hub.names import Place
 from inti_jax.models import freezing
 from inti_jax.models.parameters import Params
 from inti_jax.pretrained import text_head
@@ -26,7 +26,7 @@ def with_labels(
     labels: Sequence[str],
     *,
     templates: Sequence[str] | None = None,
-    pretrained: Path | None = None,
+    pretrained: Place | None = None,
 ) -> tuple[RunRecord, Params]:
     """Return the model of a run, its record and its parameters, with other classes.
 

@@ -21,7 +21,7 @@ from inti_jax.distributed.preemption import Preemption
 from inti_jax.evaluation import evaluate
 from inti_jax.reports import writing
 from inti_jax.runs import checkpoint, evaluations, initial, layout, profiling, state
-from inti_jax.runs.backbone import find_backbone
+from inti_jax.runs.backbone import find_backbone, pin
 from inti_jax.runs.checkpoint import CheckpointManager
 from inti_jax.runs.compilation import cached
 from inti_jax.runs.monitor import Monitor, Speed
@@ -61,6 +61,7 @@ def _train(config: Config, workdir: Path, preemption: Preemption, profile: profi
     steps = _steps(config, dataset)
     start = checkpoint.find(workdir) or 0
     earlier = RunRecord.read(workdir) if start else None
+    config = pin(config, earlier)
     record = RunRecord(config, Dataset.of(dataset), find_backbone(config, earlier))
     if earlier:
         record.check_continues(earlier, workdir)
