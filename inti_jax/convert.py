@@ -12,7 +12,7 @@ from inti_jax import cli
 from inti_jax.errors import UsageError, UserError, run_command
 from inti_jax.host.paths import local_path
 from inti_jax.hub import names
-from inti_jax.hub.names import HubName
+from inti_jax.hub.names import HubName, Place
 
 if TYPE_CHECKING:
     from inti_jax.pretrained.clip_file import Description
@@ -115,7 +115,7 @@ def main(prog: str = "python -m inti_jax.convert") -> None:
         "--verify", type=local_path, metavar="F", help="converted file to compare with --against"
     )
     parser.add_argument(
-        "--against", type=local_path, metavar="SRC", help="checkpoint that --verify F was converted from"
+        "--against", type=names.place, metavar="SRC", help="checkpoint that --verify F was converted from"
     )
     arguments = parser.parse_args()
     cli.setup_logging()
@@ -157,7 +157,7 @@ def _convert(arguments: argparse.Namespace) -> None:
     start = time.monotonic()
     if arguments.out.suffix != ".safetensors" or arguments.out.is_dir():
         raise UsageError(f"--out {arguments.out}: the file's name should end in .safetensors")
-    _download(arguments)
+    arguments.named, arguments.source = _here(arguments.source)
     if is_run(arguments.source):
         _convert_run(arguments, start)
         return
@@ -188,15 +188,15 @@ def _convert(arguments: argparse.Namespace) -> None:
     _print_written(arguments.out, done.arrays, done.hash, start)
 
 
-def _download(arguments: argparse.Namespace) -> None:
-    """Download SRC where it is on the Hub; keep its name with the commit as `named`."""
-    arguments.named = arguments.source
-    if isinstance(arguments.source, HubName):
-        from inti_jax.hub.repository import pin
-        from inti_jax.pretrained import from_hub
+def _here(place: Place) -> tuple[Place, Path]:
+    """Return the name of weights, with the commit where they are on the Hub, and their path here."""
+    if isinstance(place, Path):
+        return place, place
+    from inti_jax.hub.repository import pin
+    from inti_jax.pretrained import from_hub
 
-        arguments.named = pin(arguments.source)
-        arguments.source = from_hub.fetch(arguments.named)
+    named = pin(place)
+    return named, from_hub.fetch(named)
 
 
 def _convert_run(arguments: argparse.Namespace, start: float) -> None:
@@ -280,7 +280,7 @@ def _give_back(arguments: argparse.Namespace) -> None:
     from inti_jax.runs import export
 
     start = time.monotonic()
-    _download(arguments)
+    arguments.named, arguments.source = _here(arguments.source)
     source, out, naming = arguments.source, arguments.out, arguments.to
     if naming == "trained":
         _give_trained(arguments, start)
@@ -330,9 +330,10 @@ def _share(arguments: argparse.Namespace, start: float) -> None:
     print(f"next        complete {out / 'README.md'}, then: hf upload ORGANISATION/{out.name} {out}")
 
 
-def _verify(path: Path, against: Path) -> None:
+def _verify(path: Path, source: Place) -> None:
     from inti_jax.pretrained import verify
 
+    named, against = _here(source)
     differences = verify.compare(path, against)
     print(f"{'stage':<18}{'largest':>12}{'relative':>12}")
     for found in differences:
@@ -340,7 +341,7 @@ def _verify(path: Path, against: Path) -> None:
     # `not <=` also finds a difference that is NaN.
     wrong = [found.stage for found in differences if not found.relative <= _TOLERANCE]
     if wrong:
-        raise UserError(f"{path} differs from {against}, first at stage {wrong[0]}")
+        raise UserError(f"{path} differs from {named}, first at stage {wrong[0]}")
 
 
 def _print_written(out: Path, arrays: "Mapping[str, LazyArray]", digest: str, start: float) -> None:

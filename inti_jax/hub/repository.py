@@ -190,7 +190,7 @@ def _explained(name: HubName) -> Iterator[None]:
     import httpx2
     from huggingface_hub import errors, is_offline_mode
 
-    mine = "with the token in HF_TOKEN" if _token() else "without a token: set HF_TOKEN"
+    token = "the token in HF_TOKEN may not read it" if _token() else "HF_TOKEN is not set"
     try:
         yield
     except (
@@ -202,13 +202,13 @@ def _explained(name: HubName) -> Iterator[None]:
         why = "HF_HUB_OFFLINE is set" if is_offline_mode() else "the Hub cannot be reached"
         raise _UnreachableError(_said(name, f"it is not in the cache, and {why}")) from None
     except errors.GatedRepoError:
-        problem = f"its owners grant access on request, and the Hub refuses it {mine}"
+        problem = f"its owners grant access on request at huggingface.co/{name.repository}, and {token}"
     except errors.RevisionNotFoundError:
         problem = f"the repository has no revision {name.revision or 'main'}"
     except errors.RemoteEntryNotFoundError:
         problem = "the Hub lists a file that it does not have"
     except errors.RepositoryNotFoundError:
-        problem = f"the Hub has no such repository, or it is private; it was asked {mine}"
+        problem = f"the Hub has no such repository, or it is private and {token}"
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
         if status >= _BROKEN:
@@ -216,16 +216,22 @@ def _explained(name: HubName) -> Iterator[None]:
                 _said(name, f"it is not in the cache, and the Hub answers with error {status}")
             ) from None
         refused = status in (401, 403)
-        problem = f"the Hub refuses it {mine}" if refused else f"the Hub answers with error {status}"
+        problem = f"the Hub refuses it: {token}" if refused else f"the Hub answers with error {status}"
     except errors.HFValidationError:
         problem = "the Hub allows no such name"
     except OSError as error:
         if error.errno is not None:  # of the system, such as a full disk
             raise
-        problem = f"the download failed: {printable(str(error).splitlines()[0])}"
+        problem = f"the download failed: {_first_line(error)}"
+    except Exception as error:  # the library's parts raise no narrower class, for odd answers of a server
+        problem = f"the Hub's answer is not understood: {type(error).__name__}: {_first_line(error)}"
     else:
         return
     raise UserError(_said(name, problem)) from None
+
+
+def _first_line(error: Exception) -> str:
+    return printable(next(iter(str(error).splitlines()), ""))
 
 
 def _said(name: HubName, problem: str) -> str:

@@ -144,7 +144,6 @@ def _card(
         views=f"{config.eval.clips} x {config.eval.crops}",
         weights="averaged" if weights == "ema" else "raw",
         step=step,
-        steps=step,
         batch=config.train.global_batch,
         gmacs=f"{cost.gmacs:.4g}",
         uncompressed=f"{cost.uncompressed:.4g}",

@@ -12,7 +12,7 @@ from flax import nnx
 from inti_jax.config import ConfigError
 from inti_jax.errors import UserError
 from inti_jax.hub import names
-from inti_jax.models import parameters
+from inti_jax.models import freezing, parameters
 from inti_jax.models.parameters import Params
 from inti_jax.models.rngs import make_rngs
 from inti_jax.pretrained import loading, text_head
@@ -94,6 +94,8 @@ def _trained(record: RunRecord, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> P
     theirs = trained_file.read_record(path)
     trained_file.check_fits(path, theirs, record)
     leaves = trained_file.leaves(path, theirs)
+    trained = freezing.trained(theirs.config.model, leaves)
+    leaves = {name: read for name, read in leaves.items() if name in trained}  # one that is whole has more
     # A trained file has only what trains, so one that this run writes would lack these.
     if frozen := sorted(leaves.keys() - shapes):
         raise ConfigError(

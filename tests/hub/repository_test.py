@@ -9,7 +9,8 @@ from inti_jax.hub.names import HubName
 from inti_jax.hub.repository import Repository, pin
 
 NAME = HubName("org/name")
-FILES = {"config.json": b'{"a": 1}', "model.safetensors": bytes(range(256)) * 40}
+WEIGHTS = bytes(range(256)) * 40
+FILES = {"config.json": b'{"a": 1}', "model.safetensors": WEIGHTS}
 SECRET = "hf_secretsecretsecret"
 
 
@@ -28,7 +29,7 @@ def refusal(name=NAME, file="config.json"):
 def test_a_file_is_downloaded_once(hub):
     hub.publish("org/name", FILES)
     for _ in range(2):
-        assert Repository(NAME).get("model.safetensors").read_bytes() == FILES["model.safetensors"]
+        assert Repository(NAME).get("model.safetensors").read_bytes() == WEIGHTS
     assert hub.downloads() == ["model.safetensors"]
 
 
@@ -69,32 +70,43 @@ def test_without_a_connection_and_cache_it_is_said(hub, offline):
     assert "not in the cache, and HF_HUB_OFFLINE is set" in refusal()
 
 
+def test_a_page_in_place_of_the_hub_is_said(hub):
+    hub.publish("org/name", FILES)
+    hub.portal = True
+    assert "hf://org/name: the Hub's answer is not understood: JSONDecodeError" in refusal()
+
+
+def test_a_download_that_breaks_off_leaves_nothing(hub, tmp_path):
+    hub.publish("org/name", FILES)
+    repository = Repository(NAME)
+    assert "config.json" in repository
+    hub.cut["model.safetensors"] = [5000]
+    hub.down_after_cut = True
+    with pytest.raises(UserError, match="the Hub answers with error 503"):
+        repository.get("model.safetensors")
+    assert blobs(tmp_path) == []
+    hub.down = hub.down_after_cut = False
+    assert Repository(NAME).get("model.safetensors").read_bytes() == WEIGHTS
+
+
 def test_a_cut_download_goes_on_where_it_was_cut(hub, tmp_path):
     hub.publish("org/name", FILES)
     hub.cut["model.safetensors"] = [5000]
-    assert Repository(NAME).get("model.safetensors").read_bytes() == FILES["model.safetensors"]
+    assert Repository(NAME).get("model.safetensors").read_bytes() == WEIGHTS
     ranges = [each.range for each in hub.requests if each.method == "GET" and "/resolve/" in each.path]
     assert ranges[0] is None and ranges[1] == "bytes=5000-"
     assert len(blobs(tmp_path)) == 1
 
 
-@pytest.mark.parametrize(
-    "bytes_instead",
-    [
-        FILES["model.safetensors"][:-1] + b"x",
-        FILES["model.safetensors"][:-1],
-        FILES["model.safetensors"] + b"x",
-    ],
-)
-def test_other_bytes_than_listed_are_refused_and_not_kept(hub, tmp_path, bytes_instead):
+@pytest.mark.parametrize("instead", [WEIGHTS[:-1] + b"x", WEIGHTS[:-1], WEIGHTS + b"x"])
+def test_other_bytes_than_listed_are_refused_and_not_kept(hub, tmp_path, instead):
     hub.publish("org/name", FILES)
-    hub.instead["model.safetensors"] = bytes_instead
-    assert "the bytes of model.safetensors are not those that the Hub lists" in refusal(
-        file="model.safetensors"
-    )
+    hub.instead["model.safetensors"] = instead
+    said = refusal(file="model.safetensors")
+    assert "the bytes of model.safetensors are not those that the Hub lists" in said
     assert blobs(tmp_path) == []
     hub.instead.clear()
-    assert Repository(NAME).get("model.safetensors").read_bytes() == FILES["model.safetensors"]
+    assert Repository(NAME).get("model.safetensors").read_bytes() == WEIGHTS
 
 
 def test_a_file_that_was_damaged_in_the_cache_is_refused_once(hub):

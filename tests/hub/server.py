@@ -44,6 +44,8 @@ class Hub:
         self.cut: dict[str, list[int]] = {}  # bytes after which the connection of a file's next GETs ends
         self.instead: dict[str, bytes] = {}  # bytes that are sent in place of a file's own
         self.down = False  # every answer is an error of the server
+        self.down_after_cut = False  # from the first connection that is cut on
+        self.portal = False  # every answer is a page that asks for a login
         self.endpoint = ""
 
     def publish(self, repository: str, files: Mapping[str, bytes] | Path, **settings: Any) -> str:
@@ -99,6 +101,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.requests.append(Request(self.command, path, self.headers.get("Range"), sent))
         if self.hub.down:
             return self._refuse(503, "")
+        if self.hub.portal:
+            return self._page(b"<html>Log in to this network</html>", "text/html")
         if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
             name, revision, file = found[1], found[2] or "main", None
         elif found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
@@ -129,9 +133,12 @@ class _Handler(BaseHTTPRequestHandler):
                 digest = hashlib.sha256(content).hexdigest()
                 entry["lfs"] = {"sha256": digest, "size": len(content), "pointerSize": 134}
             siblings.append(entry)
-        body = json.dumps({"id": name, "modelId": name, "sha": commit, "siblings": siblings}).encode()
+        listing = {"id": name, "modelId": name, "sha": commit, "siblings": siblings}
+        self._page(json.dumps(listing).encode(), "application/json")
+
+    def _page(self, body: bytes, kind: str) -> None:
         self.send_response(200)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -156,6 +163,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(sent[first : first + self.hub.cut[file].pop(0)])
             self.wfile.flush()
             self.close_connection = True
+            self.hub.down |= self.hub.down_after_cut
             self.connection.shutdown(2)
             return
         self.wfile.write(sent[first:])

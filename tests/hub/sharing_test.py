@@ -1,5 +1,6 @@
 """A run written as a shared model gives, here and from the Hub, the run's own predictions to the bit."""
 
+import dataclasses
 import json
 import shutil
 
@@ -8,7 +9,10 @@ import pytest
 import yaml
 
 import inti_jax
+from inti_jax.distributed import sharding
 from inti_jax.errors import UserError
+from inti_jax.runs import trained
+from inti_jax.runs.record import RunRecord
 from inti_jax.training import loop
 from tests.commands import convert
 from tests.configs import INTI, tiny
@@ -100,6 +104,18 @@ def test_a_whole_model_loads_from_the_hub_by_its_name(hub, local, clip, logits, 
     np.testing.assert_array_equal(inti_jax.load(f"hf://me/shared@{commit}")(clip), logits)
     with pytest.raises(UserError, match="holds its own backbone: leave out --pretrained"):
         inti_jax.load(out, pretrained="b16.safetensors")
+
+
+def test_a_run_may_start_from_a_shared_model(local, tmp_path):
+    out = tmp_path / "shared"
+    assert convert(local, "--to", "hub", "--all", "--out", out) == 0
+    record, mesh = RunRecord.read(local), sharding.one_device_mesh()
+    model = dataclasses.replace(record.config.model, start_from=str(out))
+    record = dataclasses.replace(record, config=dataclasses.replace(record.config, model=model))
+    started, expected = trained.start(record, mesh).params, trained.load(local, mesh).params
+    assert started.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(started[name], value)
 
 
 def test_weights_on_the_hub_are_found_by_a_shared_model_itself(hub, run, weights, clip, logits, tmp_path):

@@ -53,6 +53,8 @@ def test_each_form_is_converted_from_no_more_files_than_it_takes(
     assert f"hf://{CLIP}@{commit}: huggingface naming" in capsys.readouterr().out
     file = ClipFile(out)
     assert file.hash == expected and file.description.vocabulary is not None
+    if form == "shards":
+        assert convert("--verify", out, "--against", CLIP) == 0
     weights = {path.name for path in (forms / form).glob("*model*") if path.suffix not in (".h5", ".msgpack")}
     assert sorted(hub.downloads()) == sorted({"config.json", "vocab.json", "merges.txt", *weights})
 
