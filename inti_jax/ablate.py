@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 from inti_jax import cli
 from inti_jax.ablation.experiments import EXPERIMENTS
+from inti_jax.cli.tables import for_stdout
 from inti_jax.errors import UsageError, run_command
 from inti_jax.host.paths import local_path
 
@@ -78,7 +79,9 @@ def main(prog: str = "python -m inti_jax.ablate") -> None:
     cells.train_all(experiment, wanted, backbone, arguments.data_dir, arguments.out)
     rows = tables.rows(cells.read(arguments.out), experiment)
     tables.write(rows, arguments.experiment, arguments.out, arguments.results)
-    print(tables.table(rows), tables.differences(rows), sep="\n\n")
+    shown = [tables.table(rows), tables.differences(rows)]
+    # Elsewhere than on a terminal it is what the files have.
+    print(*(for_stdout(table, table.markdown) for table in shown), sep="\n\n")
 
 
 def _chosen(option: str, text: str | None, valid: Iterable[str]) -> list[str]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from inti_jax import cli
 from inti_jax.cli import tables
+from inti_jax.cli.tables import Table
 from inti_jax.errors import UsageError, UserError, run_command
 from inti_jax.host.paths import local_path
 
@@ -144,7 +145,8 @@ def _as_text(shown: "Sequence[Figures]", comparisons: "Sequence[Comparison]") ->
         lowest = sorted(figures.classes, key=lambda each: each.value)[:_SHOWN]
         rows = [[each.name, _with_interval(each), str(each.videos)] for each in lowest]
         title = f"{figures.name}: the lowest {len(lowest)} of {len(figures.classes)} classes"
-        parts.append(f"{title}\n\n" + tables.text_table(["class", _NAMES[figures.main], "videos"], rows))
+        table = Table(["class", _NAMES[figures.main], "videos"], rows)
+        parts.append(f"{title}\n\n{tables.for_stdout(table)}")
     return "\n\n".join([*parts, *map(_comparison, comparisons)])
 
 
@@ -167,7 +169,16 @@ def _table(shown: "Sequence[Figures]") -> str:
                 str(figures.missing),
             ]
         )
-    return tables.text_table([*headers, "NLL", "ECE", "videos", "missing"], rows)
+    best = [
+        tables.best(
+            [figures.figures[name].value if name in figures.figures else None for figures in shown], column
+        )
+        for column, name in enumerate(names, start=len(headers) - len(names))
+    ]
+    best.append(tables.best([figures.nll.value for figures in shown], len(headers), lowest=True))
+    best.append(tables.best([figures.ece for figures in shown], len(headers) + 1, lowest=True))
+    table = Table([*headers, "NLL", "ECE", "videos", "missing"], rows, set().union(*best))
+    return tables.for_stdout(table)
 
 
 def _comparison(found: "Comparison") -> str:
@@ -202,8 +213,10 @@ def _comparison(found: "Comparison") -> str:
         ]
         for each in reversed(chosen)
     ]
-    table = tables.text_table(["class", "points", "from", "to", "videos", "q"], rows)
-    return "\n".join(lines) + f"\n\n{table}"
+    # The better side of each class.
+    better = {(row, 3 if each.second > each.first else 2) for row, each in enumerate(reversed(chosen))}
+    table = Table(["class", "points", "from", "to", "videos", "q"], rows, better)
+    return "\n".join(lines) + f"\n\n{tables.for_stdout(table)}"
 
 
 def _with_interval(figure: Any) -> str:

@@ -10,6 +10,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from inti_jax import cli
+from inti_jax.cli import terminal
 from inti_jax.cli.callable_module import make_callable
 from inti_jax.errors import UserError, run_command
 from inti_jax.evaluation import inputs
@@ -67,7 +68,7 @@ def main(prog: str = "python -m inti_jax.explain") -> None:
                 found = explainer(path)
             except UserError as error:
                 failed.append((path, str(error)))
-                print(f"error: {error}", file=sys.stderr, flush=True)
+                terminal.say(f"error: {error}", sys.stderr)
             else:
                 page.add(path, found)
                 if arguments.animation is not None:

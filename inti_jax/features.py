@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from inti_jax import cli
+from inti_jax.cli import terminal
 from inti_jax.errors import UsageError, UserError, naming, run_command
 from inti_jax.evaluation import inputs
 from inti_jax.host import archives
@@ -117,7 +118,7 @@ def write(
             for outcome in outcomes:
                 if outcome.values is None or outcome.info is None:
                     missing.append((outcome.path, outcome.error))
-                    print(f"error: {outcome.path}: {outcome.error}", file=sys.stderr, flush=True)
+                    terminal.say(f"error: {outcome.path}: {outcome.error}", sys.stderr)
                     continue
                 if frames:
                     rows = _by_frame(outcome.values, model.settings.clips)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from inti_jax import cli
+from inti_jax.cli import tables, terminal
 from inti_jax.errors import UsageError, UserError, naming, run_command
 from inti_jax.evaluation import inputs
 from inti_jax.host.paths import local_path
@@ -45,9 +46,9 @@ def main(prog: str = "python -m inti_jax.predict") -> None:
     parser.add_argument(
         "--out",
         type=local_path,
-        metavar="F.csv",
-        help="write a CSV file instead of printing: one row a video, with its status (ok or missing), the "
-        "reason if missing, and the K labels with their probabilities",
+        metavar="F.csv|F.json",
+        help="write a file instead of printing: a CSV file with one row a video, which has its status (ok or "
+        "missing), the reason if missing, and the K labels with their probabilities; or what --json prints",
     )
     parser.add_argument(
         "--labels",
@@ -60,12 +61,10 @@ def main(prog: str = "python -m inti_jax.predict") -> None:
     if arguments.topk < 1:
         raise UsageError(f"--topk is {arguments.topk}: it should be at least 1")
     if arguments.out is not None:
-        inputs.check_output(arguments.out, ".csv")
+        inputs.check_output(arguments.out, ".csv", ".json")
     cli.setup_logging()
     videos = inputs.collect(arguments)
 
-    # On a terminal the results themselves show the progress.
-    quiet = arguments.out is not None or not sys.stdout.isatty()
     results = predict_files(
         arguments.checkpoint,
         videos.paths,
@@ -74,25 +73,28 @@ def main(prog: str = "python -m inti_jax.predict") -> None:
         arguments.step,
         labels=None if arguments.labels is None else _labels(arguments.labels),
         weights=arguments.weights,
-        progress="predict" if quiet else "",
+        # A bar would be in the way of a list that is printed piece by piece.
+        progress="" if arguments.json and sys.stdout.isatty() else "predict",
     )
     total, failed = len(videos.paths) + len(videos.left_out), 0
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.closing(results))
         writers: list[Write] = []
-        if arguments.out is not None:
+        if arguments.out is not None and arguments.out.suffix.lower() == ".csv":
             writers.append(stack.enter_context(_csv(arguments.out, arguments.topk)))
+        elif arguments.out is not None:
+            writers.append(stack.enter_context(_json(arguments.out)))
         if arguments.json:
             writers.append(stack.enter_context(_json()))
         elif arguments.out is None:
-            writers.append(_print)
+            writers.append(_table(videos.paths) if sys.stdout.isatty() else _print)
         left_out = ({"video": str(path), "error": reason} for path, reason in videos.left_out)
         for result in itertools.chain(results, left_out):
             for write in writers:
                 write(result)
             if "error" in result:
                 failed += 1
-                print(f"error: {result['video']}: {result['error']}", file=sys.stderr, flush=True)
+                terminal.say(f"error: {result['video']}: {result['error']}", sys.stderr)
     if arguments.out is not None:
         log.info("%s: %d videos, %d without a label", arguments.out, total, failed)
     if failed:
@@ -148,24 +150,48 @@ def _print(result: Result) -> None:
         print(result["video"], *lines, sep="\n", flush=True)
 
 
-@contextlib.contextmanager
-def _json() -> Iterator[Write]:
-    """Print a JSON list entry by entry.
-
-    Where an error cuts the list short it is closed. Before the first entry nothing is printed.
-    """
-    start = "[\n"
+def _table(paths: Sequence[Path]) -> Write:
+    """Print a table for a terminal, which grows by the labels of each video."""
+    rows = tables.Rows(["video", "probability", "label"], list(map(str, paths)))
 
     def write(result: Result) -> None:
-        nonlocal start
-        print(start + textwrap.indent(json.dumps(result, indent=2), "  "), end="", flush=True)
+        if "error" not in result:
+            names = itertools.chain([result["video"]], itertools.repeat(""))
+            entries = zip(names, result["predictions"], strict=False)
+            lines = [[name, f"{entry['probability']:.3f}", entry["label"]] for name, entry in entries]
+            rows.add(lines, {(0, 1), (0, 2)})
+
+    return write
+
+
+@contextlib.contextmanager
+def _json(path: Path | None = None) -> Iterator[Write]:
+    """Write a JSON list entry by entry, on stdout or to a file, which the first entry makes or empties.
+
+    Where an error cuts the list short it is closed. Before the first entry nothing is written.
+    """
+    file: TextIO | None = None
+
+    def put(text: str) -> None:
+        assert file is not None
+        with naming(path) if path else contextlib.nullcontext():
+            file.write(text)
+            file.flush()
+
+    def write(result: Result) -> None:
+        nonlocal file
         start = ",\n"
+        if file is None:
+            file, start = sys.stdout if path is None else path.open("w", encoding="utf-8"), "[\n"
+        put(start + textwrap.indent(json.dumps(result, indent=2), "  "))
 
     try:
         yield write
     finally:
-        if start != "[\n":
-            print("\n]", flush=True)
+        if file is not None:
+            put("\n]\n")
+            if path is not None:
+                file.close()
 
 
 @contextlib.contextmanager

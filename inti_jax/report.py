@@ -3,6 +3,7 @@
 import argparse
 
 from inti_jax import cli
+from inti_jax.cli import tables
 from inti_jax.errors import run_command
 from inti_jax.host.paths import local_path
 
@@ -25,7 +26,7 @@ def main(prog: str = "python -m inti_jax.report") -> None:
 
     from inti_jax.reports import writing  # late: --help need not wait for JAX
 
-    print(writing.write(arguments.runs, arguments.out, arguments.title, timed=True))
+    print(tables.for_stdout(writing.write(arguments.runs, arguments.out, arguments.title, timed=True)))
 
 
 if __name__ == "__main__":

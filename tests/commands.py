@@ -8,6 +8,7 @@ from unittest import mock
 from inti_jax import convert as convert_command
 from inti_jax import evaluate as evaluate_command
 from inti_jax import plan as plan_command
+from inti_jax import report as report_command
 from inti_jax.errors import run_command
 from inti_jax.prepare import __main__ as prepare_command
 
@@ -30,6 +31,11 @@ def plan(*arguments: object) -> int:
 def prepare(*arguments: object) -> int:
     """Run `python -m inti_jax.prepare` and return its exit status."""
     return _run(prepare_command.main, "prepare", arguments)
+
+
+def report(*arguments: object) -> int:
+    """Run `python -m inti_jax.report` and return its exit status."""
+    return _run(report_command.main, "report", arguments)
 
 
 def _run(main: Callable[[], None], name: str, arguments: tuple[object, ...]) -> int:

@@ -4,6 +4,7 @@ import csv
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,9 +17,10 @@ from PIL import Image
 from inti_jax import predict
 from inti_jax.data.codec import decode
 from inti_jax.data.dataset import FileDataset, open_dataset
-from inti_jax.errors import UserError
+from inti_jax.errors import UsageError, UserError
 from inti_jax.evaluation import inference
 from tests.data import clips
+from tests.terminals import ESCAPES, Terminal
 
 
 @pytest.fixture
@@ -109,6 +111,56 @@ def test_a_folder_is_labelled_into_a_csv_file(trained_run, folder, tmp_path, mon
         assert float(rows["a.mp4"][f"probability{place}"]) == pytest.approx(entry["probability"], rel=1e-5)
     said = capsys.readouterr()
     assert said.out == "" and said.err.count("error: ") == 2
+
+
+def test_a_file_is_json_by_its_ending(trained_run, folder, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "labels.json"
+    arguments = ("--checkpoint", trained_run, folder, "--topk", "2", "--out", out, "--json")
+    with pytest.raises(UserError, match=r"^2 of 5 videos could not be labelled$"):
+        command(monkeypatch, *arguments)
+    assert out.read_text() == capsys.readouterr().out
+    entries = {Path(entry["video"]).name: entry for entry in json.loads(out.read_text())}
+    assert list(entries) == ["a.mp4", "b.mp4", "c.mp4", "d.mp4", "gone.mp4"]
+    assert "Invalid data" in entries["b.mp4"]["error"] and len(entries["a.mp4"]["predictions"]) == 2
+
+
+@pytest.mark.parametrize("name", ["labels.txt", "labels", "labels.jsonl"])
+def test_another_ending_is_one_line(trained_run, good, tmp_path, monkeypatch, name):
+    with pytest.raises(UsageError, match=r"the file's name should end in \.csv or \.json$"):
+        command(monkeypatch, "--checkpoint", trained_run, good, "--out", tmp_path / name)
+    assert not (tmp_path / name).exists()
+
+
+def on_terminal(*words, **variables):
+    """What a terminal gets that is the command's stdout and stderr."""
+    terminal = Terminal(columns=200)
+    environment = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+    environment |= {"TERM": "xterm-256color", **variables}
+    status = subprocess.call(
+        [sys.executable, "-m", "inti_jax.predict", *map(str, words)],
+        env=environment, stdout=terminal.descriptor, stderr=terminal.descriptor,
+    )  # fmt: skip
+    return status, terminal.close()
+
+
+def test_a_terminal_shows_a_table_and_a_bar_with_the_remaining_time(trained_run, folder):
+    status, written = on_terminal("--checkpoint", trained_run, folder, "--topk", "2")
+    assert status == 1 and "Traceback" not in written
+    # What stays of each line: a bar is written over.
+    lines = [ESCAPES.sub("", line.rpartition("\r")[2]) for line in written.split("\n")]
+    table = [line for line in lines if re.search(r"\s0\.\d{3}\s+\w", line) or line.startswith("video")]
+    header, *rows = table
+    assert header.split() == ["video", "probability", "label"] and len(rows) == 3 * 2
+    assert [row.split()[0] for row in rows[::2]] == [
+        str(folder / name) for name in ("a.mp4", "c.mp4", "d.mp4")
+    ]
+    assert [row.startswith(" ") for row in rows] == [False, True] * 3
+    for row in table:
+        assert row.index(row.split()[-1]) == header.index("label")
+    # The likelier label is in colour.
+    assert len(re.findall(r"\x1b\[1;32m0\.\d{3}.*\x1b\[1;32m\w+", written)) == 3
+    assert sum("error: " in line for line in lines) == 2 + 1
+    assert re.search(r"predict: +\d+%\|.*\| [1-3]/4 \[\d\d:\d\d<\d\d:\d\d", written)
 
 
 def test_a_folder_of_frames_is_one_video(trained_run, good, tmp_path):

@@ -1,4 +1,4 @@
-"""Format the cells of a table: a row for each method with each compressor, and paired differences of rows.
+"""Tabulate the cells: a row for each method with each compressor, and paired differences of rows.
 
 A row pools the runs of all folds and seeds. Every video is validated in one fold, so the folds together are
 one set of videos. A video's value in a row is the share of seeds that classify it correctly.
@@ -18,6 +18,8 @@ from jaxtyping import Float
 from inti_jax import drawing
 from inti_jax.ablation.cells import Cell
 from inti_jax.ablation.experiments import Experiment
+from inti_jax.cli import tables
+from inti_jax.cli.tables import Table
 from inti_jax.errors import UsageError, naming
 from inti_jax.evaluation import statistics
 from inti_jax.evaluation.statistics import Estimate, Outcome, Paired
@@ -94,52 +96,66 @@ def rows(cells: Iterable[Cell], experiment: Experiment) -> list[Row]:
     return [Row(*key, tuple(found[key])) for key in keys]
 
 
-def table(found: Sequence[Row]) -> str:
-    """Format the rows in Markdown: costs, number of runs, and top-1 in per cent.
+def table(found: Sequence[Row]) -> Table:
+    """Tabulate the rows: costs, number of runs, and top-1 in per cent.
 
     The interval of top-1 is of 95 %, with videos as units.
     """
-    lines = [
-        "| method | compression | GMACs per view | share | trained parameters | steps | runs | top-1 "
-        "| interval | by seed |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in found:
+    headers = ["method", "compression", "GMACs per view", "share", "trained parameters", "steps", "runs"]
+    headers += ["top-1", "interval", "by seed"]
+    means = [statistics.mean(row.videos) for row in found]
+    lines = []
+    for row, top1 in zip(found, means, strict=True):
         cell = row.cells[0]
-        top1 = statistics.mean(row.videos)
-        seeds = ", ".join(f"{100 * value:.1f}" for value in row.by_seed.values())
         lines.append(
-            f"| {row.method} | {row.compression} | {cell.gmacs:.4g} | {100 * cell.share:.1f} % "
-            f"| {cell.trained:,} | {row.steps} | {len(row.cells)} | {100 * top1.value:.1f} | {_range(top1)} "
-            f"| {seeds} |"
+            [
+                row.method,
+                row.compression,
+                f"{cell.gmacs:.4g}",
+                f"{100 * cell.share:.1f} %",
+                f"{cell.trained:,}",
+                str(row.steps),
+                str(len(row.cells)),
+                f"{100 * top1.value:.1f}",
+                _range(top1),
+                ", ".join(f"{100 * value:.1f}" for value in row.by_seed.values()),
+            ]
         )
-    return "\n".join(lines)
+    best = tables.best([top1.value for top1 in means], headers.index("top-1"))
+    best |= tables.best([row.cells[0].gmacs for row in found], headers.index("GMACs per view"), lowest=True)
+    return Table(headers, lines, best)
 
 
-def differences(found: Sequence[Row]) -> str:
-    """Format the paired differences of all pairs of rows of one method, in points of top-1, in Markdown.
+def differences(found: Sequence[Row]) -> Table:
+    """Tabulate the paired differences of all pairs of rows of one method, in points of top-1.
 
     Rows are compared on the folds and seeds that both have. The first interval has videos as units, the
     second videos and seeds. `better` and `worse` count videos, and p is of the sign test: see `Paired`.
     """
-    lines = [
-        "| method | compression | against | runs each | difference | interval | over seeds "
-        "| better, worse | p |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    headers = ["method", "compression", "against", "runs each", "difference", "interval", "over seeds"]
+    headers += ["better, worse", "p"]
+    lines, values = [], []
     for first, second in itertools.combinations(found, 2):
         common = first.folds_and_seeds & second.folds_and_seeds
         if first.method != second.method or not common:
             continue
         pair = Paired(first.outcomes(common), second.outcomes(common))
         difference, over_seeds, signs = pair.difference(), pair.difference_over_runs(), pair.signs()
+        values.append(difference.value)
         lines.append(
-            f"| {first.method} | {_with_steps(second, first)} | {_with_steps(first, second)} | {len(common)} "
-            f"| {100 * difference.value:+.1f} | {_range(difference)} "
-            f"| {'' if over_seeds is None else _range(over_seeds)} | {signs.better}, {signs.worse} "
-            f"| {signs.p:.3f} |"
+            [
+                first.method,
+                _with_steps(second, first),
+                _with_steps(first, second),
+                str(len(common)),
+                f"{100 * difference.value:+.1f}",
+                _range(difference),
+                "" if over_seeds is None else _range(over_seeds),
+                f"{signs.better}, {signs.worse}",
+                f"{signs.p:.3f}",
+            ]
         )
-    return "\n".join(lines)
+    return Table(headers, lines, tables.best(values, headers.index("difference")))
 
 
 def _with_steps(row: Row, other: Row) -> str:
@@ -158,8 +174,8 @@ def write(found: Sequence[Row], name: str, out: Path, results: Path | None) -> N
     where a file cannot be written.
     """
     picture = drawing.png(lambda pyplot: _pareto(pyplot, found), "plot of top-1 against GMACs")
-    write_whole(out / "ablation.md", table(found) + "\n")
-    write_whole(out / "differences.md", differences(found) + "\n")
+    write_whole(out / "ablation.md", table(found).markdown + "\n")
+    write_whole(out / "differences.md", differences(found).markdown + "\n")
     _write_picture(out / "pareto.png", picture)
     if results is not None:
         begin, end = (f"<!-- {name}: {text} -->" for text in ("written by inti_jax.ablate", "end"))
@@ -171,10 +187,10 @@ def write(found: Sequence[Row], name: str, out: Path, results: Path | None) -> N
                 f"--results {results}: it should have the lines {begin} and {end}, to write the table between"
             )
         _write_picture(results.parent / f"{name}.png", picture)
-        section = [begin, table(found)]
+        section = [begin, table(found).markdown]
         if picture is not None:
             section.append(f"![top-1 against GMACs per view]({name}.png)")
-        section += ["Paired differences:", differences(found), end]
+        section += ["Paired differences:", differences(found).markdown, end]
         write_whole(results, before + "\n\n".join(section) + after)
 
 

@@ -1,7 +1,8 @@
-"""Provide what commands share: arguments for configs and processes, logging, and tables of text.
+"""Provide what commands share: arguments for configs and processes, logging, and tables.
 
-`arguments` reads configs with their overrides and sets up logging; `tables` formats tables. It imports
-config, host and errors alone. Commands import it, and packages that print tables.
+`arguments` reads configs with their overrides and sets up logging; `tables` formats tables, and `terminal`
+writes beside progress bars. It imports config, host and errors alone. Commands import it, and packages that
+print tables.
 """
 
 from inti_jax.cli.arguments import (

@@ -4,6 +4,7 @@ import argparse
 import logging
 
 from inti_jax import config
+from inti_jax.cli import terminal
 from inti_jax.config import Config
 
 
@@ -78,7 +79,7 @@ def setup_logging(process_index: int = 0) -> None:
 
     Of several processes the first logs everything. The others log only warnings, with their number.
     """
-    handler = logging.StreamHandler()
+    handler = terminal.Log()
     prefix = f"process {process_index}: " if process_index else ""
     handler.setFormatter(logging.Formatter(f"%(asctime)s {prefix}%(message)s", "%H:%M:%S"))
     logger = logging.getLogger("inti_jax")

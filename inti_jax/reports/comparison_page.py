@@ -22,7 +22,7 @@ def render(found: Sequence[Run], title: str, speeds: Mapping[Path, float]) -> st
     What cannot be read, or is not there, becomes a line on it.
     """
     by_run = {run.name: runs.summarize(run, speeds.get(run.workdir)) for run in found}
-    headers, cells = runs.cells([row for rows in by_run.values() for row in rows])
+    table = runs.table([row for rows in by_run.values() for row in rows])
     metric = " or ".join(dict.fromkeys(run.metric for run in found))
     evaluated, notes = _predictions(found)
     points = [point for run in found if (point := _point(run, by_run[run.name][0], evaluated.get(run.name)))]
@@ -36,8 +36,8 @@ def render(found: Sequence[Run], title: str, speeds: Mapping[Path, float]) -> st
         "comparison.html",
         title=title,
         colours=colours,
-        headers=headers,
-        rows=cells,
+        headers=table.headers,
+        rows=table.rows,
         notes=runs.notes(found),
         timing=speed.note(bool(speeds)),
         pareto=of_points,

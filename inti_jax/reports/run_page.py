@@ -56,7 +56,7 @@ def render(run: Run, title: str, clips_a_second: float | None) -> str:
     cost = costs.compute(run.record)
     curve = curves.gather(run)
     rows = runs.summarize(run, clips_a_second)
-    headers, cells = runs.cells(rows)
+    table = runs.table(rows)
     drawn_curves = training.of_run(curve, run.metric)
     drawn = [] if figures is None else _of_predictions(figures, matrix, run.metric)
     drawn_cost = cost_charts.of_blocks(cost)
@@ -87,8 +87,8 @@ def render(run: Run, title: str, clips_a_second: float | None) -> str:
         clip_notes=[] if shown is None else shown.notes,
         cost=drawn_cost,
         timing=speed.note(clips_a_second is not None),
-        headers=headers,
-        rows=cells,
+        headers=table.headers,
+        rows=table.rows,
         changes=settings.changes(run.record.config),
         record=json.dumps(run.record.to_json(), indent=2),
         charts=chart.document([*drawn_curves, *drawn, drawn_cost]),

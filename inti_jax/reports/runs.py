@@ -4,10 +4,12 @@ import dataclasses
 import math
 import os
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from inti_jax.cli import tables
+from inti_jax.cli.tables import Table
 from inti_jax.errors import UserError
 from inti_jax.evaluation import analysis
 from inti_jax.evaluation.analysis import Evaluated
@@ -74,26 +76,48 @@ def _per_cent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f}"
 
 
+class _Column(NamedTuple):
+    """A column of the table: the attribute of a row that it shows, and whether low values are good."""
+
+    header: str
+    attribute: str
+    render: Callable[[Any], str]
+    lowest: bool = False
+
+
 _COLUMNS = (
-    ("run", lambda row: row.name),
-    ("top-1", lambda row: _per_cent(row.top1)),
-    ("top-5", lambda row: _per_cent(row.top5)),
-    ("mAP", lambda row: _per_cent(row.map)),
-    ("GMACs/view", lambda row: f"{row.gmacs:.4g}"),
-    ("inference clips/s", lambda row: _per_second(row.inference_clips)),
-    ("training clips/s", lambda row: _per_second(row.training_clips)),
-    ("parameters", lambda row: f"{row.parameters:,}"),
+    _Column("run", "name", str),
+    _Column("top-1", "top1", _per_cent),
+    _Column("top-5", "top5", _per_cent),
+    _Column("mAP", "map", _per_cent),
+    _Column("GMACs/view", "gmacs", lambda gmacs: f"{gmacs:.4g}", lowest=True),
+    _Column("inference clips/s", "inference_clips", _per_second),
+    _Column("training clips/s", "training_clips", _per_second),
+    _Column("parameters", "parameters", lambda count: f"{count:,}", lowest=True),
 )
 
 
-def cells(rows: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
-    """Format the table: its headers and its cells. Metrics that no row is evaluated by have no column."""
+def table(rows: Sequence[Summary]) -> Table:
+    """Format the table. Metrics that no row is evaluated by have no column."""
     if all(row.map is None for row in rows):
         left_out: tuple[str, ...] = ("mAP",)
     else:
         left_out = ("top-1", "top-5") if all(row.top1 is None for row in rows) else ()
-    columns = [(name, render) for name, render in _COLUMNS if name not in left_out]
-    return [name for name, _ in columns], [[render(row) for _, render in columns] for row in rows]
+    columns = [column for column in _COLUMNS if column.header not in left_out]
+    values = [[getattr(row, column.attribute) for row in rows] for column in columns]
+    best = [
+        tables.best(values[place], place, lowest=column.lowest)
+        for place, column in enumerate(columns)
+        if place > 0
+    ]
+    return Table(
+        [column.header for column in columns],
+        [
+            [column.render(of[row]) for column, of in zip(columns, values, strict=True)]
+            for row in range(len(rows))
+        ],
+        set().union(*best),
+    )
 
 
 def final_step(workdir: Path, metrics: Iterable[dict[str, Any]]) -> int:

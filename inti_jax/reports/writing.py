@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from inti_jax import pages
-from inti_jax.cli import tables
+from inti_jax.cli.tables import Table
 from inti_jax.errors import naming
 from inti_jax.host.names import printable
 from inti_jax.reports import runs
@@ -30,8 +30,8 @@ def write_own(workdir: Path) -> None:
         log.warning("%s: the report could not be written (%s: %s)", workdir, type(error).__name__, reason)
 
 
-def write(workdirs: Sequence[Path], out: Path, title: str, *, timed: bool) -> str:
-    """Write report.html and report.json to `out`, and return the table as text.
+def write(workdirs: Sequence[Path], out: Path, title: str, *, timed: bool) -> Table:
+    """Write report.html and report.json to `out`, and return the table.
 
     With `timed`, each model's forward pass is timed on this machine, in turns. Raises ConfigError for a
     directory that holds no run, and UserError for a run whose records cannot be read.
@@ -55,4 +55,4 @@ def write(workdirs: Sequence[Path], out: Path, title: str, *, timed: bool) -> st
         partial.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=2) + "\n")
     partial.replace(path)
     pages.write(out / "report.html", page)
-    return tables.text_table(*runs.cells(rows))
+    return runs.table(rows)

@@ -39,20 +39,20 @@ def test_a_row_pools_folds_and_seeds():
     # 4 videos of fold 1 are right with both seeds, 2 with one; 8 of fold 2.
     assert none.videos.sum() == 4 + 2 / 2 + 8
     assert none.by_seed == {0: 0.6, 1: 0.6}
-    line = tables.table([none]).splitlines()[2]
+    line = tables.table([none]).markdown.splitlines()[2]
     assert line.startswith("| full | none | 0.0643 | 100.0 % | 468,874 | 400 | 3 | 65.0 | ")
     assert line.endswith(" | 60.0, 60.0 |")
 
 
 def test_differences_are_of_the_runs_that_both_rows_have():
-    (line,) = tables.differences(tables.rows(CELLS, DIGITS)).splitlines()[2:]
+    (line,) = tables.differences(tables.rows(CELLS, DIGITS)).markdown.splitlines()[2:]
     assert line.startswith("| full | inti | none | 1 | +40.0 | ") and " | 4, 0 | 0.125 |" in line
 
 
 def test_rows_with_other_steps_stay_apart():
     found = tables.rows([*CELLS[2:4], cell("full", "none", 10, fold=1, steps=500)], DIGITS)
     assert [row.steps for row in found] == [400, 500]
-    assert "| none, 500 steps | none, 400 steps | 1 | +60.0 |" in tables.differences(found)
+    assert "| none, 500 steps | none, 400 steps | 1 | +60.0 |" in tables.differences(found).markdown
 
 
 def test_runs_on_other_data_are_warned_of(caplog):
@@ -68,7 +68,8 @@ def test_the_section_of_a_file_is_replaced_and_nothing_else(tmp_path):
         tables.write(rows, "motion_digits", tmp_path, results)
         text = results.read_text()
         assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
-        assert text.count(tables.table(rows)) == text.count(tables.differences(rows)) == 1
+        both = (tables.table(rows), tables.differences(rows))
+        assert [text.count(each.markdown) for each in both] == [1, 1]
     assert (tmp_path / "motion_digits.png").read_bytes() == (tmp_path / "pareto.png").read_bytes()
 
 

@@ -68,7 +68,7 @@ def test_the_page_compares_runs(tmp_path):
     for path in (runs[2] / "predictions").iterdir():
         path.unlink()
     table = writing.write(runs, tmp_path, "three", timed=False)
-    assert len(table.splitlines()) == 5
+    assert len(table.text.splitlines()) == 5
     page = (tmp_path / "report.html").read_text()
     assert "<two>" not in page and "&lt;two&gt;" in page
     assert "without keeps no predictions" in page

@@ -18,7 +18,7 @@ from tests.configs import record, tiny
 
 def test_a_report_stands_alone(trained_run, tmp_path):
     table = writing.write([trained_run], tmp_path, "A <title>", timed=True)
-    header, _, row = table.splitlines()
+    header, _, row = table.text.splitlines()
     assert header.split()[:3] == ["run", "top-1", "top-5"] and row.startswith("inti")
     (figures,) = json.loads((tmp_path / "report.json").read_text())
     tower = 64 * 3 * 96 + 96 + 17 * 96 + 4 * (12 * 96**2 + 13 * 96) + 2 * 192
@@ -40,7 +40,7 @@ def test_a_directory_without_a_run_is_named(tmp_path):
 
 def test_a_run_without_an_evaluation_has_a_page_that_says_so(trained_run, tmp_path):
     (tmp_path / "config.json").write_bytes((trained_run / "config.json").read_bytes())
-    assert "-" in writing.write([tmp_path], tmp_path, "none", timed=False).splitlines()[-1]
+    assert "-" in writing.write([tmp_path], tmp_path, "none", timed=False).text.splitlines()[-1]
     page = (tmp_path / "report.html").read_text()
     assert f"{tmp_path.name} was not evaluated: run" in page and "has no records of training" in page
     assert "keeps no predictions" in page and "GMACs by block" in page
@@ -88,7 +88,7 @@ def test_a_run_whose_last_step_was_not_evaluated_says_so(tmp_path, caplog):
     workdir = evaluated(tmp_path / "run", (2, 0.2), (4, 0.9, {"views": 3, "clips": 3}))
     table = writing.write([workdir], tmp_path, "one", timed=False)
     assert rows(tmp_path) == {"run": None, "run, step 2": 0.2, "run, 3 x 1 views": 0.9}
-    assert [line.split()[-6:-4] for line in table.splitlines()[2:]] == [
+    assert [line.split()[-6:-4] for line in table.text.splitlines()[2:]] == [
         ["-", "-"],
         ["20.0", "100.0"],
         ["90.0", "100.0"],
@@ -143,7 +143,7 @@ def test_runs_with_directories_of_the_same_name_are_told_apart(tmp_path, monkeyp
     assert rows(tmp_path) == {"a/x/run": 0.0, "b/x/run": 0.1, "other": 0.2}
     page = (tmp_path / "report.html").read_text()
     assert page.count(": config</summary>") == 3 and "b/x/run: config" in page
-    assert len(table.splitlines()) == 5
+    assert len(table.text.splitlines()) == 5
 
 
 @pytest.mark.parametrize("name", ["a$$5_{$^b", "_hidden", os.fsdecode(b"caf\xe9"), "two\nlines"])

@@ -226,7 +226,7 @@ def test_the_average_alone_says_which_is_best_and_when_to_stop(tmp_path):
 
 def test_the_report_gives_the_raw_weights_a_row_of_their_own(run, plain, tmp_path):
     table = writing.write([run, plain], tmp_path, "both", timed=False)
-    rows = [line.split("  ")[0] for line in table.splitlines()[2:]]
+    rows = [line.split("  ")[0] for line in table.text.splitlines()[2:]]
     assert rows == [run.name, f"{run.name}, raw weights", plain.name]
     page = (tmp_path / "report.html").read_text()
     assert f"{run.name} is evaluated with the moving average of its weights" in page
