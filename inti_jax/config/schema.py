@@ -366,9 +366,10 @@ class Mix:
 class EarlyStop:
     """Early stopping: training ends before all its steps once the validation metric rises no more.
 
-    The evaluations at multiples of `train.eval_every_steps` count, with the views and the dataset of the run.
-    A run that was stopped goes on when `patience` is raised or set to 0. `checkpoint.keep_best` keeps the
-    best by top1 (or map), whatever the metric. Read by training/early_stop.py.
+    The evaluations at multiples of `train.eval_every_steps` count, with the views and the dataset of the run,
+    and of the same videos (`train.eval_videos`). A run that was stopped goes on when `patience` is raised or
+    set to 0. `checkpoint.keep_best` keeps the best by top1 (or map), whatever the metric. Read by
+    training/early_stop.py.
     """
 
     patience: NonNegative = 0  # evaluations in a row without a rise that end training; 0: off
@@ -465,6 +466,9 @@ class Train:
     seed: NonNegative = 0  # of new parameters, the order of videos, augmentation, mixing and dropout
     log_every_steps: Positive = 10  # steps between two logged steps, in metrics.jsonl and on the console
     eval_every_steps: NonNegative = 0  # steps between two evaluations; 0: one at the end only
+    # Videos of each of these evaluations: the same ones every time, spread evenly over the classes; 0: all.
+    # The one at the end is of all videos.
+    eval_videos: NonNegative = 0
     # Where figures are reported besides metrics.jsonl. "wandb": Weights & Biases, which needs the extra of
     # that name. Read by runs/writers/metrics_writer.py.
     writers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)

@@ -172,6 +172,31 @@ class VideoDataset:
         return VideoDataset, (self.directory, self.split, self.labels, self.manifest, self.decoder)
 
 
+class Subset:
+    """Some videos of a split, by their place among them: the same ones each time.
+
+    They are spread evenly over the videos in the order of their classes, so each class has its share of them
+    to within one video. Of several labels the first counts.
+    """
+
+    def __init__(self, dataset: VideoDataset, count: int):
+        """Choose `count` videos, at most all."""
+        classes = dataset.classes if dataset.classes.ndim == 1 else dataset.classes.argmax(axis=1)
+        by_class = np.argsort(classes, kind="stable")
+        # The middles of `count` equal parts.
+        places = (2 * np.arange(count) + 1) * len(dataset) // (2 * count)
+        self.index: Int64[np.ndarray, " count"] = np.sort(by_class[places])
+        self.labels = dataset.labels
+        self.multi_label = dataset.multi_label
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, index: int) -> Example:
+        return self._dataset[int(self.index[index])]
+
+
 def multi_hot(labels: Sequence[int], classes: int) -> Bool[np.ndarray, " K"]:
     """Make a row with True at each of `labels`, for K = `classes`."""
     row = np.zeros(classes, bool)

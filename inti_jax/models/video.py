@@ -175,6 +175,15 @@ class VideoModel(nnx.Module):
         logits = self.head(self.pool(x, sizes, video.shape[0]))
         return logits, Trace(steps, self.tower.pooling_weights(x, sizes))
 
+    def blend_weights(self, video: UInt8[Array, "B T H W 3"]) -> tuple[Float[Array, "B S P g"], ...]:
+        """Compute the weights by which each compressor blends the patches of its groups of g frames.
+
+        Patches merge only in models without compressors, so P is their number in a frame.
+        """
+        _, _, steps = self._last_tokens(video, blended=True)
+        weights = (step.weights for step in steps if isinstance(step, Blend))
+        return tuple(each[:, :, self.tower.prefix_tokens :] for each in weights)
+
     def frame_features(self, video: UInt8[Array, "B T H W 3"]) -> Float[Array, "B S D"]:
         """Compute the features of the S frames of the last stage, which `features` averages, in float32.
 
@@ -184,11 +193,17 @@ class VideoModel(nnx.Module):
         return self._pool_frames(x, sizes, video.shape[0]).astype(jnp.float32)
 
     def _last_tokens(
-        self, video: UInt8[Array, "B T H W 3"], key: Key | None = None, *, traced: bool = False
+        self,
+        video: UInt8[Array, "B T H W 3"],
+        key: Key | None = None,
+        *,
+        traced: bool = False,
+        blended: bool = False,
     ) -> tuple[Float[Array, "BS N D"], Float[Array, "BS N"] | None, tuple[BlockTrace | Blend, ...]]:
         """Compute the tokens that leave the last block, and the patches that each stands for, if not one.
 
-        With `traced`, the steps of the trace come with them. Otherwise there are none.
+        With `traced`, the steps of the trace come with them, and with `blended` those of the compressors
+        alone. Otherwise there are none.
         """
         frames = video.shape[1]
         x, sizes = self.embed(video), None
@@ -203,7 +218,7 @@ class VideoModel(nnx.Module):
                 else:
                     x = self._scan(run, x, sizes, stage.frames, key)
             if stage.compressor is not None:
-                if traced:
+                if traced or blended:
                     by_video = rearrange(x, "(b t) n d -> b t n d", t=stage.frames)
                     steps.append(Blend(stage.compressor.weights(by_video)))
                 x = compress(stage.compressor, x, stage.frames)

@@ -59,6 +59,21 @@ class Compilation:
 
 
 @dataclasses.dataclass(frozen=True)
+class Blends:
+    """The distribution of a compressor's weights by step, over the patches of a training batch.
+
+    `means` and `stds` are of the weight of each frame of a group of g, and `far` is the share of patches with
+    a weight far from 1 / g.
+    """
+
+    block: int  # the number of the block before the compressor, from 1
+    steps: Float[np.ndarray, " N"]
+    means: Float[np.ndarray, "g N"]
+    stds: Float[np.ndarray, "g N"]
+    far: Float[np.ndarray, " N"]
+
+
+@dataclasses.dataclass(frozen=True)
 class Curves:
     """The curves of a run. `figures` are by the names in metrics.jsonl; NaN where a record lacks one.
 
@@ -71,6 +86,7 @@ class Curves:
     validation: list[Validation]
     restarts: list[int]  # the steps from which the run went on
     compilations: list[Compilation]
+    blends: list[Blends]
 
 
 def gather(run: Run, most: int = MOST) -> Curves:
@@ -100,7 +116,28 @@ def gather(run: Run, most: int = MOST) -> Curves:
             for entry in run.metrics
             if entry["split"] == "compile" and math.isfinite(seconds := number(entry.get("seconds")))
         ],
+        blends=_blends(run, most),
     )
+
+
+def _blends(run: Run, most: int) -> list[Blends]:
+    """Gather the `blends` records of each compressor; those that lack a figure are left out."""
+    compression = run.record.config.model.compression
+    group = compression.group
+    names = [f"{figure}_{frame}" for figure in ("mean", "std") for frame in range(1, group + 1)] + ["far"]
+    found: dict[int, list[list[float]]] = {}
+    for entry in run.metrics:
+        if entry["split"] == "blends" and (block := entry.get("block")) in compression.compresses_after:
+            values = [number(entry.get(name)) for name in names]
+            if np.isfinite(values).all():
+                found.setdefault(block, []).append([entry["step"], *values])
+    curves = []
+    for block, rows in sorted(found.items()):
+        averaged = max(1, -(-len(rows) // most))
+        columns = np.array([_means(column, averaged) for column in np.array(rows, float).T])
+        (steps,), means, stds, (far,) = np.split(columns, [1, 1 + group, 1 + 2 * group])
+        curves.append(Blends(block, steps, means, stds, far))
+    return curves
 
 
 def smoothed(values: Float[np.ndarray, " N"], weight: float = _WEIGHT) -> Float[np.ndarray, " N"]:

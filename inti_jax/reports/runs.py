@@ -229,8 +229,8 @@ def summarize(run: Run, speed: float | None) -> list[Summary]:
         parameters=sum(math.prod(shape.shape) for shape in shapes),
     )
     rows = [] if run.final in run.evaluated[run.own] else [row]
-    for by_step in run.evaluated.values():
-        if by_step:
+    for setting, by_step in run.evaluated.items():
+        if by_step and setting.subset is None:  # those of some videos are points of the curve alone
             last = by_step[run.final] if run.final in by_step else by_step[max(by_step)]
             rows.append(
                 dataclasses.replace(

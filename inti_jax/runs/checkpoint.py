@@ -273,12 +273,12 @@ def steps(workdir: Path) -> list[int]:
 def _best(workdir: Path) -> list[int]:
     """List the steps of the evaluated checkpoints, the one with the best top-1 or mAP first.
 
-    Only evaluations under the run's own setting count. Of two with the same figure the later one comes first.
+    See `evaluations.by_checkpoint` for those that count. Of two with the same figure the later one comes
+    first.
     """
     own = evaluations.Setting.of_run(RunRecord.read(workdir))
-    found = evaluations.by_step(evaluations.read(workdir), own)
-    evaluated = [step for step in steps(workdir) if step in found]
-    return sorted(evaluated, key=lambda step: (found[step].best_by, step), reverse=True)
+    found = evaluations.by_checkpoint(evaluations.read(workdir), own, steps(workdir))
+    return sorted(found, key=lambda step: (found[step].best_by, step), reverse=True)
 
 
 def _find(workdir: Path, step: Step) -> int | None:

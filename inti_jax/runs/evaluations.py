@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,9 +21,10 @@ Step = int | Literal["best"] | None
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """The views, dataset and weights of an evaluation: accuracies under equal settings can be compared.
+    """The views, dataset, weights and videos of an evaluation: accuracies under equal settings compare.
 
-    `dataset` is the hash in the dataset's manifest. None stands for a value that a record lacks. A record
+    `dataset` is the hash in the dataset's manifest. `subset` is the number of its videos that were evaluated,
+    where these were not all (`train.eval_videos`). None stands for a value that a record lacks. A record
     without `weights` is of the raw ones.
     """
 
@@ -31,6 +32,7 @@ class Setting:
     clips: int | None
     dataset: str | None
     weights: Weights = "raw"
+    subset: int | None = None
 
     @staticmethod
     def of(settings: Config, dataset: str) -> "Setting":
@@ -53,13 +55,17 @@ class Setting:
         """
         return list(dict.fromkeys([dataclasses.replace(self, weights="raw"), self]))
 
-    def facts(self, own: "Setting") -> dict[str, str | None]:
-        """Return what a record says beside the views: the dataset and, where there are two, the weights.
+    def facts(self, own: "Setting") -> dict[str, str | int | None]:
+        """Return what a record says beside the views: the dataset, and where it has to, weights and subset.
 
         `own` is the own setting of the run.
         """
-        two = "ema" in (self.weights, own.weights)
-        return {"dataset": self.dataset} | ({"weights": self.weights} if two else {})
+        found: dict[str, str | int | None] = {"dataset": self.dataset}
+        if "ema" in (self.weights, own.weights):
+            found["weights"] = self.weights
+        if self.subset is not None:
+            found["subset"] = self.subset
+        return found
 
     def includes(self, other: "Setting") -> bool:
         """Tell whether `other` is this setting, as far as its record says.
@@ -67,8 +73,7 @@ class Setting:
         Records of earlier versions have `views` without `clips`.
         """
         same_clips = other.clips in (None, self.clips)
-        same_views = self.views == other.views and same_clips
-        return same_views and self.dataset == other.dataset and self.weights == other.weights
+        return same_clips and self == dataclasses.replace(other, clips=self.clips)
 
     def differences(self, own: "Setting") -> list[str]:
         """Describe how this setting differs from a run's own, in a few words for each difference."""
@@ -82,6 +87,8 @@ class Setting:
             found.append("unknown dataset" if self.dataset is None else f"dataset {self.dataset[:8]}")
         if self.weights != own.weights:
             found.append(f"{self.weights} weights")
+        if self.subset != own.subset:
+            found.append("all videos" if self.subset is None else f"{self.subset} videos")
         return found
 
 
@@ -119,6 +126,20 @@ def by_step(found: Iterable[Evaluation], setting: Setting) -> dict[int, Evaluati
     return dict(sorted(selected.items()))
 
 
+def by_checkpoint(found: Sequence[Evaluation], own: Setting, saved: Collection[int]) -> dict[int, Evaluation]:
+    """Map steps in `saved` to the evaluations by which they compare, in ascending order.
+
+    These are the run's own evaluations. Where no step has one, which is of all videos, they are those of the
+    subset that was evaluated last (`train.eval_videos`).
+    """
+    for setting in (own, *(each.setting for each in reversed(found) if each.setting.subset is not None)):
+        if dataclasses.replace(setting, subset=None) == own:
+            selected = {step: each for step, each in by_step(found, setting).items() if step in saved}
+            if selected:
+                return selected
+    return {}
+
+
 def was_evaluated(workdir: Path, step: int, setting: Setting) -> bool:
     """Tell whether the run in `workdir` has an evaluation of `step` under `setting`."""
     return step in by_step(read(workdir), setting)
@@ -134,6 +155,10 @@ def _parse(workdir: Path, entry: dict[str, Any]) -> Evaluation:
             "correct or delete it"
         )
     setting = Setting(
-        entry.get("views"), entry.get("clips"), entry.get("dataset"), entry.get("weights", "raw")
+        entry.get("views"),
+        entry.get("clips"),
+        entry.get("dataset"),
+        entry.get("weights", "raw"),
+        entry.get("subset"),
     )
     return Evaluation(entry["step"], setting=setting, **dict(zip(names, map(float, figures), strict=True)))

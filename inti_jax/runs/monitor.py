@@ -4,7 +4,8 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import jax
 from jax.experimental import multihost_utils
@@ -18,13 +19,14 @@ from inti_jax.host import memory
 from inti_jax.models.video import VideoModel
 from inti_jax.runs import utilization
 from inti_jax.runs.compilation import Compilations
-from inti_jax.runs.state import TrainState
 from inti_jax.runs.writers.metrics_writer import MetricsWriter
 from inti_jax.runs.writers.progress import Progress
 
 log = logging.getLogger("inti_jax")
 
 Metrics = dict[str, Array]
+
+Result = TypeVar("Result")
 
 # Compilations that take less time are not recorded.
 _NOTABLE_SECONDS = 0.1
@@ -69,7 +71,7 @@ class Monitor:
         self._writer, self._progress, self._speed = writer, progress, speed
         self._compilations = Compilations()
         self._last_step = last_step
-        self._pending: tuple[int, Metrics, Array] | None = None
+        self._pending: tuple[int, Metrics, Array, Mapping[int, Metrics]] | None = None
         self.bad = bad
         self._seen = next_step * config.train.global_batch
         self.restart_clock()
@@ -92,15 +94,17 @@ class Monitor:
         self._waited += time.perf_counter() - asked
         return batch
 
-    def dispatch(
-        self, step: int, step_fn: jax.stages.Wrapped, train_state: TrainState, batch: DeviceBatch
-    ) -> tuple[TrainState, Metrics]:
-        """Start the step. The time that its compilation takes does not count as a step's."""
+    def dispatch(self, step: int, program: Callable[..., Result], *arguments: Any) -> Result:
+        """Start a program of the step. The time that its compilation takes does not count as a step's."""
         asked = time.perf_counter()
-        result = step_fn(train_state, batch)
+        result = program(*arguments)
         if self.note_compiled(step):
             self._compiling += time.perf_counter() - asked
         return result
+
+    def logs(self, step: int) -> bool:
+        """Tell whether the step has a record."""
+        return step % self._config.train.log_every_steps == 0 or step == self._last_step
 
     def note_compiled(self, step: int) -> bool:
         """Write a record of each program compiled since the last call; return True if there was any."""
@@ -111,10 +115,15 @@ class Monitor:
             log.info("step %d: %s was %s, in %.1f s", step, each.what, how, each.seconds)
         return bool(found)
 
-    def push(self, step: int, metrics: Metrics, index: Array) -> None:
-        """Store the metrics of a step just dispatched, after reading those of the step before."""
+    def push(
+        self, step: int, metrics: Metrics, index: Array, blends: Mapping[int, Metrics] | None = None
+    ) -> None:
+        """Store the metrics of a step just dispatched, after reading those of the step before.
+
+        `blends` are the figures of each compressor by the block before it, where the step has a record.
+        """
         self.flush()
-        self._pending = (step, metrics, index)
+        self._pending = (step, metrics, index, blends or {})
 
     def flush(self) -> None:
         """Read, check and log the stored metrics, if there are any.
@@ -123,7 +132,7 @@ class Monitor:
         """
         if self._pending is None:
             return
-        step, metrics, index = self._pending
+        step, metrics, index, blends = self._pending
         self._pending = None
         figures = {name: value.item() for name, value in jax.device_get(metrics).items()}
         self._steps += 1
@@ -131,8 +140,9 @@ class Monitor:
         self.bad += int(figures["bad"])
         self._check(step, figures, index)
         self._progress.advance()
-        if step % self._config.train.log_every_steps == 0 or step == self._last_step:
+        if self.logs(step):
             self._log(step, figures)
+            self._log_blends(step, blends)
 
     def _check(self, step: int, figures: dict[str, float | int], index: Array) -> None:
         """Raise TrainingError as `flush` does; where the figures are not finite, record the batch first."""
@@ -153,6 +163,13 @@ class Monitor:
             f"step {step}: the loss is {figures['loss']} and its gradient's norm {figures['grad_norm']}; "
             f"earlier checkpoints stay valid. The batch: {named}"
         )
+
+    def _log_blends(self, step: int, blends: Mapping[int, Metrics]) -> None:
+        """Write a `blends` record for each compressor; none where no clip of the batch decoded."""
+        for block, metrics in blends.items():
+            figures = {name: value.item() for name, value in jax.device_get(metrics).items()}
+            if math.isfinite(figures["far"]):
+                self._writer.write(step, "blends", {"block": block, **figures}, variant=(f"block {block}",))
 
     def _log(self, step: int, figures: dict[str, float | int]) -> None:
         """Write a `train` record of the steps since the last one, show it, and restart the clock."""

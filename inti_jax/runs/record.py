@@ -34,6 +34,7 @@ _FREE = (
     "train.early_stop",
     "train.log_every_steps",
     "train.eval_every_steps",
+    "train.eval_videos",
     "train.writers",
     "eval",
     "mesh",

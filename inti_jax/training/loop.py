@@ -1,6 +1,7 @@
 """Train a run: the loop over its steps, with checkpoints and evaluations."""
 
 import contextlib
+import dataclasses
 import functools
 import logging
 from pathlib import Path
@@ -13,7 +14,7 @@ from jaxtyping import Float
 from inti_jax.config import Config, ConfigError
 from inti_jax.data import balance, pipeline, views
 from inti_jax.data.augmentation import opposites
-from inti_jax.data.dataset import VideoDataset, check_loss, open_dataset
+from inti_jax.data.dataset import Source, Subset, VideoDataset, check_loss, open_dataset
 from inti_jax.data.loading.batches import worker_pool
 from inti_jax.data.loading.device import DevicePrefetch
 from inti_jax.distributed import agreement, liveness, sharding
@@ -29,7 +30,7 @@ from inti_jax.runs.record import Dataset, RunRecord
 from inti_jax.runs.writers import metrics_writer
 from inti_jax.runs.writers.metrics_writer import MetricsWriter
 from inti_jax.runs.writers.progress import Progress
-from inti_jax.training import announce, early_stop, losses, optim
+from inti_jax.training import announce, blends, early_stop, losses, optim
 from inti_jax.training.train_step import compile_step
 
 log = logging.getLogger("inti_jax")
@@ -129,16 +130,19 @@ def _train(config: Config, workdir: Path, preemption: Preemption, profile: profi
         stack.callback(monitor.close)
         trace = stack.enter_context(contextlib.closing(profiling.Trace(profile, workdir)))
         step_fn = compile_step(config, graphdef, transform, schedule, target, mesh, weights)
+        measure_blends = blends.compile_figures(graphdef, mesh) if blends.learned(model) else None
         forward = evaluate.make_forward(graphdef, mesh, evaluate.output_of(config.train))
 
         def validate(step: int, setting: evaluations.Setting) -> None:
             params = train_state.params(setting.weights)
             go_on = functools.partial(preemption.check, step)  # a stop loses nothing: the state is saved
+            source = validation if setting.subset is None else subset
             figures, found = evaluate.evaluate(
-                forward, params, validation, config.data, config.eval, mesh, go_on, workers
+                forward, params, source, config.data, config.eval, mesh, go_on, workers
             )
             monitor.note_compiled(step)
-            evaluate.keep(workdir, step, found, validation, config, setting)
+            if setting.subset is None:
+                evaluate.keep(workdir, step, found, validation, config, setting)
             evaluate.write(writer, step, figures, setting, own)
             monitor.restart_clock()
             writer.settle()  # early stopping reads the records
@@ -148,15 +152,26 @@ def _train(config: Config, workdir: Path, preemption: Preemption, profile: profi
             return step == steps or (every > 0 and step % every == 0)
 
         own = evaluations.Setting.of(config, validation.manifest["sha256"])
-        if start and evaluation_due(start):
-            for setting in own.made():
+        during = own
+        subset: Source = validation
+        if 0 < config.train.eval_videos < len(validation):
+            subset = Subset(validation, config.train.eval_videos)
+            during = dataclasses.replace(own, subset=len(subset))
+
+        def make_up(setting: evaluations.Setting) -> None:
+            """Evaluate the checkpoint that the run goes on from, where it was stopped before it could."""
+            for each in setting.made():
                 # Not of an average that only starts here.
-                there = setting.weights == "raw" or checkpoint.has_average(workdir, start)
-                if there and not evaluations.was_evaluated(workdir, start, setting):
-                    validate(start, setting)  # the run was stopped between its checkpoint and this
+                there = each.weights == "raw" or checkpoint.has_average(workdir, start)
+                if there and not evaluations.was_evaluated(workdir, start, each):
+                    validate(start, each)
+
+        if start and evaluation_due(start):
+            make_up(own if start == steps else during)
         last = steps
-        if 0 < start < steps and early_stop.reached(workdir, config.train, own, start):
+        if 0 < start < steps and early_stop.reached(workdir, config.train, during, start):
             last = start  # it had stopped early
+            make_up(own)
         if 0 < start < last:
             writer.write(start, "restart", {"devices": mesh.size, "processes": jax.process_count()})
         for step in range(start + 1, last + 1):
@@ -166,8 +181,15 @@ def _train(config: Config, workdir: Path, preemption: Preemption, profile: profi
                 batch = monitor.next_batch(batches)
                 liveness.note(f"step {step}: computing", slow=step <= start + 2)
                 train_state, metrics = monitor.dispatch(step, step_fn, train_state, batch)
+                blended = None
+                if measure_blends is not None and monitor.logs(step):
+                    # The first time, it is compiled.
+                    slow = step <= start + config.train.log_every_steps
+                    liveness.note(f"step {step}: measuring its blends", slow=slow)
+                    raw = train_state.params("raw")
+                    blended = monitor.dispatch(step, measure_blends, raw, batch["video"], batch["mask"])
                 # Reads the metrics of the step before, while this step runs.
-                monitor.push(step, metrics, batch["index"])
+                monitor.push(step, metrics, batch["index"], blended)
             trace.end_step(step, metrics)
             stopping = preemption.reached()
             if stopping or evaluation_due(step) or step % config.checkpoint.every_steps == 0:
@@ -179,9 +201,13 @@ def _train(config: Config, workdir: Path, preemption: Preemption, profile: profi
             if stopping:
                 raise preemption.stopped(step)
             if evaluation_due(step):
-                for setting in own.made():
+                ends = step == steps
+                for setting in (own if ends else during).made():
                     validate(step, setting)
-                if step < steps and early_stop.reached(workdir, config.train, own, step):
+                if not ends and early_stop.reached(workdir, config.train, during, step):
+                    if during != own:
+                        for setting in own.made():
+                            validate(step, setting)
                     break
         liveness.note("the end", slow=True)
     if jax.process_index() == 0:

@@ -66,6 +66,12 @@ def test_two_processes_compute_what_one_device_does(trained):
     ]
     assert records[0][0]["evaluated"] == 20 and records[0][0]["missing"] == 0
 
+    blends = [[r for r in read_metrics(path) if r["split"] == "blends"] for path in (pair, single)]
+    assert len(blends[0]) == hosts.STEPS and blends[0][-1]["std_1"] > 0
+    for ours, theirs in zip(*blends, strict=True):
+        assert ours == pytest.approx(theirs | {"far": ours["far"]}, abs=1e-4)
+        assert ours["far"] == pytest.approx(theirs["far"], abs=0.01)
+
     parts = [json.loads((pair / f"seen-{index}.json").read_text()) for index in (0, 1)]
     assert sorted(map(tuple, parts[0] + parts[1])) == [(e, i) for e in (0, 1) for i in range(40)]
 

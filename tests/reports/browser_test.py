@@ -7,7 +7,7 @@ import pytest
 
 from inti_jax.reports import writing
 from tests.browser import INK, browser, opened  # noqa: F401 - a fixture
-from tests.configs import tiny
+from tests.configs import INTI, tiny
 from tests.reports import made_up
 
 HOSTILE = ("<script>alert(1)</script>", "<img src=x onerror=alert(2)>", "$$\\frac{1}{2}$$", "walk the dog")
@@ -23,7 +23,7 @@ def pages(tmp_path_factory):
         views = views if seed else views[:, :, ::-1].copy()
         ids = tuple(f"</script><b>{name}</b>" for name in saved.ids)
         saved = dataclasses.replace(saved, classes=HOSTILE, ids=ids, probabilities=views.mean(axis=1))
-        settings = tiny("nowhere", eval__clips=2, train__seed=seed)
+        settings = tiny("nowhere", **INTI, eval__clips=2, train__seed=seed)
         runs.append(made_up.run(out / name, settings=settings, found=(saved, views)))
     writing.write(runs[:1], runs[0], "<i>one</i>", timed=False)
     writing.write(runs, out, "both", timed=False)
@@ -37,7 +37,7 @@ def test_a_page_draws_every_chart_and_asks_no_network(browser, pages, name, widt
         found.page.wait_for_selector("html[data-charts=drawn]", timeout=120_000)
         found.page.wait_for_timeout(500)
         ink = found.page.evaluate(INK)
-        assert len(ink) == (12 if name == "run" else 7)
+        assert len(ink) == (14 if name == "run" else 7)
         assert all(pixels > 1000 for pixels in ink.values()), ink
         assert found.page.evaluate("document.documentElement.scrollWidth") <= width
         assert not found.problems and not found.requests
@@ -78,7 +78,7 @@ def test_curves_zoom_together(browser, pages):  # noqa: F811
             "Bokeh.documents[0].roots().map(({x_range}) => `${x_range.start} ${x_range.end}`)"
         )
         ((zoomed, count),) = Counter(ranges).most_common(1)
-        assert count == 7 and all(0 < float(end) < 4 for end in zoomed.split())
+        assert count == 9 and all(0 < float(end) < 4 for end in zoomed.split())
         assert not found.problems
 
 

@@ -37,6 +37,25 @@ def test_long_curves_are_averaged(tmp_path):
     assert found.steps.tolist() == [2.5]
 
 
+def test_the_weights_of_each_layer_have_their_curves(tmp_path):
+    assert gathered(made_up.run(tmp_path / "none")).blends == []
+    changes = {"model__compression__after": (1, 3), "model__compression__group": 3, "data__num_frames": 9}
+    workdir = made_up.run(tmp_path / "inti", settings=tiny(**INTI | changes))
+    with (workdir / "metrics.jsonl").open("a") as file:  # of no layer, and without a figure
+        file.write('{"step": 5, "split": "blends", "block": 2, "mean_1": 0.5}\n')
+        file.write('{"step": 5, "split": "blends", "block": 1, "mean_1": "half"}\n')
+    first, second = gathered(workdir).blends
+    assert (first.block, second.block) == (1, 3)
+    assert first.steps.tolist() == [1, 2, 3, 4] and first.means.shape == first.stds.shape == (3, 4)
+    np.testing.assert_allclose(first.means[0], 1 / 3 + np.array([0.1, 0.2, 0.3, 0.4]))
+    np.testing.assert_allclose(first.means.sum(axis=0), 1)
+    np.testing.assert_allclose(first.stds[2], [0.05, 0.1, 0.15, 0.2])
+    np.testing.assert_allclose(second.far, [0.11, 0.21, 0.31, 0.41])
+    halved = gathered(workdir, most=2).blends[0]
+    assert halved.steps.tolist() == [1.5, 3.5]
+    np.testing.assert_allclose(halved.far, [0.15, 0.35])
+
+
 def test_smoothing_starts_without_a_bias_and_steps_over_gaps():
     assert curves.smoothed(np.array([3.0, 3.0, 3.0])) == pytest.approx([3, 3, 3])
     found = curves.smoothed(np.array([np.nan, 1.0, np.nan, 2.0]), weight=0.5)

@@ -44,10 +44,23 @@ def predicted(
     return dataclasses.replace(saved, **changes), views
 
 
+def _blends(settings: Config, moved: float) -> dict[str, float]:
+    """The figures of a layer, by how far the first frame's mean weight is from an equal one."""
+    group = settings.model.compression.group
+    found = {"far": moved}
+    for frame in range(1, group + 1):
+        found[f"mean_{frame}"] = 1 / group + (moved if frame == 1 else -moved / (group - 1))
+        found[f"std_{frame}"] = moved / 2
+    return found
+
+
 def run(
     workdir: Path, *, settings: Config | None = None, found: tuple[SavedPredictions, np.ndarray] | None = None
 ) -> Path:
-    """A run of four steps, restarted after the second, with predictions of its evaluation."""
+    """A run of four steps, restarted after the second, with predictions of its evaluation.
+
+    With compressors in `settings`, it has records of their weights.
+    """
     saved, views = found or predicted()
     settings = settings or tiny("nowhere", eval__clips=saved.clips)
     made = record(settings, len(saved.classes))
@@ -68,6 +81,8 @@ def run(
             "resident_bytes": 2**30,
         }
         writer.write(step, "train", figures, ())
+        for number, block in enumerate(settings.model.compression.compresses_after):
+            writer.write(step, "blends", {"block": block, **_blends(settings, step / 10 + number / 100)}, ())
     own = {"views": saved.clips * saved.crops, "clips": saved.clips, "dataset": SHA256}
     for step in (2, 4):
         writer.write(step, "val", own | {"top1": step / 8, "top5": 0.9, "mean_class": 0.4}, ())

@@ -10,6 +10,7 @@ import numpy as np
 from inti_jax.reports import writing
 from inti_jax.runs import predictions
 from inti_jax.runs.record import RunRecord
+from tests.configs import INTI, tiny
 from tests.reports import made_up
 
 
@@ -23,14 +24,16 @@ def data_of(page, name):
 
 
 def test_the_page_has_a_chart_of_each_kind(tmp_path):
-    page = page_of(made_up.run(tmp_path))
-    charts = set(re.findall(r'id="chart-([a-z-]+)" data-chart role="img" aria-label="[^"]{20,}"', page))
+    page = page_of(made_up.run(tmp_path, settings=tiny("nowhere", **INTI, eval__clips=2)))
+    charts = set(re.findall(r'id="chart-([a-z0-9-]+)" data-chart role="img" aria-label="[^"]{20,}"', page))
     assert charts == {
         "loss", "accuracy", "learning-rate", "gradient", "step-time", "throughput", "memory",
-        "confusions", "classes", "reliability", "views", "cost",
+        "blends-1", "blends-far", "confusions", "classes", "reliability", "views", "cost",
     }  # fmt: skip
     assert set(data_of(page, "charts")["roots"].values()) == charts
     assert "Dashed: the run went on from step 2." in page
+    assert "of frame 1 of 2: 0.900 ± 0.200 at step 4, from 0.600 ± 0.050 at step 1. The other frame" in page
+    assert "after block 1: 40.0 % at step 4, from 10.0 % at step 1." in page
     assert len(page) < 2e6  # with one copy of the library, of 1.3 MB
 
 

@@ -84,6 +84,16 @@ def test_a_run_is_shown_by_its_own_evaluation_of_its_last_step(tmp_path):
     }
 
 
+def test_evaluations_of_some_videos_are_a_curve_and_no_row(tmp_path):
+    some = {"subset": 10}
+    workdir = evaluated(tmp_path / "run", (2, 0.3, some), (4, 0.5, some), (4, 0.4))
+    writing.write([workdir], tmp_path, "one", timed=False)
+    assert rows(tmp_path) == {"run": 0.4}
+    page = (tmp_path / "report.html").read_text()
+    assert "Validation: 40 % at step 4." in page
+    assert "Validation, 10 videos: 50 % at step 4, from 30 at step 2" in page
+
+
 def test_a_run_whose_last_step_was_not_evaluated_says_so(tmp_path, caplog):
     workdir = evaluated(tmp_path / "run", (2, 0.2), (4, 0.9, {"views": 3, "clips": 3}))
     table = writing.write([workdir], tmp_path, "one", timed=False)

@@ -72,6 +72,28 @@ def test_a_run_ends_early_once_and_goes_on_with_more_patience(motion_data, tmp_p
     assert [r["step"] for r in computed(tmp_path) if r["split"] == "val"] == [1, 2, 3, 4]
 
 
+def test_a_run_that_ends_early_by_some_videos_is_evaluated_on_all(motion_data, tmp_path):
+    settings = tiny(
+        motion_data,
+        train__eval_every_steps=1,
+        train__eval_videos=10,
+        train__early_stop__patience=1,
+        train__early_stop__min_delta=1.0,
+    )
+    loop.train(settings, tmp_path)
+    ended = [record for record in computed(tmp_path) if record["split"] == "val"]
+    assert [(r["step"], r.get("subset"), r["evaluated"]) for r in ended] == [
+        (1, 10, 10),
+        (2, 10, 10),
+        (2, None, 20),
+    ]
+    # A kill before the last evaluation.
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(line for line in path.open() if json.loads(line).get("evaluated") != 20))
+    loop.train(settings, tmp_path)
+    assert [record for record in computed(tmp_path) if record["split"] == "val"] == ended
+
+
 def test_it_needs_evaluations():
     with pytest.raises(ConfigError, match=r"`train\.eval_every_steps` is 0: set how often to evaluate"):
         tiny(train__early_stop__patience=3)

@@ -25,7 +25,7 @@ from inti_jax.data.dataset import open_dataset
 from inti_jax.distributed import sharding
 from inti_jax.errors import UserError
 from inti_jax.models import parameters
-from inti_jax.runs import checkpoint, initial, state
+from inti_jax.runs import checkpoint, initial, predictions, state
 from inti_jax.runs.record import RunRecord
 from inti_jax.runs.writers.jsonl import read_metrics
 from inti_jax.training import loop, losses, optim, train_step
@@ -367,6 +367,8 @@ def test_a_killed_run_goes_on_to_the_last_bit(motion_data, tmp_path):
     expected = losses_of(whole)
     assert list(expected) == list(range(1, 41))
     assert losses_of(killed) == expected
+    blends = [[r for r in computed(path) if r["split"] == "blends"] for path in (whole, killed)]
+    assert blends[0] == blends[1] and len(blends[0]) == 40
     lines = list(map(json.loads, (killed / "metrics.jsonl").read_text().splitlines()))
     assert [line["step"] for line in lines if line["split"] in ("train", "val")] == [*range(1, 41), 40]
     assert [line["step"] for line in lines if line["split"] == "restart"] in ([10], [20])
@@ -374,7 +376,7 @@ def test_a_killed_run_goes_on_to_the_last_bit(motion_data, tmp_path):
     assert final[0] == final[1]
 
 
-def test_evaluations_on_the_way_share_the_workers_and_change_no_loss(
+def test_evaluations_on_the_way_are_of_some_videos_share_the_workers_and_change_no_loss(
     motion_data, trained_run, tmp_path, monkeypatch
 ):
     seen = []
@@ -385,7 +387,8 @@ def test_evaluations_on_the_way_share_the_workers_and_change_no_loss(
         return place(batch, mesh)
 
     monkeypatch.setattr(sharding, "place_batch", counted)
-    changes = {"data__workers": 2, "data__threads": 1, "eval__clips": 2, "train__eval_every_steps": 2}
+    changes = {"data__workers": 2, "data__threads": 1, "eval__clips": 2, "train__eval_every_steps": 1}
+    changes |= {"train__eval_videos": 10}
     loop.train(tiny(motion_data, **INTI, **changes), tmp_path / "run")
     assert len({process for _, processes in seen for process in processes}) == 2
     assert {evaluation for evaluation, _ in seen} == {True, False}
@@ -397,4 +400,8 @@ def test_evaluations_on_the_way_share_the_workers_and_change_no_loss(
             for records in (ours, theirs)
         ]
         assert values[0] == values[1]
-    assert [record["step"] for record in ours if record["split"] == "val"] == [2, 4]
+    evaluations = [record for record in ours if record["split"] == "val"]
+    assert [(each["step"], each.get("subset"), each["evaluated"]) for each in evaluations] == [
+        (1, 10, 10), (2, 10, 10), (3, 10, 10), (4, None, 20),
+    ]  # fmt: skip
+    assert [place.step for place in predictions.find(tmp_path / "run")] == [4]

@@ -10,6 +10,7 @@ from bokeh.plotting import figure
 from jaxtyping import Float
 
 from inti_jax.reports import curves
+from inti_jax.reports.charts import blends
 from inti_jax.reports.charts.chart import (
     COLOURS,
     GREY,
@@ -118,7 +119,7 @@ def of_run(found: Curves, metric: str) -> list[Chart]:
             words.append(f"Dashed: the run went on from step {listed(found.restarts)}.")
         chart = Chart(name, title, " ".join(words), plot, _table_of(lines, unit))
         charts.append(_with_compilations(chart, found, seconds.values) if name == "step-time" else chart)
-    return charts
+    return charts + blends.of_layers(found.blends, shared)
 
 
 def of_several(found: Mapping[str, Curves], metric: str) -> list[Chart]:
@@ -170,6 +171,7 @@ def _steps(several: Sequence[Curves]) -> Range1d:
     """Make the range of steps of curves."""
     steps = [step for each in several for step in each.steps.tolist()]
     steps += [step for each in several for of in each.validation for step in of.steps.tolist()]
+    steps += [step for each in several for of in each.blends for step in of.steps.tolist()]
     last = max([*steps, 1])
     return Range1d(-0.02 * last, 1.02 * last)
 

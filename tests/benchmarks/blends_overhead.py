@@ -1,0 +1,62 @@
+"""What measuring the weights of blends adds to training: `python -m tests.benchmarks.blends_overhead`.
+
+Times intervals of `train.log_every_steps` steps of the quickstart with InTI on one batch that is already on
+the device, with and without the measurement at their end, in turns, in one process. Needs motion_digits in
+--data_dir.
+"""
+
+import argparse
+import statistics
+import time
+
+import jax
+from flax import nnx
+
+from inti_jax import config
+from inti_jax.config.backbones import published
+from inti_jax.data.dataset import open_dataset
+from inti_jax.distributed import sharding
+from inti_jax.runs import initial, state
+from inti_jax.runs.record import Dataset, RunRecord
+from inti_jax.training import blends, optim, train_step
+from tests.benchmarks.loop_overhead import one_batch
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.blends_overhead")
+    parser.add_argument("--data_dir", default="data", help="where motion_digits is prepared")
+    parser.add_argument("--rounds", type=int, default=8)
+    arguments = parser.parse_args()
+    settings = config.load_config(
+        "configs/quickstart.py:compression=inti", [f"--config.data.data_dir={arguments.data_dir}"]
+    )
+    mesh = sharding.make_mesh(settings.mesh)
+    dataset = open_dataset(settings.data.name, settings.data.data_dir, "train")
+    transform, schedule = optim.make_optimizer(settings.train, settings.train.steps)
+    record = RunRecord(settings, Dataset.of(dataset), published(settings.model.backbone))
+    graphdef = nnx.graphdef(state.abstract_model(record))
+    target = state.abstract_state(record, transform, mesh)
+    train_state = initial.initial_state(record, transform, target)
+    step_fn = train_step.compile_step(settings, graphdef, transform, schedule, target, mesh)
+    measure, batch = blends.compile_figures(graphdef, mesh), one_batch(settings)
+    steps = settings.train.log_every_steps
+    seconds: dict[bool, list[float]] = {False: [], True: []}
+    for _ in range(1 + arguments.rounds):
+        for measured in (False, True):
+            started = time.perf_counter()
+            for _ in range(steps):
+                train_state, found = step_fn(train_state, batch)
+            if measured:
+                found = measure(train_state.params("raw"), batch["video"], batch["mask"])
+            jax.block_until_ready(found)
+            seconds[measured].append((time.perf_counter() - started) / steps)
+    # The first round compiles.
+    without, with_it = (statistics.median(seconds[measured][1:]) for measured in (False, True))
+    print(
+        f"a step {1000 * without:.1f} ms, with a measurement every {steps} steps {1000 * with_it:.1f} ms: "
+        f"ratio {with_it / without:.4f} (a measurement takes {1000 * steps * (with_it - without):.0f} ms)"
+    )
+
+
+if __name__ == "__main__":
+    main()
