@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 import inti_jax
-from inti_jax.errors import UsageError, run_command
+from inti_jax.errors import UsageError
+from inti_jax.host.command import run_command
 
 # By command, the module with its `main` and what the command does.
 COMMANDS = {

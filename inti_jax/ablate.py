@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from inti_jax import cli
 from inti_jax.ablation.experiments import EXPERIMENTS
 from inti_jax.cli.tables import for_stdout
-from inti_jax.errors import UsageError, run_command
+from inti_jax.errors import UsageError
+from inti_jax.host.command import run_command
 from inti_jax.host.paths import local_path
 
 

@@ -5,7 +5,8 @@ import dataclasses
 import json
 
 from inti_jax import cli, config
-from inti_jax.errors import UsageError, run_command
+from inti_jax.errors import UsageError
+from inti_jax.host.command import run_command
 from inti_jax.host.paths import local_path
 
 

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from inti_jax import cli
-from inti_jax.errors import UsageError, UserError, run_command
-from inti_jax.host.paths import local_path
+from inti_jax.errors import UsageError, UserError
+from inti_jax.host.command import run_command
+from inti_jax.host.paths import input_path, output_path
+from inti_jax.host.stores import shown
 from inti_jax.hub import names
 from inti_jax.hub.names import HubName, Place
 
@@ -72,7 +74,7 @@ def main(prog: str = "python -m inti_jax.convert") -> None:
     )
     parser.add_argument(
         "--out",
-        type=local_path,
+        type=output_path,
         metavar="F",
         help="file to write; with --to huggingface or hub, a directory",
     )
@@ -103,7 +105,7 @@ def main(prog: str = "python -m inti_jax.convert") -> None:
     )
     parser.add_argument(
         "--vocab",
-        type=local_path,
+        type=input_path,
         metavar="FILE",
         help="vocabulary of the text tower: bpe_simple_vocab_16e6.txt.gz, tokenizer.json, vocab.json, or a "
         "directory with one of them (default: the one beside SRC, if any)",
@@ -112,7 +114,7 @@ def main(prog: str = "python -m inti_jax.convert") -> None:
     cli.add_step_argument(parser)
     cli.add_weights_argument(parser)
     parser.add_argument(
-        "--verify", type=local_path, metavar="F", help="converted file to compare with --against"
+        "--verify", type=input_path, metavar="F", help="converted file to compare with --against"
     )
     parser.add_argument(
         "--against", type=names.place, metavar="SRC", help="checkpoint that --verify F was converted from"
@@ -220,10 +222,10 @@ def _add_peer_arguments(parser: argparse.ArgumentParser) -> None:
         "it holds the backbone, and is `model.pretrained` as well.",
     )
     group.add_argument(
-        "--labels", type=local_path, metavar="FILE", help="a text file with the name of a class in each line"
+        "--labels", type=input_path, metavar="FILE", help="a text file with the name of a class in each line"
     )
     group.add_argument(
-        "--pretrained", type=local_path, metavar="F", help="ST-Adapter: the converted CLIP that it goes on"
+        "--pretrained", type=input_path, metavar="F", help="ST-Adapter: the converted CLIP that it goes on"
     )
     group.add_argument("--frames", type=int, metavar="T", help="ST-Adapter: frames of a clip")
     group.add_argument(
@@ -297,7 +299,9 @@ def _give_back(arguments: argparse.Namespace) -> None:
         description = file.description
         written = export.export(file, description, naming, out)
     _print_description(description)
-    print(f"wrote       {out}: {naming} naming, {written} keys, in {time.monotonic() - start:.1f} s")
+    print(
+        f"wrote       {shown(str(out))}: {naming} naming, {written} keys, in {time.monotonic() - start:.1f} s"
+    )
 
 
 def _give_trained(arguments: argparse.Namespace, start: float) -> None:
@@ -314,7 +318,10 @@ def _give_trained(arguments: argparse.Namespace, start: float) -> None:
     print(f"trained     {found.record.config.model.adaptation}, {len(found.record.dataset.labels)} labels")
     print(f"backbone    {found.record.backbone.sha256 or 'random weights'}")
     print(f"hash        {digest}")
-    print(f"wrote       {out} ({out.stat().st_size / 1e6:.1f} MB) in {time.monotonic() - start:.1f} s")
+    print(
+        f"wrote       {shown(str(out))} ({out.stat().st_size / 1e6:.1f} MB) "
+        f"in {time.monotonic() - start:.1f} s"
+    )
 
 
 def _share(arguments: argparse.Namespace, start: float) -> None:
@@ -326,7 +333,9 @@ def _share(arguments: argparse.Namespace, start: float) -> None:
     size = (out / trained_file.SHARED).stat().st_size
     print(f"parameters  {'all' if done.whole else 'what trained'}, of step {done.step}")
     print(f"hash        {done.hash}")
-    print(f"wrote       {out} ({size / 1e6:.1f} MB of weights) in {time.monotonic() - start:.1f} s")
+    print(
+        f"wrote       {shown(str(out))} ({size / 1e6:.1f} MB of weights) in {time.monotonic() - start:.1f} s"
+    )
     print(f"next        complete {out / 'README.md'}, then: hf upload ORGANISATION/{out.name} {out}")
 
 
@@ -347,7 +356,10 @@ def _verify(path: Path, source: Place) -> None:
 def _print_written(out: Path, arrays: "Mapping[str, LazyArray]", digest: str, start: float) -> None:
     print(f"parameters  {_counts({name: array.shape for name, array in arrays.items()})}")
     print(f"hash        {digest}")
-    print(f"wrote       {out} ({out.stat().st_size / 1e6:.1f} MB) in {time.monotonic() - start:.1f} s")
+    print(
+        f"wrote       {shown(str(out))} ({out.stat().st_size / 1e6:.1f} MB) "
+        f"in {time.monotonic() - start:.1f} s"
+    )
 
 
 def _print_description(description: "Description") -> None:

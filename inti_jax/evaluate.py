@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from inti_jax import cli
 from inti_jax.cli import tables
 from inti_jax.cli.tables import Table
-from inti_jax.errors import UsageError, UserError, run_command
-from inti_jax.host.paths import local_path
+from inti_jax.errors import UsageError, UserError
+from inti_jax.host.command import run_command
+from inti_jax.host.paths import run_path
 
 if TYPE_CHECKING:
     from inti_jax.evaluation.analysis import Comparison, Evaluated, Figures
@@ -49,14 +50,14 @@ def main(prog: str = "python -m inti_jax.evaluate") -> None:
     parser.add_argument(
         "runs",
         nargs="+",
-        type=local_path,
+        type=run_path,
         metavar="RUN",
         help="run directories, or files in their predictions/",
     )
     parser.add_argument(
         "--against",
         nargs="+",
-        type=local_path,
+        type=run_path,
         metavar="RUN",
         default=[],
         help="compare the others with these runs, as two sides of several seeds or folds each (default: "

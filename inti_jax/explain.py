@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from inti_jax import cli
 from inti_jax.cli import terminal
 from inti_jax.cli.callable_module import make_callable
-from inti_jax.errors import UserError, run_command
+from inti_jax.errors import UserError
 from inti_jax.evaluation import inputs
-from inti_jax.host.paths import local_path
+from inti_jax.host.command import run_command
+from inti_jax.host.paths import output_path
 
 if TYPE_CHECKING:
     from inti_jax.evaluation.explanation import Explanation
@@ -33,10 +34,10 @@ def main(prog: str = "python -m inti_jax.explain") -> None:
         epilog="example: %(prog)s --checkpoint runs/mine my_videos/*.mp4 --out explained.html",
     )
     inputs.add_arguments(parser)
-    parser.add_argument("--out", required=True, type=local_path, metavar="F.html", help="page to write")
+    parser.add_argument("--out", required=True, type=output_path, metavar="F.html", help="page to write")
     parser.add_argument(
         "--animation",
-        type=local_path,
+        type=output_path,
         metavar="F.gif|F.mp4",
         help="also write the frames beside their heat maps as an animation, one video after the other",
     )

@@ -15,10 +15,11 @@ from jaxtyping import Float, Int64
 
 from inti_jax import cli
 from inti_jax.cli import terminal
-from inti_jax.errors import UsageError, UserError, naming, run_command
+from inti_jax.errors import UsageError, UserError, naming
 from inti_jax.evaluation import inputs
-from inti_jax.host import archives
-from inti_jax.host.paths import local_path
+from inti_jax.host import archives, stores
+from inti_jax.host.command import run_command
+from inti_jax.host.paths import output_path
 
 if TYPE_CHECKING:
     from inti_jax.hub.names import Place
@@ -54,7 +55,7 @@ def main(prog: str = "python -m inti_jax.features") -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     inputs.add_arguments(parser)
-    parser.add_argument("--out", type=local_path, required=True, metavar="F.npz", help="file to write")
+    parser.add_argument("--out", type=output_path, required=True, metavar="F.npz", help="file to write")
     parser.add_argument(
         "--frames", action="store_true", help="write the features of frames, before the average over time"
     )
@@ -125,16 +126,16 @@ def write(
                     spans.append(_spans(model.frames_of_views(outcome.info), len(rows)))
                 else:
                     rows = outcome.values.mean(axis=0, keepdims=True)
-                found.append(str(outcome.path))
+                found.append(stores.shown(str(outcome.path)))
                 offsets.append(offsets[-1] + len(rows))
                 with naming(out):
                     spool.write(np.ascontiguousarray(rows, np.float32).tobytes())
         for path, reason in videos.left_out:
-            print(f"error: {path}: {reason}", file=sys.stderr, flush=True)
+            print(stores.shown(f"error: {path}: {reason}"), file=sys.stderr, flush=True)
         missing += videos.left_out
         arrays = {
             "videos": _texts(found),
-            "missing": _texts([str(path) for path, _ in missing]),
+            "missing": _texts([stores.shown(str(path)) for path, _ in missing]),
             "reasons": _texts([reason for _, reason in missing]),
         }
         if frames:

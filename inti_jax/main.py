@@ -3,8 +3,9 @@
 import argparse
 
 from inti_jax import cli
-from inti_jax.errors import UsageError, run_command
-from inti_jax.host.paths import local_path
+from inti_jax.errors import UsageError
+from inti_jax.host.command import run_command
+from inti_jax.host.paths import run_path
 
 
 def main(prog: str = "python -m inti_jax.main") -> None:
@@ -20,7 +21,11 @@ def main(prog: str = "python -m inti_jax.main") -> None:
     )
     cli.add_config_argument(parser)
     parser.add_argument(
-        "--workdir", required=True, type=local_path, metavar="DIR", help="directory of the run"
+        "--workdir",
+        required=True,
+        type=run_path,
+        metavar="DIR",
+        help="directory of the run, or its URL in a bucket",
     )
     parser.add_argument(
         "--mode", choices=("train", "eval"), default="train", help="train and evaluate, or only evaluate"

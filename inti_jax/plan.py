@@ -8,7 +8,8 @@ import logging
 
 from inti_jax import cli, config
 from inti_jax.cost import topology
-from inti_jax.errors import UsageError, run_command
+from inti_jax.errors import UsageError
+from inti_jax.host.command import run_command
 from inti_jax.hub import names
 
 log = logging.getLogger("inti_jax")

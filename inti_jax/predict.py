@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from inti_jax import cli
 from inti_jax.cli import tables, terminal
-from inti_jax.errors import UsageError, UserError, naming, run_command
+from inti_jax.errors import UsageError, UserError, naming
 from inti_jax.evaluation import inputs
-from inti_jax.host.paths import local_path
+from inti_jax.host import stores
+from inti_jax.host.command import run_command
+from inti_jax.host.paths import input_path, local_path, output_path
 
 if TYPE_CHECKING:
     from inti_jax.hub.names import Place
@@ -45,7 +47,7 @@ def main(prog: str = "python -m inti_jax.predict") -> None:
     parser.add_argument("--json", action="store_true", help="print a JSON list with an entry for each video")
     parser.add_argument(
         "--out",
-        type=local_path,
+        type=output_path,
         metavar="F.csv|F.json",
         help="write a file instead of printing: a CSV file with one row a video, which has its status (ok or "
         "missing), the reason if missing, and the K labels with their probabilities; or what --json prints",
@@ -126,22 +128,21 @@ def predict_files(
     with contextlib.closing(model(paths, progress=progress)) as outcomes:
         for found in outcomes:
             if found.values is None:
-                yield {"video": str(found.path), "error": found.error}
+                yield {"video": stores.shown(str(found.path)), "error": found.error}
                 continue
             probabilities = found.values.mean(axis=0)
             best = np.argsort(-probabilities, kind="stable")[:topk]
             entries = [{"label": labels[k], "probability": float(probabilities[k])} for k in best]
-            yield {"video": str(found.path), "predictions": entries}
+            yield {"video": stores.shown(str(found.path)), "predictions": entries}
 
 
 def _labels(text: str) -> tuple[str, ...]:
     """Read the value of --labels: a list with commas, or else the path of a file."""
     from inti_jax.data.builders.annotations import read_labels
 
-    path = local_path(text)
-    if "," in text and not path.is_file():
+    if "," in text and (stores.is_url(text) or not local_path(text).is_file()):
         return tuple(label.strip() for label in text.split(","))
-    return read_labels(path)
+    return read_labels(input_path(text))
 
 
 def _print(result: Result) -> None:

@@ -4,8 +4,8 @@ import argparse
 
 from inti_jax import cli
 from inti_jax.cli import tables
-from inti_jax.errors import run_command
-from inti_jax.host.paths import local_path
+from inti_jax.host.command import run_command
+from inti_jax.host.paths import output_path, run_path
 
 
 def main(prog: str = "python -m inti_jax.report") -> None:
@@ -16,9 +16,9 @@ def main(prog: str = "python -m inti_jax.report") -> None:
         "checkpoint with its own views and dataset. Other evaluations (`main --mode eval`) get extra rows "
         "that name the difference.",
     )
-    parser.add_argument("runs", nargs="+", type=local_path, metavar="RUN", help="run directories")
+    parser.add_argument("runs", nargs="+", type=run_path, metavar="RUN", help="run directories")
     parser.add_argument(
-        "--out", required=True, type=local_path, metavar="DIR", help="directory for the report's files"
+        "--out", required=True, type=output_path, metavar="DIR", help="directory for the report's files"
     )
     parser.add_argument("--title", default="Comparison of runs")
     arguments = parser.parse_args()

@@ -1,8 +1,10 @@
-"""Trainings of two processes that are killed at random: `python -m tests.chaos --runs 50 [--seed 0]`.
+"""Trainings of two processes that are killed at random: `python -m tests.chaos --runs 50 [--store gs]`.
 
 Each run is hit by one to three faults, one after the other, and started again after each: SIGKILL of one
 process or both, SIGTERM to one or both, either of these while a checkpoint is being written, or a full disk
-(a small tmpfs, where this user may mount one). What has to hold:
+(a small tmpfs, where this user may mount one). With `--store gs` the runs lie in an emulated bucket, which
+for some seconds refuses requests, is slow, cuts connections or lacks the permission to delete, in place of
+full disks. What has to hold:
 
 - no process lives longer than its limit after a fault, unless it waits for others to start, which it does for
   five minutes: then it gets SIGTERM, as launchers do;
@@ -26,13 +28,16 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from tests.processes import start_main
 from tests.records import computed
+from tests.stores.emulator import BUCKET, Emulator, Faults, running
 
 PROCESSES = 2
 STEPS = 30
@@ -42,7 +47,16 @@ FAULT_LIMIT = 90
 # The share of all faults that come before the first step.
 STARTED = 0.25
 
-KINDS = ("kill one", "kill all", "term one", "term all", "kill in save", "term in save", "full disk")
+_SIGNALS = ("kill one", "kill all", "term one", "term all", "kill in save", "term in save")
+_OF_STORE = {
+    "refusals": {"unavailable": 0.5},
+    "slowness": {"slow": 0.5},
+    "cuts": {"cut": 0.3},
+    "no deletion": {"may_delete": False},
+}
+KINDS = {"disk": (*_SIGNALS, "full disk"), "gs": (*_SIGNALS, *_OF_STORE)}
+# Seconds that a fault of the store lasts.
+_OUTAGE = 8
 # Bytes of the disk that becomes full: three checkpoints, what is being written, and the rest of a run.
 _DISK = 64 * 2**20
 
@@ -58,22 +72,86 @@ class Fault:
     victim: int
 
 
-def draw(seed: int, number: int, kinds: tuple[str, ...] = KINDS) -> list[Fault]:
+def draw(seed: int, number: int, kinds: tuple[str, ...]) -> list[Fault]:
     rng = random.Random(f"{seed}-{number}")
     return [
         Fault(rng.choice(kinds), rng.random(), rng.randrange(PROCESSES)) for _ in range(rng.randint(1, 3))
     ]
 
 
-class Training:
-    """Processes that train together in `workdir`, what they say in `logs`."""
+class Directory:
+    """Where a run lies on a disk."""
 
-    def __init__(self, workdir: Path, data: Path, logs: Path):
+    def __init__(self, disk: Path):
+        self.disk = disk
+        self.workdir = str(disk / "run")
+
+    def names(self) -> list[str]:
+        """The paths of all files of the run, below its directory."""
+        root = Path(self.workdir)
+        # A directory may go while it is walked.
+        return [
+            str(Path(directory, name).relative_to(root))
+            for directory, _, files in os.walk(root)
+            for name in files
+        ]
+
+    def strike(self, kind: str) -> None:
+        """Fill the disk."""
+        assert kind == "full disk"
+        with contextlib.suppress(OSError), (self.disk / "ballast").open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(2**16))
+
+    def recover(self) -> None:
+        """Empty the disk again."""
+        (self.disk / "ballast").unlink(missing_ok=True)
+
+    def records(self) -> list[dict[str, Any]]:
+        """What the run computed."""
+        return computed(Path(self.workdir))
+
+
+class Bucket:
+    """Where a run lies in an emulated store."""
+
+    def __init__(self, emulator: Emulator, disk: Path):
+        self._emulator, self.disk = emulator, disk
+        self._below = f"{disk.name}/run/"
+        self.workdir = f"gs://{BUCKET}/{disk.name}/run"
+
+    def names(self) -> list[str]:
+        """The paths of all files of the run, below its directory."""
+        return [name.removeprefix(self._below) for name in self._emulator.names(self._below)]
+
+    def strike(self, kind: str) -> None:
+        """Let the store have a fault, until `recover` or, of most kinds, for some seconds."""
+        self._emulator.faults = Faults(**_OF_STORE[kind])
+        if kind != "no deletion":
+            threading.Timer(_OUTAGE, self.recover).start()
+
+    def recover(self) -> None:
+        """End the fault of the store."""
+        self._emulator.faults = Faults()
+
+    def records(self) -> list[dict[str, Any]]:
+        """What the run computed."""
+        (self.disk / "metrics.jsonl").write_bytes(self._emulator.read(f"{self._below}metrics.jsonl"))
+        return computed(self.disk)
+
+
+Place = Directory | Bucket
+
+
+class Training:
+    """Processes that train together at `place`, what they say in `logs`."""
+
+    def __init__(self, place: Place, data: Path, logs: Path):
         logs.mkdir(parents=True, exist_ok=True)
         # With the default `hosts.silent_seconds`: on a busy machine a healthy process may be silent for 10 s.
         arguments = [
             "--config", "configs/quickstart.py:compression=inti",
-            "--workdir", str(workdir), f"--config.data.data_dir={data}", f"--config.train.steps={STEPS}",
+            "--workdir", place.workdir, f"--config.data.data_dir={data}", f"--config.train.steps={STEPS}",
             "--config.train.global_batch=4", "--config.train.log_every_steps=1",
             "--config.train.eval_every_steps=15", "--config.checkpoint.every_steps=6",
             "--config.eval.batch=4", "--config.data.num_frames=4",
@@ -114,23 +192,28 @@ class Training:
         return "".join(f"\n  [{index}] {tail}" for index, tail in enumerate(tails))
 
 
-def finished_steps(workdir: Path) -> list[int]:
-    directory = workdir / "checkpoints"
-    names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
-    return sorted(int(name) for name in names if name.isdecimal())
+def finished_steps(place: Place) -> list[int]:
+    found = (re.fullmatch(r"checkpoints/(\d+)/checksums.json", name) for name in place.names())
+    return sorted(int(match[1]) for match in found if match)
 
 
-def await_save(training: Training, workdir: Path) -> None:
+def saving(place: Place) -> bool:
+    """Whether there are files of a checkpoint that is not finished, or about to be deleted."""
+    found = (re.match(r"checkpoints/(\d+)", name) for name in place.names())
+    return not {int(match[1]) for match in found if match} <= set(finished_steps(place))
+
+
+def await_save(training: Training, place: Place) -> None:
     """Until a checkpoint is being written, or the processes have ended."""
-    while training.running() and not list((workdir / "checkpoints").glob("*.partial*")):
+    while training.running() and not saving(place):
         time.sleep(0.005)
 
 
-def await_moment(fault: Fault, training: Training, workdir: Path, start_time: float) -> None:
+def await_moment(fault: Fault, training: Training, place: Place, start_time: float) -> None:
     """Wait until the fault is due, by steps, whose time varies, or until the processes have ended."""
     seconds = fault.moment / STARTED * start_time
     if fault.kind.endswith("in save"):
-        await_save(training, workdir)
+        await_save(training, place)
         seconds = fault.moment / 3
     elif fault.moment > STARTED:
         step = 1 + (fault.moment - STARTED) / (1 - STARTED) * (STEPS - 1)
@@ -142,13 +225,11 @@ def await_moment(fault: Fault, training: Training, workdir: Path, start_time: fl
         time.sleep(0.01)
 
 
-def strike(fault: Fault, training: Training, workdir: Path, start_time: float) -> None:
+def strike(fault: Fault, training: Training, place: Place, start_time: float) -> None:
     """Wait for the fault's moment, and let it happen."""
-    await_moment(fault, training, workdir, start_time)
-    if fault.kind == "full disk":
-        with contextlib.suppress(OSError), (workdir.parent / "ballast").open("wb", buffering=0) as file:
-            while True:
-                file.write(bytes(2**16))
+    await_moment(fault, training, place, start_time)
+    if fault.kind not in _SIGNALS:
+        place.strike(fault.kind)
         return
     number = signal.SIGKILL if fault.kind.startswith("kill") else signal.SIGTERM
     victims = training.processes if fault.kind.endswith("all") else [training.processes[fault.victim]]
@@ -162,25 +243,29 @@ def strike(fault: Fault, training: Training, workdir: Path, start_time: float) -
                 process.send_signal(signal.SIGTERM)
 
 
-def check_aftermath(fault: Fault, training: Training, statuses: list[int], workdir: Path) -> None:
+def check_aftermath(fault: Fault, training: Training, statuses: list[int], place: Place) -> None:
     """Raises Broken where a fault ended otherwise than it should."""
     log = training.log(0)
-    steps = finished_steps(workdir)
+    steps = finished_steps(place)
     if statuses == [0] * PROCESSES:
         return  # the fault came too late
     if fault.kind.startswith("term"):
         stopped = re.search(r"^stopped by SIGTERM at step (\d+)", log, re.MULTILINE)
         early = "stopped by SIGTERM before the first step" in log or -signal.SIGTERM in statuses
         if stopped and statuses == [128 + signal.SIGTERM] * PROCESSES:
-            last = max((r["step"] for r in computed(workdir) if r["split"] == "train"), default=0)
+            last = max((r["step"] for r in place.records() if r["split"] == "train"), default=0)
             if not steps or not steps[-1] == int(stopped[1]) == last:
                 raise Broken(f"stopped at step {stopped[1]}, with checkpoints {steps} and records to {last}")
         elif not early:
             raise Broken(f"SIGTERM ended with {statuses}{training.said()}")
     if fault.kind == "full disk":
         said = [line for line in log.splitlines() if line.startswith("error: ")]
-        if len(said) != 1 or "No space left on device" not in said[0] or str(workdir) not in said[0]:
+        if len(said) != 1 or "No space left on device" not in said[0] or place.workdir not in said[0]:
             raise Broken(f"a full disk ended with {statuses}{training.said()}")
+    if fault.kind in _OF_STORE:
+        said = [line for line in log.splitlines() if line.startswith("error: ")]
+        if len(said) != 1 or "gs://" not in said[0] or "Traceback" in log:
+            raise Broken(f"{fault.kind} of the store ended with {statuses}{training.said()}")
 
 
 def survive(number: int, faults: list[Fault], run: "Runs", say: Callable[[str], None]) -> None:
@@ -194,41 +279,46 @@ def survive(number: int, faults: list[Fault], run: "Runs", say: Callable[[str], 
 
 
 def _survive(number: int, faults: list[Fault], run: "Runs", say: Callable[[str], None], disk: Path) -> None:
-    workdir = disk / "run"
+    place = run.place(disk)
     for count, fault in enumerate([*faults, None]):
-        expected = (finished_steps(workdir) or [0])[-1]
-        training = Training(workdir, run.data, run.logs(number, count))
+        expected = (finished_steps(place) or [0])[-1]
+        training = Training(place, run.data, run.logs(number, count))
         if fault is None:
             statuses = training.wait(RUN_LIMIT)
             if statuses != [0] * PROCESSES:
                 raise Broken(f"the last start ended with {statuses}{training.said()}")
         else:
-            strike(fault, training, workdir, run.start_seconds)
+            strike(fault, training, place, run.start_seconds)
             struck = time.monotonic()
-            statuses = training.wait(FAULT_LIMIT)
+            # A fault of the store need not end the run.
+            statuses = training.wait(RUN_LIMIT if fault.kind in _OF_STORE else FAULT_LIMIT)
             say(
                 f"  {fault.kind} at {fault.moment:.2f}: statuses {statuses} after "
-                f"{time.monotonic() - struck:.1f} s, checkpoints {finished_steps(workdir)}"
+                f"{time.monotonic() - struck:.1f} s, checkpoints {finished_steps(place)}"
             )
-            check_aftermath(fault, training, statuses, workdir)
-            (disk / "ballast").unlink(missing_ok=True)
+            place.recover()
+            check_aftermath(fault, training, statuses, place)
         resumed = re.search(r"resuming from the checkpoint of step (\d+)", training.log(0))
         if (resumed or fault is None) and int(resumed[1] if resumed else 0) != expected:
             raise Broken(f"went on from {resumed and resumed[1]} instead of {expected}{training.said()}")
-    if computed(workdir) != run.expected:
-        raise Broken(f"the metrics differ from an undisturbed run's: {workdir / 'metrics.jsonl'}")
+    if place.records() != run.expected:
+        raise Broken(f"the metrics differ from an undisturbed run's: {place.workdir}/metrics.jsonl")
 
 
 class Runs:
     """The dataset, an undisturbed run, and where others work."""
 
-    def __init__(self, directory: Path, data: Path | None = None):
+    def __init__(self, directory: Path, data: Path | None = None, emulator: Emulator | None = None):
         self.directory = directory
+        self._emulator = emulator
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(directory / "compiled"))
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
         os.environ["PYTHONFAULTHANDLER"] = "1"
         self.data = data or self._prepare(directory / "data")
-        whole = Training(directory / "whole", self.data, directory / "logs-whole")
+        (directory / "whole").mkdir()
+        # Undisturbed, on a disk.
+        place = Directory(directory / "whole")
+        whole = Training(place, self.data, directory / "logs-whole")
         started = time.monotonic()
         while whole.running() and not whole.step():
             time.sleep(0.01)
@@ -236,7 +326,11 @@ class Runs:
         statuses = whole.wait(RUN_LIMIT)
         if statuses != [0] * PROCESSES:
             raise Broken(f"the undisturbed run ended with {statuses}{whole.said()}")
-        self.expected = computed(directory / "whole")
+        self.expected = place.records()
+
+    def place(self, disk: Path) -> Place:
+        """Where a run lies that may use the directory `disk`."""
+        return Directory(disk) if self._emulator is None else Bucket(self._emulator, disk)
 
     @contextlib.contextmanager
     def disk(self, small: bool) -> Iterator[Path]:
@@ -259,7 +353,7 @@ class Runs:
         """Keep what is on the disk of a run beside what its processes said; gives the directory of both."""
         place = self.directory / f"run-{number}"
         shutil.copytree(disk, place / "disk", ignore=shutil.ignore_patterns("ballast"))
-        shutil.copy(self.directory / "whole" / "metrics.jsonl", place / "expected.jsonl")
+        shutil.copy(self.directory / "whole" / "run" / "metrics.jsonl", place / "expected.jsonl")
         return place
 
     def can_mount(self) -> bool:
@@ -282,17 +376,25 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=50)
     parser.add_argument("--only", type=int, nargs="*", metavar="I", help="these runs alone")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--kinds", choices=KINDS, nargs="*", default=KINDS, help="faults of these kinds alone"
-    )
+    parser.add_argument("--store", choices=KINDS, default="disk", help="where the runs lie")
+    every = tuple(dict.fromkeys(kind for kinds in KINDS.values() for kind in kinds))
+    parser.add_argument("--kinds", choices=every, nargs="*", help="faults of these kinds alone")
     arguments = parser.parse_args()
+    with contextlib.ExitStack() as stack:
+        emulator = stack.enter_context(running()) if arguments.store == "gs" else None
+        if emulator is not None:
+            os.environ.update(emulator.environment())
+        return _main(arguments, emulator)
+
+
+def _main(arguments: argparse.Namespace, emulator: Emulator | None) -> int:
     directory = Path(tempfile.mkdtemp(prefix="chaos-"))
-    runs = Runs(directory)
+    runs = Runs(directory, emulator=emulator)
     print(
         f"undisturbed: {runs.start_seconds:.0f} s to step 1, {len(runs.expected)} records; in {directory}",
         flush=True,
     )
-    kinds = tuple(arguments.kinds)
+    kinds = tuple(arguments.kinds or KINDS[arguments.store])
     if "full disk" in kinds and not runs.can_mount():
         kinds = tuple(kind for kind in kinds if kind != "full disk")
         print("skipped: full disks, since this user may not mount a tmpfs", flush=True)
@@ -305,8 +407,8 @@ def main() -> int:
             survive(number, faults, runs, lambda text: print(text, flush=True))
         except Broken as error:
             broken.append(number)
-            again = f"python -m tests.chaos --seed {arguments.seed} --only {number}"
-            if set(kinds) != set(KINDS):
+            again = f"python -m tests.chaos --store {arguments.store} --seed {arguments.seed} --only {number}"
+            if set(kinds) != set(KINDS[arguments.store]):
                 again += " --kinds " + " ".join(map(shlex.quote, kinds))
             print(f"  BROKEN: {error}\n  again: {again}", flush=True)
         else:

@@ -9,7 +9,7 @@ from inti_jax import convert as convert_command
 from inti_jax import evaluate as evaluate_command
 from inti_jax import plan as plan_command
 from inti_jax import report as report_command
-from inti_jax.errors import run_command
+from inti_jax.host.command import run_command
 from inti_jax.prepare import __main__ as prepare_command
 
 

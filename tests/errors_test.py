@@ -9,7 +9,8 @@ import pytest
 
 SCRIPT = """
 import os, sys
-from inti_jax.errors import UserError, run_command
+from inti_jax.errors import UserError
+from inti_jax.host.command import run_command
 
 def main():
     for text in sys.argv[2:]:

@@ -110,7 +110,7 @@ def test_inti_jax_starts_without_jax():
         (["--config", CONFIG, "--config.mesh.data=16"], 2, "`mesh` is data=16"),
         (["--config", CONFIG, "--coordinator_address", "localhost:1"], 2, "give all three, or none"),
         (["--config", CONFIG, "--mode", "eval"], 2, "give the directory of a run"),
-        (["--config", CONFIG, "--config.data.data_dir=gs://b/data"], 2, "mount the bucket"),
+        (["--config", CONFIG, "--config.data.data_dir=gcs://b/data"], 2, "URL of an unknown kind"),
         (["--config", CONFIG, "--profile", "10:15"], 2, "write it as steps=FIRST:LAST"),
         (["--config", CONFIG, "--weights", "raw"], 2, "--weights needs --mode eval"),
         (["--config", CONFIG, "--workers", "3"], 2, "unknown argument: --workers"),

@@ -6,6 +6,7 @@ import logging
 from inti_jax import config
 from inti_jax.cli import terminal
 from inti_jax.config import Config
+from inti_jax.host import stores
 
 
 def add_config_argument(parser: argparse.ArgumentParser, use: str | None = None) -> None:
@@ -74,6 +75,14 @@ def _step(text: str) -> int | str:
     raise argparse.ArgumentTypeError(f"{text!r} is neither a step nor `best`")
 
 
+class _Shown(logging.Formatter):
+    """A formatter that writes URLs in place of the paths that stand for them on this machine."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Format the record as a line."""
+        return stores.shown(super().format(record))
+
+
 def setup_logging(process_index: int = 0) -> None:
     """Log the project's own messages to stderr, one line each; other libraries' only from warnings up.
 
@@ -81,7 +90,7 @@ def setup_logging(process_index: int = 0) -> None:
     """
     handler = terminal.Log()
     prefix = f"process {process_index}: " if process_index else ""
-    handler.setFormatter(logging.Formatter(f"%(asctime)s {prefix}%(message)s", "%H:%M:%S"))
+    handler.setFormatter(_Shown(f"%(asctime)s {prefix}%(message)s", "%H:%M:%S"))
     logger = logging.getLogger("inti_jax")
     logger.handlers = [handler]
     logger.setLevel(logging.WARNING if process_index else logging.INFO)

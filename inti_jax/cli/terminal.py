@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterator
 from typing import TextIO
 
+from inti_jax.host import stores
+
 Stream = TextIO | io.TextIOBase
 
 
@@ -18,10 +20,13 @@ def coloured(stream: Stream) -> bool:
 
 
 def say(text: str, stream: Stream | None = None) -> None:
-    """Print a text on stdout, or on `stream`, at once. On a terminal, progress bars make room for it."""
+    """Print a text on stdout, or on `stream`, at once. On a terminal, progress bars make room for it.
+
+    URLs stand in it in place of the paths that stand for them on this machine.
+    """
     stream = sys.stdout if stream is None else stream
     with _beside_bars(stream):
-        print(text, file=stream, flush=True)
+        print(stores.shown(text), file=stream, flush=True)
 
 
 class Log(logging.StreamHandler):

@@ -14,7 +14,8 @@ import pydantic
 from inti_jax.config import checks, literals
 from inti_jax.config.backbones import AUTO, BACKBONES, BackboneSize
 from inti_jax.config.schema import Config
-from inti_jax.errors import UsageError, UserError
+from inti_jax.errors import UserError
+from inti_jax.host import stores
 from inti_jax.host.paths import local_path
 from inti_jax.hub import names
 from inti_jax.hub.names import Place
@@ -162,8 +163,10 @@ def _with_local_paths(config: Config) -> Config:
         if not text:  # not given
             return text
         try:
+            if stores.is_url(text):
+                return stores.check(text)
             path = read(text)
-        except UsageError as error:
+        except UserError as error:
             raise ConfigError(f"config: `{key}`: {error}") from None
         # Keep the path as written unless it has `~`: `./random` is a file, `random` is not.
         return str(path) if text.startswith("~") else text

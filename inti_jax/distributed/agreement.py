@@ -18,6 +18,7 @@ import jax
 
 from inti_jax.distributed import coordination, liveness
 from inti_jax.errors import UserError, naming
+from inti_jax.host import stores
 
 # Hosts may differ in where they keep files and in how they load them.
 _OWN = ("config.model.pretrained", "config.data.data_dir", "config.data.workers", "config.data.threads")
@@ -40,6 +41,9 @@ def check_workdir(workdir: Path) -> None:
     if jax.process_count() == 1:
         return
     liveness.note("checking that all processes share the workdir", slow=True)
+    if url := stores.origin(workdir):
+        _agree({"--workdir": url}, _different)
+        return
     client, first = coordination.client(), jax.process_index() == 0
     key, probe = f"inti_jax/probe/{next(_rounds)}", workdir / "seen-by-all"
     if first:

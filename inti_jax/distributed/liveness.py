@@ -21,7 +21,7 @@ from typing import Any
 import jax
 
 from inti_jax import config
-from inti_jax.errors import say
+from inti_jax.host.command import say
 
 log = logging.getLogger("inti_jax")
 

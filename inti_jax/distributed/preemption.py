@@ -24,7 +24,8 @@ from typing import Any
 import jax
 
 from inti_jax.distributed import coordination
-from inti_jax.errors import Stopped, UserError, say
+from inti_jax.errors import Stopped, UserError
+from inti_jax.host.command import say
 
 log = logging.getLogger("inti_jax")
 

@@ -13,8 +13,9 @@ from pathlib import Path
 from inti_jax import cli, config
 from inti_jax.doctor import checkup
 from inti_jax.doctor.checkup import Layer
-from inti_jax.errors import UsageError, run_command
-from inti_jax.host.paths import local_path
+from inti_jax.errors import UsageError
+from inti_jax.host.command import run_command
+from inti_jax.host.paths import run_path
 
 
 def main(prog: str = "python -m inti_jax.doctor") -> None:
@@ -30,7 +31,7 @@ def main(prog: str = "python -m inti_jax.doctor") -> None:
     cli.add_config_argument(parser, "config of the run to try (default: a tiny one on rendered videos)")
     parser.add_argument(
         "--workdir",
-        type=local_path,
+        type=run_path,
         metavar="DIR",
         help="intended directory of the run: the doctor writes a checkpoint below it and deletes it "
         "(default: a temporary directory)",

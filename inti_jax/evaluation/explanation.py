@@ -22,7 +22,7 @@ from inti_jax.data.codec.decode import DecodeError
 from inti_jax.data.dataset import FileDataset
 from inti_jax.errors import UserError
 from inti_jax.evaluation.classifier import VideoClassifier, load
-from inti_jax.host.paths import local_path
+from inti_jax.host.paths import input_path
 from inti_jax.models import attribution, parameters
 from inti_jax.models.trace import Blend, Trace
 from inti_jax.models.video import VideoModel
@@ -145,7 +145,7 @@ class Explainer:
         a folder of frames. Raises UserError for other videos, and for a file that does not decode.
         """
         if isinstance(video, str | os.PathLike):
-            path = local_path(video)
+            path = input_path(video)
             return self._explain(str(path), *self._decode(path))
         clips, several = self._model.crop(video)
         if several:

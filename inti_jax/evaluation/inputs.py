@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from inti_jax import cli
 from inti_jax.errors import UsageError, UserError
-from inti_jax.host.paths import local_path
+from inti_jax.host.paths import input_path
 from inti_jax.hub import names
 
 _LISTS = (".txt", ".csv", ".tsv", ".lst")
@@ -26,13 +26,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "videos",
         nargs="*",
-        type=local_path,
+        type=input_path,
         metavar="VIDEO",
         help="video files, folders of them (links are followed), or folders of a video's numbered frames",
     )
     parser.add_argument(
         "--list",
-        type=local_path,
+        type=input_path,
         metavar="FILE",
         help="text file with further VIDEOs, one a line, relative to the current directory; - is stdin",
     )
@@ -131,7 +131,7 @@ def _read_list(path: Path) -> list[Path]:
     for number, line in enumerate(lines, start=1):
         if line:
             try:
-                paths.append(local_path(os.fsdecode(line)))
+                paths.append(input_path(os.fsdecode(line)))
             except UsageError as error:
                 raise UsageError(f"--list {path} line {number}: {error}") from None
     if not paths:

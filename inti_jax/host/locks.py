@@ -1,4 +1,4 @@
-"""Lock files so that one process at a time holds them, across machines and network file systems."""
+"""Lock files so that one process at a time holds them, across machines, network file systems and stores."""
 
 import contextlib
 import errno
@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from inti_jax.errors import naming
+from inti_jax.host import leases, stores
+from inti_jax.host.leases import HeldError
 
 # Attempts to open the file that may fail in a row because other processes remove its directory.
 _ATTEMPTS = 100
-
-
-class HeldError(Exception):
-    """The error that another process holds the file. Its message is that process's note about itself."""
 
 
 @contextlib.contextmanager
@@ -25,8 +23,13 @@ def held(path: Path) -> Iterator[None]:
     """Hold the file `path`: create it, with its directory, lock it, and remove it in the end.
 
     The lock ends with the process, however abruptly that ends. Where a file system has no locks, several
-    processes may hold the file. Raises HeldError where another process holds it.
+    processes may hold the file. In an object store, where files cannot be locked, see `leases`. Raises
+    HeldError where another process holds it.
     """
+    if url := stores.origin(path):
+        with leases.held(url):
+            yield
+        return
     with _locked(path) as file:
         try:
             with naming(path):

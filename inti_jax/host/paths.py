@@ -1,13 +1,17 @@
-"""Read the paths that users write, and make paths that any library can read."""
+"""Read the paths and URLs that users write, and make paths that any library can read."""
 
 import contextlib
 import fcntl
 import os
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import TypeVar
 
 from inti_jax.errors import UsageError
+from inti_jax.host import mirrors, stores
+
+P = TypeVar("P", bound=PurePath)
 
 # Characters to which no library gives a meaning of its own.
 _PLAIN = re.compile(r"[\w./@+=,-]+", re.ASCII)
@@ -25,10 +29,8 @@ def local_path(text: str | os.PathLike[str]) -> Path:
         raise UsageError(
             f"{text} is a name on the Hugging Face Hub, and here a path on this machine is needed"
         )
-    if "://" in text:
-        raise UsageError(
-            f"{text} is a URL: mount the bucket (gcsfuse) and give the path there, see docs/pods.md"
-        )
+    if stores.is_url(text):
+        raise UsageError(f"{text} is a URL, and here only a path on this machine can be used")
     if not text or "\0" in text:
         raise UsageError(f"{text!r} is no path: " + ("it has a null character" if text else "it is empty"))
     path = Path(text)
@@ -44,8 +46,39 @@ def local_path(text: str | os.PathLike[str]) -> Path:
     return path.absolute() if str(path).startswith("~") else path
 
 
+def input_path(text: str | os.PathLike[str]) -> Path:
+    """Turn a user's text into the path of a file to read; the file of a URL is fetched into a cache first.
+
+    Raises the errors of `local_path`, and UserError where a URL cannot be read.
+    """
+    text = os.fspath(text)
+    return stores.fetch(text) if stores.is_url(text) else local_path(text)
+
+
+def output_path(text: str | os.PathLike[str]) -> Path:
+    """Turn a user's text into the path of a file to write.
+
+    The file of a URL is written on this machine, and to its URL when the command ends. Raises the errors of
+    `local_path`, and UserError where nothing can be written at a URL.
+    """
+    text = os.fspath(text)
+    return mirrors.output(text) if stores.is_url(text) else local_path(text)
+
+
+def run_path(text: str | os.PathLike[str]) -> Path:
+    """Turn a user's text into the path of a run's directory; that of a URL is a mirror of its small files.
+
+    A file at a URL, such as one of `convert --to trained`, is fetched. Raises the errors of `local_path`, and
+    UserError where a URL cannot be read.
+    """
+    text = os.fspath(text)
+    if not stores.is_url(text):
+        return local_path(text)
+    return stores.fetch(text) if stores.is_file(text) else mirrors.mirror(text)
+
+
 @contextlib.contextmanager
-def plain(directory: Path, gather: Callable[[int], list[int]] = lambda number: [number]) -> Iterator[Path]:
+def plain(directory: P, gather: Callable[[int], list[int]] = lambda number: [number]) -> Iterator[P]:
     """Give a path to `directory` that any library can read, valid in this process until the context ends.
 
     Orbax puts a path into a glob, TensorStore puts it into JSON, and ArrayRecord takes only UTF-8, but a
@@ -53,7 +86,7 @@ def plain(directory: Path, gather: Callable[[int], list[int]] = lambda number: [
     directory. `gather` makes that the same in all processes: it takes this process's number and gives all
     processes' numbers.
     """
-    if _PLAIN.fullmatch(str(directory)):
+    if _PLAIN.fullmatch(str(directory)) or stores.is_url(str(directory)):
         yield directory
         return
     opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
@@ -67,6 +100,6 @@ def plain(directory: Path, gather: Callable[[int], list[int]] = lambda number: [
             if again != opened:
                 os.close(opened)
             opened = again
-        yield Path(f"/proc/self/fd/{opened}")
+        yield type(directory)(f"/proc/self/fd/{opened}")
     finally:
         os.close(opened)

@@ -11,8 +11,9 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 from inti_jax.errors import UsageError
+from inti_jax.host import stores
 from inti_jax.host.names import printable
-from inti_jax.host.paths import local_path
+from inti_jax.host.paths import local_path, run_path
 from inti_jax.hub.published import OPEN_CLIP
 
 SCHEME = "hf://"
@@ -77,7 +78,9 @@ def place(text: str | os.PathLike[str]) -> Place:
     text = os.fspath(text)
     if text.startswith(SCHEME):
         return _parse(text)
-    return local_path(text) if os.path.lexists(text) else _bare(text) or local_path(text)
+    if stores.is_url(text) or os.path.lexists(text):
+        return run_path(text)
+    return _bare(text) or local_path(text)
 
 
 def local_or_uri(text: str | os.PathLike[str] | HubName) -> Place:
@@ -85,7 +88,7 @@ def local_or_uri(text: str | os.PathLike[str] | HubName) -> Place:
     if isinstance(text, HubName):
         return text
     text = os.fspath(text)
-    return _parse(text) if text.startswith(SCHEME) else local_path(text)
+    return _parse(text) if text.startswith(SCHEME) else run_path(text)
 
 
 def _parse(text: str) -> HubName:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from inti_jax.data import dataset, describe, manifest
 from inti_jax.data.builders import registry
-from inti_jax.errors import UserError, naming, run_command
+from inti_jax.errors import UserError, naming
+from inti_jax.host.command import run_command
 from inti_jax.prepare.arguments import parse
 
 if TYPE_CHECKING:

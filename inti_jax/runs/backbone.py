@@ -12,6 +12,7 @@ from inti_jax import config
 from inti_jax.config import Config, ConfigError, Model
 from inti_jax.config.backbones import AUTO, BACKBONES, Backbone, describe, published
 from inti_jax.errors import UserError
+from inti_jax.host import stores
 from inti_jax.hub import names, repository
 from inti_jax.hub.names import HubName, Place
 from inti_jax.pretrained import clip_file, file_kinds
@@ -70,11 +71,10 @@ def pin(settings: Config, earlier: RunRecord | None = None) -> Config:
 def _pinned(key: str, model: Model, earlier: Model | None, read: Callable[[str], Place]) -> str:
     """Pin the value of a key of the config as `pin` does; a path stays as it is."""
     text, before = getattr(model, key), "" if earlier is None else getattr(earlier, key)
-    place = read(text) if text else None
-    if not isinstance(place, HubName) or text == before:
+    place, theirs = _on_hub(text, read), _on_hub(before, read)
+    if place is None or text == before:
         return text
-    theirs = names.place(before) if before else None
-    if isinstance(theirs, HubName) and dataclasses.replace(theirs, revision=None) == place:
+    if theirs is not None and dataclasses.replace(theirs, revision=None) == place:
         return before
     try:
         return str(repository.pin(place))
@@ -87,8 +87,17 @@ def _gone(pretrained: str, before: str) -> bool:
 
     That is so where the file is gone, or the weights are those on the Hub that it started from.
     """
-    on_hub = isinstance(names.place(pretrained), HubName)
-    return pretrained == before if on_hub else not Path(pretrained).exists()
+    if _on_hub(pretrained):
+        return pretrained == before
+    return not stores.is_url(pretrained) and not Path(pretrained).exists()
+
+
+def _on_hub(text: str, read: Callable[[str], Place] = names.place) -> HubName | None:
+    """Read the name of something on the Hub; return None for a path, a URL or no text."""
+    if not text or stores.is_url(text):
+        return None
+    place = read(text)
+    return place if isinstance(place, HubName) else None
 
 
 def check_early(settings: Config, workdir: Path) -> None:
@@ -99,8 +108,8 @@ def check_early(settings: Config, workdir: Path) -> None:
     model = settings.model
     if model.pretrained == "random" or is_run(workdir):
         return
-    path = names.place(model.pretrained)
     try:
+        path = names.place(model.pretrained)
         if isinstance(path, HubName):
             repository.check_installed(path)
             return  # it is downloaded and converted first

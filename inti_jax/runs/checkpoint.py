@@ -2,9 +2,10 @@
 
 A checkpoint has three parts: `params` (all parameters by path), `optimizer` (its state and the step count)
 and `data` (the input pipeline's position). With `train.ema` it has a fourth, `ema`: the moving average of
-what trains. It is written asynchronously, under a temporary name. Once it is
-whole, the checksums of its files are written beside them, and it is renamed to the number of its step. The
-checksums are needed because neither Orbax nor TensorStore would notice a flipped bit in an array.
+what trains. It is written asynchronously, to a directory that is called as its step. Once it is whole, the
+checksums of its files are written beside them: a directory without them is no checkpoint. The checksums are
+needed because neither Orbax nor TensorStore would notice a flipped bit in an array. That they come last
+needs no renaming of directories, which an object store does not have.
 """
 
 import contextlib
@@ -13,7 +14,6 @@ import logging
 import math
 import os
 import re
-import shutil
 import sys
 import textwrap
 import threading
@@ -27,12 +27,13 @@ import jax
 import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 import tensorstore
+from etils import epath
 from jax.experimental import multihost_utils
 
 from inti_jax import config
 from inti_jax.distributed import agreement, liveness
 from inti_jax.errors import Stopped, UserError
-from inti_jax.host import paths
+from inti_jax.host import paths, stores
 from inti_jax.models.parameters import Params
 from inti_jax.runs import checksums, evaluations, layout, predictions, state
 from inti_jax.runs.evaluations import Step
@@ -46,9 +47,10 @@ logging.getLogger("absl").addFilter(lambda record: "_SignalingThread" not in rec
 # The shapes of the arrays in each part of a checkpoint, by the name of the part.
 Shapes = dict[str, list[tuple[int, ...]]]
 
-# Directories that are not finished checkpoints: `N.partial` is being written (Orbax appends to the name while
-# it writes), `N.old` is being deleted, and `N.damaged` was set aside.
-_UNFINISHED = re.compile(r"\d+\.(partial|old)\b.*")
+# Directories that are not finished checkpoints: Orbax appends to the name while it writes (earlier versions
+# of this project to `N.partial`, and deleted `N.old`), and `N.damaged` was set aside.
+_UNFINISHED = re.compile(r"\d+(\.partial)?\.orbax-checkpoint-tmp.*|\d+\.(partial|old)")
+_STEP = re.compile(r"0|[1-9]\d*")
 _SET_ASIDE = re.compile(r"(\d+)\.damaged")
 
 
@@ -137,23 +139,24 @@ class CheckpointManager:
         The run goes on from the checkpoint of `start`. Later ones are damaged: `find` passed them over.
         """
         self._workdir, self._settings = workdir, settings
-        self._directory = layout.checkpoint_dir(workdir).absolute()
+        self._directory = layout.checkpoint_dir(workdir)
         self._first = jax.process_index() == 0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints", initializer=_give_way)
         self._pending: Future[None] | None = None
         self._stack = contextlib.ExitStack()
         self._stack.enter_context(_without_late_reports())
-        self._plain: Path | None = None  # a path to the directory that Orbax can read
+        self._plain: epath.Path | None = None  # a path to the directory that Orbax can read
         # Made by all hosts: a network file system may be late to show what another host made.
         self._directory.mkdir(parents=True, exist_ok=True)
         if self._first:
-            for path in list(self._directory.iterdir()):
-                if _UNFINISHED.fullmatch(path.name):
-                    shutil.rmtree(path, ignore_errors=True)
+            for path in _children(self._directory):
+                unfinished = _STEP.fullmatch(path.name) and not checksums.are_there(path)
+                if unfinished or _UNFINISHED.fullmatch(path.name):
+                    _remove(path)
             for step in steps(workdir):
                 if step > (start or 0):
                     aside = self._directory / f"{step}.damaged"
-                    shutil.rmtree(aside, ignore_errors=True)
+                    _remove(aside)
                     (self._directory / str(step)).rename(aside)
 
     def __enter__(self) -> "CheckpointManager":
@@ -189,7 +192,7 @@ class CheckpointManager:
         try:
             if self._plain is None:
                 self._plain = self._stack.enter_context(paths.plain(self._directory, agreement.gather))
-            path = self._plain / f"{step}.partial"
+            path = self._plain / str(step)
             # Started in `_thread`: Orbax's threads inherit its priority. Returns once the arrays are copied.
             writing = self._thread.submit(_start_writing, path, parts).result()
         except Exception as error:  # Orbax raises many kinds
@@ -208,8 +211,8 @@ class CheckpointManager:
         if pending is not None:
             pending.result()
 
-    def _finish(self, step: int, writing: Any, path: Path, shapes: Shapes) -> None:
-        """Wait for `writing` at `path`, verify it, rename it to its step, and delete other checkpoints.
+    def _finish(self, step: int, writing: Any, path: epath.Path, shapes: Shapes) -> None:
+        """Wait for `writing` at `path`, verify it, write its checksums, and delete other checkpoints.
 
         All processes wait for the writing. Process 0 alone does the rest. Raises UserError where it fails.
         """
@@ -217,9 +220,7 @@ class CheckpointManager:
             writing.result()  # returns on each host once all have written their part
             if self._first:
                 _check_restorable(path, shapes)
-                partial = self._directory / f"{step}.partial"
-                checksums.write(partial)
-                partial.rename(self._directory / str(step))
+                checksums.write(self._directory / str(step))
         except Exception as error:
             raise _told(self._failure(step, error)) from error
         if self._first:
@@ -244,13 +245,13 @@ class CheckpointManager:
         best = _best(self._workdir)[: self._settings.keep_best] if older else []
         for step in older:
             if step not in best:
-                # Renamed first, so that a half-deleted directory is not taken for a checkpoint.
-                (self._directory / str(step)).rename(self._directory / f"{step}.old")
-                shutil.rmtree(self._directory / f"{step}.old", ignore_errors=True)
-        for path in list(self._directory.iterdir()):
+                # The checksums first, so that a half-deleted directory is not taken for a checkpoint.
+                (self._directory / str(step) / checksums.SUMS).unlink()
+                _remove(self._directory / str(step))
+        for path in _children(self._directory):
             aside = _SET_ASIDE.fullmatch(path.name)
             if aside and int(aside[1]) <= newest[-1]:
-                shutil.rmtree(path, ignore_errors=True)
+                _remove(path)
         predictions.prune(self._workdir, steps(self._workdir))
 
 
@@ -265,9 +266,26 @@ def _told(failure: UserError) -> UserError:
 
 def steps(workdir: Path) -> list[int]:
     """List the steps of the finished checkpoints in ascending order."""
-    directory = layout.checkpoint_dir(workdir)
-    names = (path.name for path in directory.iterdir()) if directory.is_dir() else ()
-    return sorted(int(name) for name in names if re.fullmatch(r"0|[1-9]\d*", name))
+    return sorted(int(path.name) for path in _numbered(workdir) if checksums.are_there(path))
+
+
+def _numbered(workdir: Path) -> list[epath.Path]:
+    """List the directories that are called as steps are, finished or not."""
+    return [path for path in _children(layout.checkpoint_dir(workdir)) if _STEP.fullmatch(path.name)]
+
+
+def _children(directory: epath.Path) -> list[epath.Path]:
+    """List what is in `directory`; nothing where it is not there, as an empty one in an object store."""
+    try:
+        return list(directory.iterdir())
+    except FileNotFoundError:
+        return []
+
+
+def _remove(directory: epath.Path) -> None:
+    """Delete a directory that is no checkpoint, as far as that is possible."""
+    with contextlib.suppress(OSError):
+        directory.rmtree(missing_ok=True)
 
 
 def _best(workdir: Path) -> list[int]:
@@ -285,7 +303,9 @@ def _find(workdir: Path, step: Step) -> int | None:
     """Find the checkpoint to use as `find` does, in one process."""
     saved = steps(workdir)
     if not saved and step is None:
-        return None
+        return None  # also where the first one was not finished
+    # What is not finished is passed over as what is damaged is, with the same warning.
+    saved = sorted(int(path.name) for path in _numbered(workdir))
     if isinstance(step, int):
         if step not in saved:
             known = ", ".join(map(str, saved)) or "none"
@@ -320,7 +340,7 @@ def _load(workdir: Path, step: int, parts: dict[str, Any], *, some: bool = False
 
     Raises UserError where Orbax fails.
     """
-    directory = layout.checkpoint_dir(workdir).absolute()
+    directory = layout.checkpoint_dir(workdir)
     context = ocp.Context()
     context.pytree_options.loading.partial_load = some
     try:
@@ -330,7 +350,7 @@ def _load(workdir: Path, step: int, parts: dict[str, Any], *, some: bool = False
         raise UserError(f"{directory / str(step)} cannot be restored ({_reason(error)})") from error
 
 
-def _check_restorable(checkpoint: Path, shapes: Shapes) -> None:
+def _check_restorable(checkpoint: epath.Path, shapes: Shapes) -> None:
     """Raise ValueError where Orbax could not restore arrays of these `shapes`, by part, from `checkpoint`.
 
     Reads Orbax's description of the arrays and the list of their pieces, not the arrays themselves. What was
@@ -343,9 +363,9 @@ def _check_restorable(checkpoint: Path, shapes: Shapes) -> None:
             raise ValueError(
                 f"`{part}` could not be restored: {len(arrays)} of its {len(expected)} arrays are there"
             )
-        store = tensorstore.KvStore.open(
-            {"driver": "ocdbt", "base": {"driver": "file", "path": f"{checkpoint}/{part}/"}}
-        ).result()
+        place = f"{checkpoint}/{part}"
+        base = stores.key_values(place) if stores.is_url(place) else {"driver": "file", "path": f"{place}/"}
+        store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
         # An array is stored as its description and one piece for each cell of a regular grid.
         pieces = sum(1 + _pieces(array) for array in arrays)
         stored = len(store.list().result())
@@ -384,7 +404,7 @@ def _without_late_reports() -> Iterator[None]:
         sys.unraisablehook = before
 
 
-def _start_writing(path: Path, parts: dict[str, Any]) -> Any:
+def _start_writing(path: epath.Path, parts: dict[str, Any]) -> Any:
     """Start writing `parts` to `path`; return Orbax's handle once the arrays are copied."""
     context = ocp.Context()
     # The sharding file takes a quarter of Orbax's work and is not needed: restoring states its shardings.

@@ -1,4 +1,7 @@
-"""Write checksums of a directory's files, and verify the files against them."""
+"""Write checksums of a directory's files, and verify the files against them.
+
+In an object store, which keeps a checksum of each object, that is taken for what is there: nothing is read.
+"""
 
 import json
 import os
@@ -7,38 +10,74 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from etils import epath
+
+from inti_jax.host import stores
+
 SUMS = "checksums.json"
 # Bytes that are read at a time for a checksum.
 _BLOCK = 2**22
 
 
-def write(directory: Path) -> None:
-    """Write the sizes and CRC-32 checksums of all files of `directory` to a file beside them."""
-    paths = sorted(path for path in directory.rglob("*") if path.is_file())
+def write(directory: epath.Path) -> None:
+    """Write the sizes and checksums of all files of `directory` to a file beside them, as a whole."""
+    if stores.is_url(str(directory)):
+        files = {
+            name: {"bytes": entry.size, "tag": entry.tag}
+            for name, entry in stores.entries(str(directory)).items()
+        }
+        (directory / SUMS).write_text(json.dumps(files, indent=1))
+        return
+    local = Path(directory)
+    paths = sorted(path for path in local.rglob("*") if path.is_file())
     with ThreadPoolExecutor(2) as threads:
         sums = threads.map(_crc32, paths)
         files = {
-            str(path.relative_to(directory)): {"bytes": path.stat().st_size, "crc32": crc}
+            str(path.relative_to(local)): {"bytes": path.stat().st_size, "crc32": crc}
             for path, crc in zip(paths, sums, strict=True)
         }
-    with (directory / SUMS).open("w") as file:
+    partial = local / f"{SUMS}.partial"
+    with partial.open("w") as file:
         json.dump(files, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
+    partial.replace(local / SUMS)
 
 
-def fault(directory: Path) -> str | None:
+def are_there(directory: epath.Path) -> bool:
+    """Tell whether the file of checksums, which is written last, is in `directory`."""
+    return (directory / SUMS).exists()
+
+
+def fault(directory: epath.Path) -> str | None:
     """Describe the first fault found in the files of `directory`; None where they match their checksums."""
+    stored = stores.is_url(str(directory))
     try:
         files = json.loads((directory / SUMS).read_bytes())
-        expected = {directory / name: (facts["bytes"], facts["crc32"]) for name, facts in files.items()}
+        expected = {
+            name: (facts["bytes"], facts["tag" if stored else "crc32"]) for name, facts in files.items()
+        }
     except FileNotFoundError:
         return f"{SUMS} is missing"
     except OSError as error:
-        return f"{SUMS}: {error.strerror}"
+        return f"{SUMS}: {error.strerror or error}"
     except (AttributeError, KeyError, TypeError, ValueError):
         return f"{SUMS} cannot be read"
-    return next(_faults(directory, expected), None)
+    if stored:
+        return next(_faults_in_store(stores.entries(str(directory)), expected), None)
+    local = Path(directory)
+    return next(_faults(local, {local / name: facts for name, facts in expected.items()}), None)
+
+
+def _faults_in_store(found: dict[str, stores.Entry], expected: dict[str, tuple[int, str]]) -> Iterator[str]:
+    """Describe each object that differs from its `expected` size and tag."""
+    for name, (size, tag) in expected.items():
+        if name not in found:
+            yield f"{name} is missing"
+        elif found[name].size != size:
+            yield f"{name} has {found[name].size} bytes instead of {size}"
+        elif found[name].tag != tag:
+            yield f"{name} was changed after it was written: its checksum differs"
 
 
 def _faults(directory: Path, expected: dict[Path, tuple[int, int]]) -> Iterator[str]:

@@ -39,7 +39,7 @@ def cached(workdir: Path) -> Iterator[None]:
         directory /= f"cpu-{_processor()}"
     directory.mkdir(parents=True, exist_ok=True)
     # The path has to be the same in all processes, since XLA is given it.
-    with paths.plain(directory.absolute(), agreement.gather) as plain:
+    with paths.plain(directory, agreement.gather) as plain:
         _keep_in(str(plain))
         try:
             yield

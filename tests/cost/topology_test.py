@@ -26,7 +26,7 @@ from tests.main_test import CONFIG, call
 SHALLOW = """
 import dataclasses, sys
 from inti_jax import plan
-from inti_jax.errors import run_command
+from inti_jax.host.command import run_command
 from inti_jax.config.backbones import BACKBONES
 BACKBONES["tiny"] = dataclasses.replace(BACKBONES["tiny"], layers=2)
 sys.argv = ["plan", *sys.argv[1:]]

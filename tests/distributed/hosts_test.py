@@ -246,7 +246,8 @@ def test_a_process_that_is_done_ends_before_python_finalizes():
 import atexit, sys
 from inti_jax import config
 from inti_jax.distributed import joining
-from inti_jax.errors import Stopped, run_command
+from inti_jax.errors import Stopped
+from inti_jax.host.command import run_command
 
 class Last:
     def __del__(self):

@@ -111,7 +111,7 @@ def test_a_terminal_that_goes_asks_once_however_often_it_is_said_and_nohup_is_he
     """The kernel sends SIGHUP, the shell again, a session's manager SIGTERM besides; stderr is gone then."""
     script = """
 import os, signal, sys, time
-from inti_jax.errors import run_command
+from inti_jax.host.command import run_command
 from inti_jax.distributed.preemption import Preemption
 
 def main():

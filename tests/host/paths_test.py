@@ -45,7 +45,7 @@ def test_a_file_whose_name_begins_with_a_tilde_is_itself_however_often_it_is_rea
     ("text", "message"),
     [
         ("~absent_user/x", "there is no user 'absent_user'"),
-        ("gs://bucket/x", "mount the bucket"),
+        ("gs://bucket/x", "only a path on this machine"),
         ("", "it is empty"),
         ("a\0b", "it has a null character"),
     ],

@@ -8,6 +8,7 @@ import resource
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -56,8 +57,12 @@ def value_at(workdir, step):
     return float(restored.trainable["head.bias"][0])
 
 
+def checkpoint_dir(workdir):
+    return Path(layout.checkpoint_dir(workdir))
+
+
 def names(workdir):
-    return sorted(path.name for path in layout.checkpoint_dir(workdir).iterdir())
+    return sorted(path.name for path in checkpoint_dir(workdir).iterdir())
 
 
 def evaluated(workdir, **top1):
@@ -97,12 +102,12 @@ def test_none_is_the_best_where_none_was_evaluated(tmp_path):
 
 def test_what_was_left_unfinished_goes_and_what_is_foreign_stays(tmp_path):
     save(tmp_path, [2])
-    directory = layout.checkpoint_dir(tmp_path)
-    for name in ("4.partial.orbax-checkpoint-tmp", "4.partial", "1.old", "notes", "07", "4.partially"):
+    directory = checkpoint_dir(tmp_path)
+    for name in ("4.orbax-checkpoint-tmp", "4.partial", "1", "1.old", "notes", "07", "4.partially"):
         (directory / name).mkdir()
     (directory / "README").write_text("mine")
     assert checkpoint.find(tmp_path) == 2  # which changes nothing
-    assert len(names(tmp_path)) == 8
+    assert len(names(tmp_path)) == 9
     save(tmp_path, [4])
     assert names(tmp_path) == ["07", "2", "4", "4.partially", "README", "notes"]
 
@@ -120,7 +125,7 @@ def damaged(data, how):
 @pytest.mark.parametrize("how", ["flip", "truncate", "missing", "empty directory", "no sums"])
 def test_a_damaged_checkpoint_is_passed_over(how, tmp_path, caplog):
     save(tmp_path, [2, 4])
-    newest = layout.checkpoint_dir(tmp_path) / "4"
+    newest = checkpoint_dir(tmp_path) / "4"
     files = sorted(path for path in newest.rglob("*") if path.is_file())
     assert len(files) > 10
     if how in ("empty directory", "no sums"):
@@ -152,7 +157,7 @@ def test_a_damaged_checkpoint_is_passed_over(how, tmp_path, caplog):
 def test_none_that_is_whole_is_an_error_of_one_line(tmp_path):
     save(tmp_path, [2, 4])
     for step in (2, 4):
-        (layout.checkpoint_dir(tmp_path) / str(step) / "params" / "manifest.ocdbt").unlink()
+        (checkpoint_dir(tmp_path) / str(step) / "params" / "manifest.ocdbt").unlink()
     with pytest.raises(UserError, match=r"no intact checkpoint \(step 4: params/manifest") as caught:
         checkpoint.find(tmp_path)
     assert "\n" not in str(caught.value) and "step 2: " in str(caught.value)
@@ -166,7 +171,7 @@ def test_a_run_goes_on_before_its_damaged_checkpoint_and_saves_that_step_again(
     workdir = tmp_path / "run"
     shutil.copytree(trained_run, workdir)
     settings = RunRecord.read(workdir).config
-    newest = layout.checkpoint_dir(workdir) / "4"
+    newest = checkpoint_dir(workdir) / "4"
     largest = max((newest / "params").rglob("*"), key=lambda path: path.stat().st_size)
     largest.write_bytes(damaged(largest.read_bytes(), "flip"))
     with pytest.raises(UserError, match=r"step 4: params/.*checksum differs"):
@@ -242,7 +247,7 @@ def test_a_checkpoint_below_any_name_is_restored(name, tmp_path):
 def test_a_run_below_any_name_goes_on_and_is_used(motion_data, trained_run, tmp_path):
     workdir = tmp_path / HOSTILE
     shutil.copytree(trained_run, workdir)
-    shutil.rmtree(layout.checkpoint_dir(workdir) / "4")
+    shutil.rmtree(checkpoint_dir(workdir) / "4")
     data_dir = tmp_path / "data[1]{} %25\\"
     data_dir.symlink_to(motion_data)
     settings = tiny(data_dir, **INTI, eval__clips=2)
@@ -272,7 +277,7 @@ def test_what_orbax_could_not_restore_is_no_checkpoint(part, tmp_path, monkeypat
 
     def lose(self, step, writing, *arguments):
         writing.result()
-        (lost,) = layout.checkpoint_dir(tmp_path).glob(f"4.partial/params/{part}")
+        (lost,) = checkpoint_dir(tmp_path).glob(f"4/params/{part}")
         shutil.rmtree(lost) if lost.is_dir() else lost.unlink()
         finish(self, step, writing, *arguments)
 
@@ -317,7 +322,7 @@ def test_a_checkpoint_is_restored_to_any_mesh(devices, sizes, trained_run):
 def test_a_run_goes_on_alike_on_another_mesh(motion_data, trained_run, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(trained_run, workdir)
-    shutil.rmtree(layout.checkpoint_dir(workdir) / "4")
+    shutil.rmtree(checkpoint_dir(workdir) / "4")
     losses = {r["step"]: r["loss"] for r in read_metrics(workdir) if r["split"] == "train"}
     settings = tiny(motion_data, **INTI, eval__clips=2, mesh__data=2, mesh__fsdp=2, mesh__tensor=2)
     loop.train(settings, workdir)

@@ -14,7 +14,8 @@ from jax.experimental import multihost_utils
 
 from inti_jax import config
 from inti_jax.distributed import joining
-from inti_jax.errors import UserError, run_command
+from inti_jax.errors import UserError
+from inti_jax.host.command import run_command
 from inti_jax.runs.checkpoint import CheckpointManager
 from inti_jax.runs.state import TrainState
 

@@ -10,6 +10,7 @@ import jax
 
 from inti_jax.config import Config
 from inti_jax.errors import UserError
+from inti_jax.runs import layout
 from inti_jax.runs.writers.jsonl import JsonLines
 from inti_jax.runs.writers.protocol import Writer
 from inti_jax.runs.writers.tensorboard import TensorBoard
@@ -43,6 +44,7 @@ class MetricsWriter:
 
     def __init__(self, workdir: Path, config: Config, *, from_step: int | None = None):
         """Open the writers; see `Writer` for `from_step`."""
+        self._workdir = workdir
         self._writers: list[Writer] = []
         if jax.process_index() != 0:
             return
@@ -68,6 +70,8 @@ class MetricsWriter:
         """Make sure that the records so far outlive this machine, as the checkpoint that follows does."""
         for writer in self._writers:
             writer.settle()
+        if self._writers:
+            layout.settle(self._workdir)
 
     def close(self) -> None:
         """Close the writers."""

@@ -230,7 +230,7 @@ import resource, sys
 from inti_jax.host import limits
 from inti_jax.data import pipeline
 from inti_jax.data.loading import batches as loading
-from inti_jax.errors import run_command
+from inti_jax.host.command import run_command
 from tests.data.loading.workers_test import TRAIN, TWO, Videos
 
 def main():

@@ -1,0 +1,1 @@
+"""Tests of object stores, by an emulator that speaks Cloud Storage's protocol."""
