@@ -55,3 +55,23 @@ def trained_run(motion_data, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "inti"
     loop.train(tiny(motion_data, **INTI, eval__clips=2), workdir)
     return workdir
+
+
+@pytest.fixture(scope="session")
+def emulator():
+    """A store that this process and those that it starts take for Cloud Storage."""
+    from tests.stores.emulator import running
+
+    with running() as emulator:
+        os.environ.update(emulator.environment())
+        yield emulator
+
+
+@pytest.fixture
+def bucket(emulator, tmp_path):
+    """The URL of a directory of its own, in a store without faults."""
+    from tests.stores.emulator import BUCKET, Faults
+
+    emulator.faults = Faults()
+    yield f"gs://{BUCKET}/{tmp_path.name}"
+    emulator.faults = Faults()

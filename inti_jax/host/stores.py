@@ -239,11 +239,15 @@ def told(url: str, error: Exception) -> UserError:
     """Make the error for the user of what a store said."""
     url = url.partition("?")[0]  # a signed URL has its signature there
     code = getattr(error, "code", None) or getattr(error, "status", None)
+    # gcsfs and TensorStore say some answers only in words.
+    words = str(error)
     # A server that cannot be reached is said to lack the file, with the reason as the cause.
     unreachable = isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError)
-    if (isinstance(error, FileNotFoundError) and not unreachable) or code == 404:
+    absent = isinstance(error, FileNotFoundError) and not unreachable
+    if absent or code == 404 or words.startswith("NOT_FOUND"):
         return UserError(f"{url} does not exist")
-    if isinstance(error, PermissionError) or code in (401, 403):
+    refused = words.startswith(("Forbidden", "PERMISSION_DENIED", "UNAUTHENTICATED"))
+    if isinstance(error, PermissionError) or code in (401, 403) or refused:
         return UserError(
             f"{url}: no permission: log in (`gcloud auth application-default login`, or S3's "
             "credentials), or ask for access to the bucket"
