@@ -68,6 +68,7 @@ class Emulator:
             "CLOUD_STORAGE_EMULATOR_ENDPOINT": self.address,
             "TENSORSTORE_GCS_HTTP_URL": self.address,
             "GOOGLE_AUTH_TOKEN_FOR_TESTING": "x",
+            "FSSPEC_GCS_TOKEN": "anon",  # else gcsfs asks for a machine's account
             "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # else gcsfs asks by gRPC, and waits for a minute
         }
 
