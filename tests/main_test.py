@@ -132,9 +132,9 @@ def test_a_workdir_that_is_a_file_is_one_clear_line(tmp_path):
     assert str(tmp_path / "run") in process.stderr and "Traceback" not in process.stderr
 
 
-def test_a_workdir_that_is_a_url_is_refused(tmp_path):
-    process = call("main", "--config", CONFIG, "--workdir", "gs://bucket/run")
-    assert process.returncode == 2 and "error: gs://bucket/run is a URL" in process.stderr
+def test_a_workdir_at_a_url_of_another_kind_is_refused(tmp_path):
+    process = call("main", "--config", CONFIG, "--workdir", "abfs://bucket/run")
+    assert process.returncode == 2 and "error: abfs://bucket/run is a URL of an unknown kind" in process.stderr
 
 
 @pytest.mark.parametrize("content", ["[]", "{", '{"dataset": 3, "backbone": 1}'])
