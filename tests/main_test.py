@@ -136,8 +136,6 @@ def test_a_workdir_at_a_url_of_another_kind_is_refused(tmp_path):
     process = call("main", "--config", CONFIG, "--workdir", "abfs://bucket/run")
     assert process.returncode == 2
     assert "error: abfs://bucket/run is a URL of an unknown kind" in process.stderr
-        process.returncode == 2 and "error: abfs://bucket/run is a URL of an unknown kind" in process.stderr
-    )
 
 
 @pytest.mark.parametrize("content", ["[]", "{", '{"dataset": 3, "backbone": 1}'])
