@@ -197,12 +197,13 @@ class Model:
         "siglip_so400m_16",
         "tiny",
     ] = "tiny"
-    # Path of the backbone's weights, a file that `convert` wrote; or "random" to start from scratch. It has
-    # to be given. Read by pretrained/loading.py.
+    # Path of the backbone's weights, a file that `convert` wrote, or their name on the Hugging Face Hub; or
+    # "random" to start from scratch. It has to be given. Read by pretrained/loading.py.
     pretrained: str = ""
     # Path of a file that `convert RUN --to trained` wrote, or `convert` of a fine-tuned AIM, ST-Adapter or
-    # ZeroI2V; "" for none. The parameters that train start from it. It has to be of the same model, on the
-    # same weights and labels; a file with its own backbone is `pretrained` as well. Read by runs/initial.py.
+    # ZeroI2V, or of a shared model, here or as hf://org/name; "" for none. The parameters that train start
+    # from it. It has to be of the same model, on the same weights and labels; a file with its own backbone
+    # is `pretrained` as well. Read by runs/initial.py.
     start_from: str = ""
     # The method. "full" trains all parameters. The others keep the tower frozen and train the classifier and
     # all that is added to the tower; "aim" and "zero_i2v" also its last LayerNorm. "linear" itself adds

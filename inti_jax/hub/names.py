@@ -73,9 +73,11 @@ def is_commit(revision: str) -> bool:
 def place(text: str | os.PathLike[str]) -> Place:
     """Read text that names something on this machine or on the Hub. What exists here wins.
 
-    Raises UsageError for an `hf://` name that is malformed, and where `paths.local_path` does.
+    A `Path` is always on this machine. Raises UsageError for an `hf://` name that is malformed, for weights
+    that open_clip's model of that name does not have, and where `paths.local_path` does.
     """
-    text = os.fspath(text)
+    if not isinstance(text, str):
+        return local_path(text)
     if text.startswith(SCHEME):
         return _parse(text)
     if stores.is_url(text) or os.path.lexists(text):
@@ -118,10 +120,18 @@ def _parse(text: str) -> HubName:
 
 def _bare(text: str) -> HubName | None:
     """Read a name without `hf://`; None where the text can only be a path."""
-    model, _, tag = text.partition("/")
-    if repository := OPEN_CLIP.get((model, tag)):
-        return HubName(repository, written=text)
-    if text.endswith(_FILES) or not _is_repository(text.partition("@")[0]):
+    name, at, revision = text.partition("@")
+    model, _, tag = name.partition("/")
+    known = {weights: repository for (of, weights), repository in OPEN_CLIP.items() if of == model}
+    if known:
+        repository = known.get(tag.lower().replace("-", "_"))  # as open_clip reads it
+        if repository is None:
+            raise UsageError(
+                f"{printable(text)}: there is no such file or directory; open_clip's weights of {model} that "
+                f"are known here are {', '.join(known)}"
+            )
+        return dataclasses.replace(_parse(f"{SCHEME}{repository}{at}{revision}"), written=text)
+    if text.endswith(_FILES) or not _is_repository(name):
         return None
     try:
         return dataclasses.replace(_parse(SCHEME + text), written=text)

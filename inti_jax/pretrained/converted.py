@@ -82,7 +82,7 @@ def open_converted(place: str | Place) -> ClipFile:
     others wait. Of several runs on a machine one converts. Raises UserError, with the command that converts,
     where the conversion needs arguments or the directory cannot be written.
     """
-    place = names.place(place) if isinstance(place, str) else place
+    place = place if isinstance(place, HubName) else names.place(place)
     if isinstance(place, HubName):
         place = pin(place)
     else:

@@ -1,5 +1,7 @@
 """The names of the Hub: their forms, and what wins where a name may be a path as well."""
 
+from pathlib import Path
+
 import pytest
 
 from inti_jax.errors import UsageError
@@ -21,6 +23,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
         ("openai/clip-vit-base-patch16", HubName("openai/clip-vit-base-patch16")),
         ("org/name@v1", HubName("org/name", "v1")),
         ("ViT-B-16/openai", HubName("timm/vit_base_patch16_clip_224.openai")),
+        ("ViT-B-16/OpenAI@v1", HubName("timm/vit_base_patch16_clip_224.openai", "v1")),
         ("ViT-B-16-SigLIP/webli", HubName("timm/ViT-B-16-SigLIP")),
     ],
 )
@@ -47,6 +50,16 @@ def test_a_name_is_read_and_written_back(text, expected, tmp_path, monkeypatch):
 def test_paths_are_paths(text, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert not isinstance(names.place(text), HubName)
+
+
+def test_a_path_is_never_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert names.place(Path("org/name")) == Path("org/name")
+
+
+def test_weights_that_a_model_of_open_clip_does_not_have_are_listed():
+    with pytest.raises(UsageError, match=r"ViT-L-14-336/laion: .* known here are openai$"):
+        names.place("ViT-L-14-336/laion")
 
 
 def test_what_exists_here_wins(tmp_path, monkeypatch):
