@@ -34,7 +34,7 @@ def weights(tmp_path_factory):
 def run(motion_data, weights, tmp_path_factory):
     """A finished run on frozen weights, which it took from the Hub."""
     workdir = tmp_path_factory.mktemp("runs") / "inti-linear"
-    changes = {"model__adaptation": "linear", "train__steps": 1}
+    changes = {"model__adaptation": "linear", "train__steps": 1, "train__writers": ()}
     with serving_to_the_library(tmp_path_factory.mktemp("hf")) as hub:
         hub.publish("me/weights", {"b16.safetensors": weights.read_bytes()})
         loop.train(tiny(motion_data, **INTI, **changes, model__pretrained=WEIGHTS), workdir)
