@@ -37,8 +37,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     result.train.learning_rate = 2e-3
     result.train.seed = args["seed"]
     result.train.log_every_steps = 20
-    # For the accuracy's curve: two batches of the validation each time, which take less than two steps.
-    result.train.eval_every_steps = 64
+    # For the accuracy's curve: two batches of the validation videos, eight times before the last evaluation.
+    result.train.eval_every_steps = 72
     result.train.eval_videos = 128
 
     result.eval.batch = 64
