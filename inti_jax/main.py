@@ -5,7 +5,7 @@ import argparse
 from inti_jax import cli
 from inti_jax.errors import UsageError
 from inti_jax.host.command import run_command
-from inti_jax.host.paths import run_path
+from inti_jax.host.paths import path_or_url, run_path
 
 
 def main(prog: str = "python -m inti_jax.main") -> None:
@@ -23,7 +23,7 @@ def main(prog: str = "python -m inti_jax.main") -> None:
     parser.add_argument(
         "--workdir",
         required=True,
-        type=run_path,
+        type=path_or_url,
         metavar="DIR",
         help="directory of the run, or its URL in a bucket",
     )
@@ -58,14 +58,15 @@ def main(prog: str = "python -m inti_jax.main") -> None:
         raise UsageError("--profile traces training steps: it cannot be used with --mode eval")
     flags = (arguments.coordinator_address, arguments.process_count, arguments.process_id)
     with joining.joined(*flags, config.hosts):
+        workdir = run_path(arguments.workdir)
         if arguments.mode == "train":
-            backbone.check_early(config, arguments.workdir)
+            backbone.check_early(config, workdir)
         backend.start()
         cli.setup_logging(jax.process_index())
         if arguments.mode == "train":
-            loop.train(config, arguments.workdir, profile)
+            loop.train(config, workdir, profile)
         else:
-            evaluate.evaluate_run(config, arguments.workdir, arguments.step, arguments.weights)
+            evaluate.evaluate_run(config, workdir, arguments.step, arguments.weights)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 #
 #   train    all of the following; what was preempted is created again and the run goes on from its checkpoint
 #   create   requests the slices, unless they are there, and waits for them
-#   install  copies the checkout's last commit to inti_jax/ on every worker and installs it; mounts the bucket
+#   install  copies the checkout's last commit to inti_jax/ on every worker and installs it
 #   run      starts inti_jax.main there on every worker, and returns
 #   wait     waits for it to end; exit status 0: done, 143: preempted or stopped after saving, else it failed
 #   logs     appends the log of every worker to NAME.log
@@ -16,12 +16,13 @@
 #   --slices N       how many of them, connected by the data centre's network (default: 1)
 #   --runtime R      the TPU software version (default: the one that belongs to TYPE)
 #   --spot           slices that may be taken away at any time, at a lower price
-#   --bucket BUCKET  a bucket to mount at inti_jax/bucket on every worker: for data, weights and --workdir
+#   --bucket BUCKET  mount a bucket at inti_jax/bucket on every worker; gs:// paths need no mount
 #   --keep           train: leave the slices there at the end
 #   --dry-run        print what would be run, and run nothing; needs no gcloud
 #
-#   ./launch/tpu_pod.sh train k400 --zone us-west4-a --type v5litepod-16 --spot --bucket my-bucket -- \
-#     --config configs/k400_vit_b16.py:method=aim --workdir bucket/runs/k400 --config.data.data_dir=bucket/data
+#   ./launch/tpu_pod.sh train k400 --zone us-west4-a --type v5litepod-16 --spot -- \
+#     --config configs/k400_vit_b16.py:method=aim --workdir gs://my-bucket/runs/k400 \
+#     --config.data.data_dir=gs://my-bucket/data
 set -euo pipefail
 
 usage() { sed -n '2,/^set /s/^# \{0,1\}//p' "$0" | sed '$d'; }
@@ -73,7 +74,10 @@ case $command in
   *) [ $# -eq 0 ] || fail "$command takes nothing after --" ;;
 esac
 if [ "$command" = train ] && [ -n "$spot" ] && [ -z "$bucket" ]; then
-  fail "--spot needs --bucket: a preempted slice loses its disks, and the checkpoints on them"
+  case " $* " in
+    *" --workdir gs://"*|*" --workdir=gs://"*) ;;
+    *) fail "--spot needs --workdir gs://BUCKET/..., or --bucket: a preempted slice loses its disks, and the checkpoints on them" ;;
+  esac
 fi
 [ -n "$dry" ] || command -v gcloud >/dev/null ||
   fail "gcloud is not on the PATH: install the Google Cloud CLI, or add --dry-run"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What launch/tpu_pod.sh has each worker of a TPU slice do, in the checkout that it copied there.
 #
-#   ./launch/worker.sh install [BUCKET]   makes .venv for TPUs, and mounts the bucket at bucket/
+#   ./launch/worker.sh install [BUCKET]   makes .venv for TPUs and gs:// paths; mounts a bucket at bucket/
 #   ./launch/worker.sh start ARGUMENT...  starts inti_jax.main, which outlives the connection
 #   ./launch/worker.sh status             prints "status: running", or with what it ended
 #   ./launch/worker.sh log                prints what it said, the host's name before each line
@@ -16,7 +16,7 @@ install() {
   fi
   [ -x .venv/bin/python ] || python3.11 -m venv .venv
   .venv/bin/python -m pip install --quiet --requirement requirements.txt
-  .venv/bin/python -m pip install --quiet --constraint requirements.txt 'jax[tpu]'
+  .venv/bin/python -m pip install --quiet --constraint requirements.txt 'jax[tpu]' gcsfs
   [ -n "${1:-}" ] || return 0
   if ! command -v gcsfuse >/dev/null; then # by its own instructions
     curl -fsS "$source/doc/apt-key.gpg" | sudo tee "$key" >/dev/null

@@ -65,6 +65,11 @@ def output_path(text: str | os.PathLike[str]) -> Path:
     return mirrors.output(text) if stores.is_url(text) else local_path(text)
 
 
+def path_or_url(text: str) -> Path | str:
+    """Turn a user's text into a path, or check a URL without reading from it. Raises what `run_path` does."""
+    return stores.check(text, write=True) if stores.is_url(text) else local_path(text)
+
+
 def run_path(text: str | os.PathLike[str]) -> Path:
     """Turn a user's text into the path of a run's directory; that of a URL is a mirror of its small files.
 
