@@ -268,17 +268,17 @@ def check_aftermath(fault: Fault, training: Training, statuses: list[int], place
             raise Broken(f"{fault.kind} of the store ended with {statuses}{training.said()}")
 
 
-def survive(number: int, faults: list[Fault], run: "Runs", say: Callable[[str], None]) -> None:
+def survive(number: int, faults: list[Fault], run: "Runs", say: Callable[[str], None]) -> Place:
     """Take one run through `faults` to its end. Raises Broken, which names what is kept of the run."""
     with run.disk(any(fault.kind == "full disk" for fault in faults)) as disk:
         try:
-            _survive(number, faults, run, say, disk)
+            return _survive(number, faults, run, say, disk)
         except Exception as error:  # records that cannot be read, say: that does not hold either
             reason = str(error) if isinstance(error, Broken) else traceback.format_exc()
             raise Broken(f"{reason}\n  kept: {run.keep(number, disk)}") from error
 
 
-def _survive(number: int, faults: list[Fault], run: "Runs", say: Callable[[str], None], disk: Path) -> None:
+def _survive(number: int, faults: list[Fault], run: "Runs", say: Callable[[str], None], disk: Path) -> Place:
     place = run.place(disk)
     for count, fault in enumerate([*faults, None]):
         expected = (finished_steps(place) or [0])[-1]
@@ -303,6 +303,7 @@ def _survive(number: int, faults: list[Fault], run: "Runs", say: Callable[[str],
             raise Broken(f"went on from {resumed and resumed[1]} instead of {expected}{training.said()}")
     if place.records() != run.expected:
         raise Broken(f"the metrics differ from an undisturbed run's: {place.workdir}/metrics.jsonl")
+    return place
 
 
 class Runs:
@@ -310,7 +311,7 @@ class Runs:
 
     def __init__(self, directory: Path, data: Path | None = None, emulator: Emulator | None = None):
         self.directory = directory
-        self._emulator = emulator
+        self.emulator = emulator
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(directory / "compiled"))
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
         os.environ["PYTHONFAULTHANDLER"] = "1"
@@ -330,7 +331,7 @@ class Runs:
 
     def place(self, disk: Path) -> Place:
         """Where a run lies that may use the directory `disk`."""
-        return Directory(disk) if self._emulator is None else Bucket(self._emulator, disk)
+        return Directory(disk) if self.emulator is None else Bucket(self.emulator, disk)
 
     @contextlib.contextmanager
     def disk(self, small: bool) -> Iterator[Path]:
