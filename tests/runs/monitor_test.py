@@ -82,6 +82,13 @@ def test_speed_and_utilisation_follow_from_the_step_time(watched):
         assert "hbm_bytes" not in each
 
 
+def test_the_weights_of_each_layer_have_their_curves(watched):
+    workdir, _ = watched
+    assert [(each["step"], each["block"]) for each in records(workdir, "blends")] == [(2, 1), (4, 1)]
+    events = b"".join(path.read_bytes() for path in (workdir / "tensorboard").glob("events*"))
+    assert b"blends_block_1/mean_1" in events and b"train/loss" in events
+
+
 def test_where_no_peak_is_known_there_is_no_utilisation(trained_run):
     assert all("mfu" not in each and "videos_per_second" in each for each in records(trained_run, "train"))
 
