@@ -14,7 +14,7 @@ import pydantic
 from inti_jax.config import checks, literals
 from inti_jax.config.backbones import AUTO, BACKBONES, BackboneSize
 from inti_jax.config.schema import Config
-from inti_jax.errors import UserError
+from inti_jax.errors import UsageError, UserError
 from inti_jax.host import stores
 from inti_jax.host.paths import local_path
 from inti_jax.hub import names
@@ -164,6 +164,11 @@ def _with_local_paths(config: Config) -> Config:
             return text
         try:
             if stores.is_url(text):
+                if text != stores.public(text):
+                    raise UsageError(
+                        f"{stores.public(text)}: config.json would keep the credentials of this URL: "
+                        "download the file, or give a URL without a query, a user and a password"
+                    )
                 return stores.check(text)
             path = read(text)
         except UserError as error:

@@ -17,7 +17,7 @@ from inti_jax import config
 from inti_jax.config import Config
 from inti_jax.config.backbones import called
 from inti_jax.errors import UsageError, UserError, naming
-from inti_jax.host import limits
+from inti_jax.host import limits, stores
 
 log = logging.getLogger("inti_jax")
 
@@ -299,14 +299,19 @@ class _Patient:
         return f"{len(self.train)} + {len(validation)} videos; {total} clips decode, {rate:.0f} a second"
 
     def writable(self) -> str:
-        """Write a probe to the run's directory, and read the free space of its disk."""
+        """Write a probe to the run's directory, and read the free space of its disk, if it is on one."""
         with _made(self._root):
             probe = self._root / f".doctor-{self.index}"
             with naming(probe), probe.open("w") as file:
                 file.write("probe")
                 os.fsync(file.fileno())
+            if url := stores.origin(probe):
+                stores.upload(probe, url)
+                stores.delete(url)
             probe.unlink()
-            self.free = shutil.disk_usage(self._root).free
+            self.free = math.inf if url else shutil.disk_usage(self._root).free
+        if url:
+            return f"{stores.shown(str(self._root))}: files can be written and deleted"
         return f"{self._root}: {self.free / 2**30:.1f} GiB free"
 
     @property
@@ -382,8 +387,8 @@ class _Patient:
         scratch = self._root / ".doctor"
         with _made(self._root), contextlib.ExitStack() as stack:
             if jax.process_index() == 0:
-                shutil.rmtree(scratch, ignore_errors=True)  # left by a doctor that was killed
-                stack.callback(shutil.rmtree, scratch, ignore_errors=True)
+                _remove(scratch)  # left by a doctor that was killed
+                stack.callback(_remove, scratch)
             with checkpoint.CheckpointManager(scratch, keep, start=None) as checkpoints:
                 started = time.perf_counter()
                 checkpoints.save(1, self.state, {"next_step": 1, "bad": 0})
@@ -427,3 +432,10 @@ def _requirements() -> list[str]:
 
         return tomllib.loads(project.read_text())["project"]["dependencies"]
     return [each for each in metadata.requires("inti_jax") or () if "extra ==" not in each]
+
+
+def _remove(directory: Path) -> None:
+    """Delete a directory, if it is there, and what it stands for in a store."""
+    shutil.rmtree(directory, ignore_errors=True)
+    if url := stores.origin(directory):
+        stores.delete(url)

@@ -62,6 +62,13 @@ def is_file(url: str) -> bool:
         return files.isfile(url)
 
 
+def public(url: str) -> str:
+    """Leave out what a URL may have of credentials: a user with a password, and a signature in the query."""
+    scheme, rest = url.partition("?")[0].split("://", 1)
+    host, slash, path = rest.partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+
+
 def fetch(url: str) -> Path:
     """Download the file at `url` into a cache on this machine, unless it is there; return its path.
 
@@ -70,14 +77,14 @@ def fetch(url: str) -> Path:
     cannot be had.
     """
     files, url = _open(url)
-    scheme, rest = url.split("://", 1)
+    scheme, _ = url.split("://", 1)
     with _translated(url):
         facts = files.info(url)
         if facts["type"] == "directory":
-            raise UserError(f"{url} is a directory, and a file is meant")
+            raise UserError(f"{public(url)} is a directory, and a file is meant")
         entry = _entry(facts)
         key = hashlib.sha256(f"{url} {entry.size} {entry.tag}".encode()).hexdigest()[:16]
-        path = _cache() / f"inti-jax-store-{key}" / scheme / rest.partition("?")[0]
+        path = _cache() / f"inti-jax-store-{key}" / scheme / public(url).split("://", 1)[1]
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=_cache()) as directory:
@@ -85,7 +92,7 @@ def fetch(url: str) -> Path:
                 files.get_file(url, str(partial))
                 found = partial.stat().st_size
                 if entry.size not in (-1, found):
-                    raise UserError(f"{url}: {found} of its {entry.size} bytes arrived: try again")
+                    raise UserError(f"{public(url)}: {found} of its {entry.size} bytes arrived: try again")
                 partial.replace(path)
     return path
 
@@ -167,13 +174,15 @@ def _open(url: str, *, write: bool = False) -> tuple[Any, str]:
     scheme, rest = (match[1].lower(), match[2].rstrip("/")) if match else ("", "")
     if scheme not in (*_EXTRAS, *_WEB):
         raise UsageError(
-            f"{url} is a URL of an unknown kind: those of gs://, s3://, https:// and http:// can be read"
+            f"{public(url)} is a URL of an unknown kind: gs://, s3://, https:// and http:// can be read"
         )
     if write and scheme in _WEB:
-        raise UsageError(f"{url}: the web can only be read from: give a path, or a URL of gs:// or s3://")
+        raise UsageError(
+            f"{public(url)}: the web can only be read from: give a path, or a URL of gs:// or s3://"
+        )
     # A part `..` would lead out of the directory that stands for the URL on this machine.
     if any(part in ("", ".", "..") for part in rest.split("/")) or "\0" in rest:
-        raise UsageError(f"{url} names nothing: it should read {scheme}://NAME/PATH")
+        raise UsageError(f"{public(url)} names nothing: it should read {scheme}://NAME/PATH")
     return _filesystem(scheme), f"{scheme}://{rest}"
 
 
@@ -217,7 +226,7 @@ def _cache() -> Path:
 
 def _entry(facts: Mapping[str, Any]) -> Entry:
     """Read an object's size and tag from what fsspec says of it. Each kind of store has names of its own."""
-    tags = (facts.get(name) for name in ("crc32c", "md5Hash", "etag", "ETag", "generation"))
+    tags = (facts.get(name) for name in ("md5Hash", "crc32c", "etag", "ETag"))
     size = facts.get("size")
     return Entry(-1 if size is None else int(size), next((str(tag) for tag in tags if tag), ""))
 
@@ -237,7 +246,7 @@ def _translated(url: str) -> Iterator[None]:
 
 def told(url: str, error: Exception) -> UserError:
     """Make the error for the user of what a store said."""
-    url = url.partition("?")[0]  # a signed URL has its signature there
+    url = public(url)
     code = getattr(error, "code", None) or getattr(error, "status", None)
     # gcsfs and TensorStore say some answers only in words.
     words = str(error)
@@ -257,5 +266,5 @@ def told(url: str, error: Exception) -> UserError:
 
 def _reason(error: BaseException) -> str:
     """Summarise an error in a line, without what may hold credentials: the address with its query."""
-    said = re.sub(r"\?\S*", "", " ".join(str(error).split()))
+    said = re.sub(r"\?\S*|(?<=//)[^/@\s]*@", "", " ".join(str(error).split()))
     return textwrap.shorten(said, 160) or type(error).__name__

@@ -8,7 +8,7 @@ from inti_jax.errors import UserError
 from inti_jax.host import mirrors, stores
 from inti_jax.runs import checkpoint, layout
 from inti_jax.runs.checkpoint import CheckpointManager
-from tests.checkpoints import evaluated, save, value_at
+from tests.checkpoints import evaluated, little_state, save, value_at
 from tests.stores.emulator import Faults
 
 
@@ -87,8 +87,6 @@ def test_a_save_that_the_store_refuses_is_told_and_loses_nothing(bucket, workdir
         pytest.raises(UserError, match=rf"{bucket}/run/checkpoints/4 cannot be written .*earlier ") as caught,
         CheckpointManager(workdir, checkpoint.config.Checkpoint(), start=2) as checkpoints,
     ):
-        from tests.checkpoints import little_state
-
         emulator.faults = Faults(may_write=False)
         checkpoints.save(4, little_state(4), {"next_step": 4, "bad": 0})
     assert "\n" not in str(caught.value)

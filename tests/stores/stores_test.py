@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from inti_jax import config
+from inti_jax.config import ConfigError
 from inti_jax.errors import UsageError, UserError
 from inti_jax.host import mirrors, paths, stores
 from tests.stores.emulator import Faults
@@ -51,7 +53,7 @@ def test_a_file_comes_back_from_the_cache_until_it_changes(bucket, emulator, tmp
         ("gss://bucket/x", UsageError, "gss://bucket/x is a URL of an unknown kind"),
         ("gs://bucket/a/../b", UsageError, "names nothing: it should read gs://NAME/PATH"),
         ("gs:///b", UsageError, "names nothing"),
-        ("http://127.0.0.1:1/x?token=secret", UserError, "http://127.0.0.1:1/x cannot be reached"),
+        ("http://u:secret@127.0.0.1:1/x?token=secret", UserError, "http://127.0.0.1:1/x cannot be reached"),
     ],
 )
 def test_what_cannot_be_read_is_one_line(url, error, message, bucket, tmp_path):
@@ -59,6 +61,15 @@ def test_what_cannot_be_read_is_one_line(url, error, message, bucket, tmp_path):
     with pytest.raises(error, match=message.replace("?", r"\?")) as caught:
         paths.input_path(url.format(bucket=bucket))
     assert "\n" not in str(caught.value) and "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["https://host/w.pt?token=secret", "https://u:secret@host/w.pt"])
+def test_credentials_are_not_kept_in_a_config(url):
+    with pytest.raises(
+        ConfigError, match=r"https://host/w\.pt: config.json would keep the credent"
+    ) as caught:
+        config.load_config("quickstart", [f"--config.model.pretrained={url}"])
+    assert "secret" not in str(caught.value)
 
 
 def test_a_bucket_that_is_not_there_and_a_permission_that_lacks_are_said(bucket, emulator, tmp_path):
