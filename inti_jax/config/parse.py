@@ -158,12 +158,12 @@ def _with_local_paths(config: Config) -> Config:
     Raises ConfigError for a value that is no path on this machine, nor a name on the Hub where that is taken.
     """
 
-    def local(key: str, text: str, read: Callable[[str], Place] = local_path) -> str:
+    def local(key: str, text: str, read: Callable[[str], Place] = local_path, *, url: bool = True) -> str:
         text = text.translate(_STOOD_FOR)
         if not text:  # not given
             return text
         try:
-            if stores.is_url(text):
+            if url and stores.is_url(text):
                 if text != stores.public(text):
                     raise UsageError(
                         f"{stores.public(text)}: config.json would keep the credentials of this URL: "
@@ -184,7 +184,11 @@ def _with_local_paths(config: Config) -> Config:
             pretrained=local("model.pretrained", model.pretrained, names.place),
             start_from=local("model.start_from", model.start_from, names.local_or_uri),
         ),
-        data=dataclasses.replace(data, data_dir=local("data.data_dir", data.data_dir)),
+        data=dataclasses.replace(
+            data,
+            data_dir=local("data.data_dir", data.data_dir),
+            cache_dir=local("data.cache_dir", data.cache_dir, url=False),
+        ),
     )
 
 

@@ -289,7 +289,14 @@ class Data:
     """The dataset, the clips that are cut from its videos, and how they are loaded."""
 
     name: str = ""  # the name under which `prepare` wrote the dataset
-    data_dir: str = ""  # path of the directory where `prepare` wrote the dataset
+    data_dir: str = ""  # path or gs:// URL of the directory where `prepare` wrote the dataset
+    # With `data_dir` in a bucket: a directory on a disk of each host, to which the dataset's shards are
+    # copied in the background. Once all are there, the bucket is not needed. Empty: `inti_jax/datasets` in
+    # the user's cache, $XDG_CACHE_HOME or ~/.cache. Read by data/copies.py.
+    cache_dir: str = ""
+    # Most that all files in `cache_dir` take, in 10^9 bytes; 0: no copies. Datasets that no process uses give
+    # way, those first that were used longest ago. Some of the disk stays free in any case.
+    cache_gb: Annotated[float, Field(ge=0)] = 100.0
     num_frames: Positive = 8  # T, frames of a clip
     # "dense": frames that are `stride` apart. "uniform": one frame from each of `num_frames` equal
     # segments of the video. Read by data/sampling.py.

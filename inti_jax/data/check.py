@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
-from inti_jax.data import manifest, parallel
+from inti_jax.data import manifest, parallel, remote
 from inti_jax.data.codec import decode
 from inti_jax.host import limits, paths
 
@@ -56,7 +56,7 @@ def differences(directory: Path, *, decode_all: bool = False, workers: int | Non
             yield f"{split_name}: dataset_info.json has other numbers of records than the manifest"
         faults: list[str] = []
         with paths.plain(directory) as plain:
-            records = _records(plain, split, shards, faults)
+            records = _records(directory, plain, split, shards, faults)
             checked = parallel.in_order(check, records, workers or limits.cores())
             for found in parallel.progress(checked, split.count, split_name):
                 yield from found
@@ -77,34 +77,48 @@ def _shards_of(info: tfds.core.DatasetInfo, split_name: str) -> tuple[manifest.S
 
 
 def _records(
-    directory: Path, split: manifest.Split, shards: tuple[manifest.Shard, ...], faults: list[str]
+    directory: Path,
+    plain: Path,
+    split: manifest.Split,
+    shards: tuple[manifest.Shard, ...],
+    faults: list[str],
 ) -> Iterator[_Record]:
-    """Yield the readable records in order, and append the faults of shards and records to `faults`."""
+    """Yield the readable records in order, and append the faults of shards and records to `faults`.
+
+    `plain` is a path to `directory` for ArrayRecord. Where the directory stands for one in a bucket, its
+    shards are fetched one at a time.
+    """
     videos = iter(split.videos)
     for shard in shards:
         listed = list(itertools.islice(videos, shard.count))
-        path = directory / shard.file
-        faults += _file_differences(path, shard.sha256)
-        if not path.exists():
-            continue
+        with remote.fetched(directory / shard.file) as path:
+            faults += _file_differences(path, shard.sha256)
+            if path.exists():
+                yield from _records_of(shard, str(plain / shard.file), listed, faults)
+
+
+def _records_of(
+    shard: manifest.Shard, path: str, listed: list[manifest.Video], faults: list[str]
+) -> Iterator[_Record]:
+    """Yield the readable records of a shard, and append its faults to `faults`."""
+    try:
+        reader = array_record_module.ArrayRecordReader(path, "readahead_buffer_size:0")
+        count = reader.num_records()
+    except RuntimeError as error:
+        faults.append(f"{shard.file} cannot be read: {_line(error)}")
+        return
+    if count != shard.count:
+        faults.append(f"{shard.file} has {count} records, not {shard.count}")
+    for index, video in enumerate(listed[:count]):
+        where = f"{shard.file} record {index} ({video.id})"
         try:
-            reader = array_record_module.ArrayRecordReader(str(path), "readahead_buffer_size:0")
-            count = reader.num_records()
+            (raw,) = reader.read([index])
         except RuntimeError as error:
-            faults.append(f"{shard.file} cannot be read: {_line(error)}")
-            continue
-        if count != shard.count:
-            faults.append(f"{shard.file} has {count} records, not {shard.count}")
-        for index, video in enumerate(listed[:count]):
-            where = f"{shard.file} record {index} ({video.id})"
-            try:
-                (raw,) = reader.read([index])
-            except RuntimeError as error:
-                faults.append(f"{where} cannot be read: {_line(error)}")
-            else:
-                yield _Record(where, raw, video)
-        with contextlib.suppress(RuntimeError):  # repeats an error that opening the file should have raised
-            reader.close()
+            faults.append(f"{where} cannot be read: {_line(error)}")
+        else:
+            yield _Record(where, raw, video)
+    with contextlib.suppress(RuntimeError):  # repeats an error that opening the file should have raised
+        reader.close()
 
 
 def _record_differences(

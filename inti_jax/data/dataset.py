@@ -1,7 +1,7 @@
 """Read videos by index, from a prepared dataset or from plain files."""
 
 import contextlib
-import re
+import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -13,15 +13,15 @@ from jaxtyping import Bool, Int32, Int64, UInt8
 
 from inti_jax import config
 from inti_jax.config import ConfigError
-from inti_jax.data import manifest
+from inti_jax.data import copies, manifest, remote
 from inti_jax.data.builders import frames, registry
 from inti_jax.data.builders.files import read_file
 from inti_jax.data.builders.frames import USUAL_RATE, Frames
 from inti_jax.data.codec import decode
-from inti_jax.errors import UserError
-from inti_jax.host import limits, paths
+from inti_jax.errors import UsageError, UserError
+from inti_jax.host import limits, paths, stores
 
-_VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
+log = logging.getLogger("inti_jax")
 
 
 class Example(NamedTuple):
@@ -75,8 +75,11 @@ class MultiLabelSource(LabelledSource, Protocol):
 class VideoDataset:
     """One split of a prepared dataset, by index.
 
-    Several threads may read it. It pickles as its location, so a worker process opens its own files.
+    Several threads may read it. It pickles as its location, so a worker process opens its own files. The
+    directory of a dataset in a bucket stands for its URL, and has what describes it; see `remote`.
     """
+
+    copying: copies.Copying | None = None  # in the process that opened it, where it has a cache
 
     def __init__(
         self,
@@ -94,7 +97,7 @@ class VideoDataset:
         self.multi_label: bool = summary["multi_label"]
         self._lock = threading.Lock()
         self._stack = contextlib.ExitStack()  # keeps the path that `_opened` reads from
-        self._opened = None
+        self._opened: Any = None
 
     def __len__(self) -> int:
         return self.manifest["splits"][self.split]["count"]
@@ -119,6 +122,14 @@ class VideoDataset:
             width=int(record["width"]),
             decoder=self.decoder,
         )
+
+    @property
+    def read_from(self) -> str:
+        """The directory of the records: here, the URL of one in a bucket, or that of the copies of all."""
+        url = stores.origin(self.directory)
+        if url is None or (self.copying is not None and self.copying.whole):
+            return str(self.directory)
+        return url
 
     @cached_property
     def ids(self) -> tuple[str, ...]:
@@ -157,6 +168,15 @@ class VideoDataset:
 
                 directory = self._stack.enter_context(paths.plain(self.directory))
                 builder = tfds.builder_from_directory(directory)
+                if stores.origin(self.directory):
+                    info = builder.info.splits[self.split]
+                    shards = [Path(path).name for path in info.filepaths]
+                    self._opened = remote.Records(
+                        self.directory,
+                        list(zip(shards, info.shard_lengths, strict=True)),
+                        builder.info.features.deserialize_example_np,
+                    )
+                    return self._opened
                 # Readers keep a shard open once they have read from it.
                 shards = builder.info.splits[self.split].num_shards
                 needed = limits.open_files() + shards
@@ -232,13 +252,20 @@ class FileDataset:
 
 
 def open_dataset(
-    name: str, data_dir: str | Path, split: str, decoder: decode.Decoder = decode.decode_frames
+    name: str,
+    data_dir: str | Path,
+    split: str,
+    decoder: decode.Decoder = decode.decode_frames,
+    cache: copies.Cache | None = None,
 ) -> VideoDataset:
     """Open the newest version of a prepared dataset, whose clips `decoder` will decode.
 
+    With `cache`, the split's shards are copied there in the background if the dataset is in a bucket. Where
+    all of them are there, the bucket is not needed.
+
     Raises UserError if the dataset or the split is missing, unreadable or different from its manifest.
     """
-    directory = find_dataset(name, data_dir)
+    directory = _directory(name, data_dir, split, cache)
     if directory is None:
         what = f"folder --source ... --name {name}"
         if name in registry.NAMES:
@@ -246,7 +273,7 @@ def open_dataset(
         raise UserError(
             f"dataset `{name}` is not in {data_dir}: "
             f"run `python -m inti_jax.prepare {what} --data_dir {data_dir}`; "
-            f"found there: {', '.join(_prepared(Path(data_dir))) or 'no dataset'}"
+            f"found there: {', '.join(_prepared(data_dir)) or 'no dataset'}"
         )
     contents = manifest.read(directory)
     if split not in contents.splits:
@@ -257,7 +284,15 @@ def open_dataset(
         )
     dataset = VideoDataset(directory, split, contents.labels, contents.summary(), decoder)
     _check_files(dataset)
+    if cache is not None and stores.origin(directory):
+        shards = contents.splits[split].shards
+        dataset.copying = copies.Copying(cache, directory, split, shards).start(dataset)
     return dataset
+
+
+def open_configured(data: config.Data, split: str) -> VideoDataset:
+    """Open the dataset that a configuration names, with its cache. Raises the errors of `open_dataset`."""
+    return open_dataset(data.name, data.data_dir, split, cache=copies.Cache.of(data))
 
 
 def check_loss(dataset: VideoDataset, loss: config.LossName) -> None:
@@ -272,16 +307,60 @@ def check_loss(dataset: VideoDataset, loss: config.LossName) -> None:
 
 
 def find_dataset(name: str, data_dir: str | Path) -> Path | None:
-    """Find the directory of the newest finished version of a dataset, or None."""
-    versions = []
-    for path in Path(data_dir, name).glob(f"*/{manifest.FILE_NAME}"):
-        if match := _VERSION.fullmatch(path.parent.name):
-            versions.append((tuple(map(int, match.groups())), path.parent))
-    return max(versions)[1] if versions else None
+    """Find the directory of the newest finished version of a dataset, or None.
+
+    For a dataset in a bucket it is one on this machine that stands for the version's URL, with the files that
+    describe it. Raises UserError where the bucket cannot be read.
+    """
+    if (url := _url(data_dir)) is None:
+        found = {
+            path.parent.name: path.parent for path in Path(data_dir, name).glob(f"*/{manifest.FILE_NAME}")
+        }
+        version = remote.newest(found)
+        return found[version] if version else None
+    files = remote.versions(f"{url}/{name}")
+    version = remote.newest(files)
+    if version is None:
+        return None
+    return remote.described(f"{url}/{name}/{version}", files[version])
 
 
-def _prepared(data_dir: Path) -> list[str]:
-    names = (path.name for path in data_dir.glob("*") if path.is_dir())
+def _directory(name: str, data_dir: str | Path, split: str, cache: copies.Cache | None) -> Path | None:
+    """Find a dataset as `find_dataset` does, or in the cache, also where the bucket cannot be read."""
+    url = _url(data_dir)
+    if url is None or cache is None:
+        return find_dataset(name, data_dir)
+    try:
+        files = remote.versions(f"{url}/{name}")
+        version = remote.newest(files)
+        if version is None:
+            return None
+        there = f"{url}/{name}/{version}"
+        directory = cache.directory_of(there, stores.read(f"{there}/{manifest.FILE_NAME}"))
+        if not (directory / manifest.FILE_NAME).exists():
+            remote.describe_in(directory, files[version])
+        return directory
+    except UserError as error:
+        whole = cache.whole(f"{url}/{name}", split)
+        if whole is None:
+            raise
+        log.warning("%s; going on with the copy in %s", error, cache.directory)
+        return whole
+
+
+def _url(data_dir: str | Path) -> str | None:
+    """Return the URL of a directory in a store, or None for one on this machine."""
+    text = str(data_dir)
+    url = stores.check(text) if stores.is_url(text) else stores.origin(text)
+    if url and url.startswith("http"):
+        raise UsageError(f"{url}: datasets are read from a directory or a bucket, not from the web")
+    return url
+
+
+def _prepared(data_dir: str | Path) -> list[str]:
+    if url := _url(data_dir):
+        return remote.names(url)
+    names = (path.name for path in Path(data_dir).glob("*") if path.is_dir())
     return sorted(name for name in names if find_dataset(name, data_dir))
 
 
@@ -290,6 +369,8 @@ def _check_files(dataset: VideoDataset) -> None:
         records = len(dataset._records())
         if records:
             dataset._records()[0]
+    except UserError:
+        raise
     except Exception as error:  # whatever the readers raise for missing or damaged files
         reason = str(error).partition("\n")[0]
         raise UserError(f"{dataset.directory} cannot be read, prepare it again: {reason}") from None

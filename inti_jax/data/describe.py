@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from inti_jax.data import manifest
 from inti_jax.data.manifest import Manifest, Split, Video
+from inti_jax.host import stores
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -118,7 +119,7 @@ def facts(described: Described) -> dict[str, Any]:
     return {
         "datasets": [
             {
-                "directory": str(described.directories[dataset]),
+                "directory": stores.shown(str(described.directories[dataset])),
                 "name": contents.name,
                 "version": contents.version,
                 "sha256": contents.sha256,
@@ -140,7 +141,7 @@ def text(described: Described) -> str:
     """Format the figures as lines for people."""
     lines = []
     for dataset, contents in described.datasets.items():
-        directory = described.directories[dataset]
+        directory = stores.shown(str(described.directories[dataset]))
         lines += [f"{contents.name} {contents.version} in {directory}, sha256 {contents.sha256[:16]}"]
         for name, split in contents.splits.items():
             lines += _split_lines(name, split)

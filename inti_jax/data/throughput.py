@@ -12,7 +12,7 @@ from inti_jax import config
 from inti_jax.data import pipeline, sampling
 from inti_jax.data.augmentation import augment
 from inti_jax.data.codec import decode
-from inti_jax.data.dataset import LabelledSource
+from inti_jax.data.dataset import VideoDataset
 from inti_jax.distributed import backend
 from inti_jax.errors import UserError
 from inti_jax.host import limits
@@ -33,10 +33,11 @@ class Rate:
 class Bench:
     """The measurements of one host and dataset.
 
-    `seconds` are those of a clip on one core, by stage. `bad` of the `clips` did not decode. `rates` are
-    sorted, best first.
+    `read_from` says where the shards are. `seconds` are those of a clip on one core, by stage. `bad` of the
+    `clips` did not decode. `rates` are sorted, best first.
     """
 
+    read_from: str
     clips: int
     bad: int
     batch: int
@@ -67,7 +68,7 @@ class Bench:
         return self.recommended.clips_per_second / self.batch
 
 
-def measure(dataset: LabelledSource, cfg: config.Data, *, batch: int, clips: int, seed: int = 0) -> Bench:
+def measure(dataset: VideoDataset, cfg: config.Data, *, batch: int, clips: int, seed: int = 0) -> Bench:
     """Time `clips` training clips on one thread by stage, then as many in the pipeline in each setting.
 
     `batch` is the host's batch size. Raises UserError if no clip decodes, or JAX has no devices to use.
@@ -104,7 +105,7 @@ def measure(dataset: LabelledSource, cfg: config.Data, *, batch: int, clips: int
         for workers, threads in _settings(cores)
     ]
     rates.sort(key=lambda rate: -rate.clips_per_second)
-    return Bench(clips, clips - len(loaded), batch, cores, seconds, rates)
+    return Bench(dataset.read_from, clips, clips - len(loaded), batch, cores, seconds, rates)
 
 
 def to_json(found: Bench) -> dict[str, Any]:
@@ -119,7 +120,8 @@ def to_json(found: Bench) -> dict[str, Any]:
 
 def describe(found: Bench) -> str:
     """Format the measurements as lines for people."""
-    lines = [f"one core: {found.clips_per_second_per_core:.1f} clips/s, {found.bad} of {found.clips} bad"]
+    lines = [f"read from {found.read_from}"]
+    lines += [f"one core: {found.clips_per_second_per_core:.1f} clips/s, {found.bad} of {found.clips} bad"]
     lines += [
         f"  {stage:<9} {1000 * found.seconds[stage]:8.2f} ms a clip  {share:4.0%}"
         for stage, share in found.shares.items()
@@ -162,7 +164,7 @@ def _transfer_seconds(clips: np.ndarray) -> float:
 
 
 def _pipeline_rate(
-    dataset: LabelledSource, cfg: config.Data, workers: int, threads: int, clips: int, seed: int
+    dataset: VideoDataset, cfg: config.Data, workers: int, threads: int, clips: int, seed: int
 ) -> float:
     """Measure the pipeline's clips a second, over at least `clips` of them."""
     # Batches are small so that little is loaded ahead before the clock starts: that work is not timed.

@@ -21,7 +21,14 @@ from inti_jax.errors import UserError, naming
 from inti_jax.host import stores
 
 # Hosts may differ in where they keep files and in how they load them.
-_OWN = ("config.model.pretrained", "config.data.data_dir", "config.data.workers", "config.data.threads")
+_OWN = (
+    "config.model.pretrained",
+    "config.data.data_dir",
+    "config.data.cache_dir",
+    "config.data.cache_gb",
+    "config.data.workers",
+    "config.data.threads",
+)
 # Seconds in which a file that one host wrote should appear on the others: network file systems lag.
 _VISIBLE = 20
 # Milliseconds. The watch ends a process that waits in vain long before that.

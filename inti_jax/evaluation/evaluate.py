@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, Int32, UInt8
 from inti_jax import config
 from inti_jax.config import Config, check_size
 from inti_jax.data import pipeline, views
-from inti_jax.data.dataset import Source, VideoDataset, check_loss, open_dataset
+from inti_jax.data.dataset import Source, VideoDataset, check_loss, open_configured
 from inti_jax.data.loading.workers import Workers
 from inti_jax.distributed import agreement, liveness, sharding
 from inti_jax.errors import UsageError, UserError
@@ -296,7 +296,7 @@ def _evaluate_run(settings: Config, workdir: Path, step: checkpoint.Step, weight
     at = checkpoint.find(workdir, step)
     if at is None and not (settings.model.head.init == "text" or settings.model.start_from):
         raise UsageError(f"{workdir} holds no finished checkpoint: give the directory of a run")
-    dataset = open_dataset(settings.data.name, settings.data.data_dir, "val")
+    dataset = open_configured(settings.data, "val")
     check_loss(dataset, settings.train.loss)
     views.check(dataset, settings.data, settings.eval)
     sha256 = dataset.manifest["sha256"]

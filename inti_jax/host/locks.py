@@ -6,6 +6,7 @@ import fcntl
 import itertools
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -30,7 +31,7 @@ def held(path: Path) -> Iterator[None]:
         with leases.held(url):
             yield
         return
-    with _locked(path) as file:
+    with _locked(path, fcntl.LOCK_EX) as file:
         try:
             with naming(path):
                 file.truncate(0)
@@ -43,7 +44,26 @@ def held(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[BinaryIO]:
+def shared(path: Path) -> Iterator[None]:
+    """Hold the file `path` together with all who do so: until the last ends, `held` raises HeldError.
+
+    Raises HeldError where a process holds it alone for longer than a moment.
+    """
+    for attempt in itertools.count(1):
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(_locked(path, fcntl.LOCK_SH))
+            except HeldError:
+                if attempt == _ATTEMPTS:
+                    raise
+                time.sleep(0.05)
+                continue
+            yield
+            return
+
+
+@contextlib.contextmanager
+def _locked(path: Path, kind: int) -> Iterator[BinaryIO]:
     """Open and lock the file at `path`, and make sure that `path` still leads to it once it is locked."""
     for attempt in itertools.count(1):
         try:
@@ -55,16 +75,16 @@ def _locked(path: Path) -> Iterator[BinaryIO]:
                 raise
             continue  # another process may just have removed the directory
         with file:
-            _lock(file)
+            _lock(file, kind)
             if _is_called(file, path):
                 yield file
                 return
         # Another process held the file when this one opened it, and has removed it since: try again.
 
 
-def _lock(file: BinaryIO) -> None:
+def _lock(file: BinaryIO, kind: int) -> None:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         file.seek(0)
         raise HeldError(file.read().decode(errors="replace").strip() or "another process") from None

@@ -84,10 +84,10 @@ def fetch(url: str) -> Path:
             raise UserError(f"{public(url)} is a directory, and a file is meant")
         entry = _entry(facts)
         key = hashlib.sha256(f"{url} {entry.size} {entry.tag}".encode()).hexdigest()[:16]
-        path = _cache() / f"inti-jax-store-{key}" / scheme / public(url).split("://", 1)[1]
+        path = cache() / f"inti-jax-store-{key}" / scheme / public(url).split("://", 1)[1]
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=_cache()) as directory:
+            with tempfile.TemporaryDirectory(dir=cache()) as directory:
                 partial = Path(directory, "partial")
                 files.get_file(url, str(partial))
                 found = partial.stat().st_size
@@ -217,7 +217,7 @@ def _filesystem(scheme: str) -> Any:
         raise UserError(f"{scheme}:// cannot be used: {_reason(error)}") from None
 
 
-def _cache() -> Path:
+def cache() -> Path:
     """Make and return the directory of downloads."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "inti_jax")
     root.mkdir(parents=True, exist_ok=True)

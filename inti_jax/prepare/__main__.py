@@ -13,6 +13,8 @@ from inti_jax.data import dataset, describe, manifest
 from inti_jax.data.builders import registry
 from inti_jax.errors import UserError, naming
 from inti_jax.host.command import run_command
+from inti_jax.host.paths import output_path
+from inti_jax.host.stores import shown
 from inti_jax.prepare.arguments import parse
 
 if TYPE_CHECKING:
@@ -132,12 +134,13 @@ def _prepared_already(directory: Path) -> Path:
     from inti_jax.data.builders.journal import Journal
 
     Journal.beside(directory).discard()  # exists if the build was killed just before its end
-    print(f"already prepared: to rebuild it, delete {directory} or choose another --data_dir")
+    print(f"already prepared: to rebuild it, delete {shown(str(directory))} or choose another --data_dir")
     return directory
 
 
 def _print_summary(contents: manifest.Manifest, directory: Path) -> None:
-    print(f"{contents.name} {contents.version} in {directory}, sha256 {contents.sha256[:16]}")
+    place = shown(str(directory))
+    print(f"{contents.name} {contents.version} in {place}, sha256 {contents.sha256[:16]}")
     print(f"  {len(contents.labels)} labels{', one or more a video' if contents.multi_label else ''}")
     if contents.sampling:
         print(f"  usual sampling: data.sampling={contents.sampling}")
@@ -146,9 +149,7 @@ def _print_summary(contents: manifest.Manifest, directory: Path) -> None:
         for rejected in split.rejected[:_REJECTED_SHOWN]:
             print(f"    {rejected.source}: {rejected.reason}")
         if len(split.rejected) > _REJECTED_SHOWN:
-            print(
-                f"    and {len(split.rejected) - _REJECTED_SHOWN} more: see {directory / manifest.FILE_NAME}"
-            )
+            print(f"    and {len(split.rejected) - _REJECTED_SHOWN} more: see {place}/{manifest.FILE_NAME}")
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -161,7 +162,7 @@ def _check(args: argparse.Namespace) -> None:
     if found:
         raise UserError(f"{args.check} does not match its manifest: differences: {found}")
     contents = manifest.read(args.check)
-    print(f"{args.check} matches its manifest, sha256 {contents.sha256[:16]}")
+    print(f"{shown(str(args.check))} matches its manifest, sha256 {contents.sha256[:16]}")
 
 
 def _describe(args: argparse.Namespace) -> None:
@@ -170,7 +171,7 @@ def _describe(args: argparse.Namespace) -> None:
         print(json.dumps(describe.facts(described), indent=2))
     else:
         print(describe.text(described))
-    path = args.out or (None if args.json else args.describe[0] / "describe.png")
+    path = args.out or (None if args.json else output_path(f"{shown(str(args.describe[0]))}/describe.png"))
     if path is None:
         return
     from inti_jax import drawing
@@ -179,7 +180,7 @@ def _describe(args: argparse.Namespace) -> None:
     if picture is not None:
         with naming(path):
             path.write_bytes(picture)
-        print(f"drawn in {path}", file=sys.stderr)
+        print(f"drawn in {shown(str(path))}", file=sys.stderr)
 
 
 def _interrupt(*_: object) -> NoReturn:

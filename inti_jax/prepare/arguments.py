@@ -6,12 +6,14 @@ import os
 from fractions import Fraction
 from pathlib import Path
 
-from inti_jax.data import dataset, manifest
+from inti_jax.data import dataset, manifest, remote
 from inti_jax.data.builders import registry
 from inti_jax.data.builders.frames import USUAL_RATE
 from inti_jax.data.codec.decode import MOST_DOUBTFUL
+from inti_jax.errors import UserError
+from inti_jax.host import stores
 from inti_jax.host.names import printable
-from inti_jax.host.paths import local_path
+from inti_jax.host.paths import local_path, output_path
 
 _EPILOG = f"""\
 datasets:
@@ -31,6 +33,7 @@ examples:
     --labels labels.txt --data_dir data
   %(prog)s kinetics400 --source k400 --data_dir data --short_side 256
   %(prog)s folder --source jester --data_dir data --name jester --fps 12
+  %(prog)s kinetics400 --source k400 --data_dir gs://my-bucket/data --short_side 256
   %(prog)s --check data/kinetics400/1.0.0
   %(prog)s --describe data/my_dataset/1.0.0
 """
@@ -51,7 +54,9 @@ def parse(prog: str) -> argparse.Namespace:
         allow_abbrev=False,
     )
     parser.add_argument("dataset", metavar="NAME", nargs="?", help=", ".join(registry.NAMES))
-    parser.add_argument("--data_dir", type=local_path, help="directory of all prepared datasets")
+    parser.add_argument(
+        "--data_dir", type=_data_dir, help="directory of all prepared datasets, a path or a URL of a bucket"
+    )
     parser.add_argument("--source", type=local_path, help="directory of the videos, or a CSV file (folder)")
     parser.add_argument("--name", help="the dataset's name in data_dir (default: NAME)")
     parser.add_argument(
@@ -109,15 +114,36 @@ def parse(prog: str) -> argparse.Namespace:
 
 
 def _dataset(text: str) -> Path:
-    """Convert an argument to a prepared dataset's directory: a version's, or data_dir/NAME for the newest."""
+    """Convert an argument to a prepared dataset's directory: a version's, or data_dir/NAME for the newest.
+
+    That of one in a bucket stands for its URL, with what describes it.
+    """
+    if stores.is_url(text):
+        url = stores.check(text)
+        parent, _, name = url.rpartition("/")
+        if remote.VERSION.fullmatch(name):
+            files = remote.versions(parent).get(name)
+            found = remote.described(url, files) if files else None
+        else:
+            found = dataset.find_dataset(name, parent)
+        if found is None:
+            raise UserError(f"{url} is no prepared dataset: give that of a version, or data_dir/NAME")
+        return found
     path = local_path(text)
     if (path / manifest.FILE_NAME).exists():
         return path
     return dataset.find_dataset(path.name, path.parent) or path
 
 
+def _data_dir(text: str) -> Path:
+    """Convert an argument to a directory, which for a URL is one on this machine that stands for it."""
+    if stores.is_url(text):
+        return stores.stand_in(stores.check(text, write=True))
+    return local_path(text)
+
+
 def _png(text: str) -> Path:
-    path = local_path(text)
+    path = output_path(text)
     if path.suffix.lower() != ".png":
         raise argparse.ArgumentTypeError(f"{text} should end in .png")
     return path
@@ -240,3 +266,5 @@ def _check_general_options(parser: argparse.ArgumentParser, args: argparse.Names
         parser.error("--beam_options needs --beam_runner")
     if args.beam_runner is not None and args.workers is not None:
         parser.error("--workers does not apply to Apache Beam: set the runner's own number in --beam_options")
+    if args.beam_runner is not None and (url := stores.origin(args.data_dir)):
+        parser.error(f"--beam_runner needs a --data_dir that all machines see as a path, not {url}")

@@ -23,6 +23,8 @@ _FREE = (
     "model.scan",
     "model.remat",
     "data.data_dir",
+    "data.cache_dir",
+    "data.cache_gb",
     "data.workers",
     "data.threads",
     "data.prefetch",

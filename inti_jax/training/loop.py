@@ -14,7 +14,7 @@ from jaxtyping import Float
 from inti_jax.config import Config, ConfigError
 from inti_jax.data import balance, pipeline, views
 from inti_jax.data.augmentation import opposites
-from inti_jax.data.dataset import Source, Subset, VideoDataset, check_loss, open_dataset
+from inti_jax.data.dataset import Source, Subset, VideoDataset, check_loss, open_configured
 from inti_jax.data.loading.batches import worker_pool
 from inti_jax.data.loading.device import DevicePrefetch
 from inti_jax.distributed import agreement, liveness, sharding
@@ -52,8 +52,8 @@ def _train(config: Config, workdir: Path, preemption: Preemption, profile: profi
     agreement.check_workdir(workdir)
     sharding.check_batch(config.train.global_batch // config.train.accumulate, "train.global_batch", mesh)
     sharding.check_batch(config.eval.batch, "eval.batch", mesh)
-    dataset = open_dataset(config.data.name, config.data.data_dir, "train")
-    validation = open_dataset(config.data.name, config.data.data_dir, "val")
+    dataset = open_configured(config.data, "train")
+    validation = open_configured(config.data, "val")
     check_loss(dataset, config.train.loss)
     # Raises UserError before anything is written where a label has no partner to trade places with.
     opposites.find(dataset.labels, config.data)

@@ -23,6 +23,7 @@ def test_figures_as_json_and_as_text(motion_data, monkeypatch, capsys):
     command.main()
     found = json.loads(capsys.readouterr().out)
     assert (found["clips"], found["bad"], found["batch"], found["cores"]) == (8, 0, 4, 1)
+    assert found["read_from"] == f"{motion_data}/motion_digits/1.0.0" and "cache" not in found
     assert set(found["shares"]) == {"read", "decode", "augment", "transfer"}
     assert sum(found["shares"].values()) == pytest.approx(1)
     assert found["clips_per_second_per_core"] == pytest.approx(1 / sum(found["seconds"].values()))
@@ -38,7 +39,7 @@ def test_figures_as_json_and_as_text(motion_data, monkeypatch, capsys):
 
 def test_the_fewest_processes_of_those_as_fast_are_recommended():
     rates = [throughput.Rate(2, 1, 101.0), throughput.Rate(0, 2, 100.0), throughput.Rate(0, 1, 60.0)]
-    found = throughput.Bench(8, 0, 4, 2, dict.fromkeys(throughput.STAGES, 0.001), rates)
+    found = throughput.Bench("data", 8, 0, 4, 2, dict.fromkeys(throughput.STAGES, 0.001), rates)
     assert found.recommended == throughput.Rate(0, 2, 100.0)
     assert found.batches_per_second == 25
     assert found.clips_per_second_per_core == pytest.approx(250)

@@ -43,6 +43,10 @@ class Faults:
     delay: float = 2
     may_write: bool = True
     may_delete: bool = True
+    may_read: bool = True
+    spoilt: str = (
+        ""  # the end of an object's name; its contents have a wrong byte, the next time they are read
+    )
     draws: random.Random = dataclasses.field(default_factory=lambda: random.Random(0))
 
 
@@ -115,10 +119,10 @@ class _Handler(server.RequestHandler):
         cut = not fails and drawn < faults.unavailable + faults.cut
         if drawn > 1 - faults.slow:
             time.sleep(faults.delay)
-        lacks = not (faults.may_delete if method == "DELETE" else method == "GET" or faults.may_write)
+        may = {"DELETE": faults.may_delete, "GET": faults.may_read}.get(method, faults.may_write)
         if fails:
             self._refuse(503, "the service is not available")
-        elif lacks:
+        elif not may:
             self._refuse(403, "no permission")
         elif not cut or late:
             with emulator._lock:
@@ -147,13 +151,30 @@ class _Handler(server.RequestHandler):
         for regex, handlers in server.HANDLERS:
             if match := server.re.fullmatch(regex, request.path):
                 request.set_match(match)
-                handlers[request.method](request, answer, self.storage)
                 facts = match.groupdict()
+                self._count_from_the_end(facts)
+                handlers[request.method](request, answer, self.storage)
                 if request.method == "GET" and facts.get("object_id") and answer.status < 300:
                     name = server.unquote(facts["object_id"])
                     answer["x-goog-generation"] = self._emulator.generation(facts["bucket_name"], name)
+                    self._spoil(name, answer)
                 return
         answer.status = server.HTTPStatus.NOT_IMPLEMENTED
+
+    def _spoil(self, name: str, answer: Any) -> None:
+        """Change a byte of an object's whole contents, if the faults want it."""
+        faults, content = self._emulator.faults, answer._content
+        whole = isinstance(content, bytes) and "range" not in self.headers
+        if whole and faults.spoilt and name.endswith(faults.spoilt):
+            faults.spoilt = ""
+            answer._content = content[:-1] + bytes([content[-1] ^ 1])
+
+    def _count_from_the_end(self, facts: dict[str, str]) -> None:
+        """Turn a range of an object's last bytes into one by first byte, which the package knows."""
+        if last := server.re.fullmatch(r"bytes=-(\d+)", self.headers.get("range", "")):
+            with contextlib.suppress(NotFound):
+                found = self.storage.get_file_obj(facts["bucket_name"], server.unquote(facts["object_id"]))
+                self.headers.replace_header("range", f"bytes={max(0, int(found['size']) - int(last[1]))}-")
 
     def _refuse(self, status: int, message: str) -> None:
         answer = server.Response(self)

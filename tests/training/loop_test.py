@@ -21,7 +21,7 @@ from flax import nnx
 from inti_jax.config import ConfigError, Mesh
 from inti_jax.config.backbones import BACKBONES
 from inti_jax.data.codec import decode
-from inti_jax.data.dataset import open_dataset
+from inti_jax.data.dataset import open_configured, open_dataset
 from inti_jax.distributed import sharding
 from inti_jax.errors import UserError
 from inti_jax.models import parameters
@@ -282,7 +282,7 @@ def test_too_many_clips_that_do_not_decode_end_the_run(motion_data, tmp_path, mo
     def broken(*_, **__):
         raise decode.DecodeError("no frame")
 
-    monkeypatch.setattr(loop, "open_dataset", functools.partial(open_dataset, decoder=broken))
+    monkeypatch.setattr("inti_jax.data.dataset.open_dataset", functools.partial(open_dataset, decoder=broken))
     with pytest.raises(UserError, match=r"step 1: 8 of the 8 clips so far did not decode.*max_bad_share"):
         loop.train(tiny(motion_data), tmp_path)
 
@@ -295,11 +295,11 @@ def test_a_mistake_in_the_weights_leaves_no_workdir(motion_data, tmp_path):
 
 def test_labels_that_cannot_be_mirrored_leave_no_workdir(motion_data, tmp_path, monkeypatch):
     def with_other_labels(*arguments):
-        dataset = open_dataset(*arguments)
+        dataset = open_configured(*arguments)
         dataset.labels = ("move left", *dataset.labels[1:])
         return dataset
 
-    monkeypatch.setattr(loop, "open_dataset", with_other_labels)
+    monkeypatch.setattr(loop, "open_configured", with_other_labels)
     with pytest.raises(UserError, match=r"`data\.flip` cannot mirror label `move left`"):
         loop.train(tiny(motion_data, data__flip=True), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -20,7 +20,7 @@ from inti_jax.data.builders.frames import Frames
 from inti_jax.data.builders.journal import Journal, Part
 from inti_jax.data.codec import decode, reencode
 from inti_jax.errors import UsageError, UserError
-from inti_jax.host import limits, paths
+from inti_jax.host import limits, paths, stores
 
 # Least size of a shard, in bytes of the source, if a split has several shards.
 _SHARD_BYTES = 64 * 2**20
@@ -165,10 +165,8 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type
                 self._describe(source)
                 self._journal.finish(directory)
         except KeyboardInterrupt:
-            print(
-                f"{self._journal.directory} holds the finished part: run the same command to resume",
-                file=sys.stderr,
-            )
+            place = stores.shown(str(self._journal.directory))
+            print(f"{place} holds the finished part: run the same command to resume", file=sys.stderr)
             raise
         except OSError as error:
             raise UserError(f"{directory} cannot be written: {error.strerror or error}") from None
