@@ -168,15 +168,6 @@ class VideoDataset:
 
                 directory = self._stack.enter_context(paths.plain(self.directory))
                 builder = tfds.builder_from_directory(directory)
-                if stores.origin(self.directory):
-                    info = builder.info.splits[self.split]
-                    shards = [Path(path).name for path in info.filepaths]
-                    self._opened = remote.Records(
-                        self.directory,
-                        list(zip(shards, info.shard_lengths, strict=True)),
-                        builder.info.features.deserialize_example_np,
-                    )
-                    return self._opened
                 # Readers keep a shard open once they have read from it.
                 shards = builder.info.splits[self.split].num_shards
                 needed = limits.open_files() + shards
@@ -185,7 +176,16 @@ class VideoDataset:
                         f"{self.directory}: the {shards} shards of `{self.split}` need {needed} open files, "
                         f"and the hard limit is {limit}: raise it (ulimit -Hn)"
                     )
-                self._opened = builder.as_data_source(self.split)
+                if stores.origin(self.directory):
+                    split = builder.info.splits[self.split]
+                    names = [Path(path).name for path in split.filepaths]
+                    self._opened = remote.Records(
+                        self.directory,
+                        list(zip(names, split.shard_lengths, strict=True)),
+                        builder.info.features.deserialize_example_np,
+                    )
+                else:
+                    self._opened = builder.as_data_source(self.split)
             return self._opened
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -208,6 +208,8 @@ def test_what_is_not_there_is_one_line(in_bucket, bucket, emulator):
     ):
         with pytest.raises(UserError, match=message):
             dataset.open_dataset(NAME, place, "train")
+    with pytest.raises(UserError, match=r"s3://b/x: records are read from gs:// alone"):
+        remote.Records(stores.stand_in("s3://b/x"), [], bytes)
     with pytest.raises(UserError, match=f"`folder` is not in {in_bucket}.* found there: {NAME}"):
         dataset.open_dataset("folder", in_bucket, "train")
     for faults, message in (
