@@ -33,6 +33,8 @@ _described: dict[tuple[str, stores.Entry], Path] = {}
 
 # Seconds that a read may take. Google's client tries again for 15 minutes, with up to 5 between two tries.
 _LONGEST = 120.0
+# The same where the read before had no answer: a batch should not wait that long for each of its records.
+_AFTERWARDS = 1.0
 # The kinds of URL that ArrayRecord opens.
 _OPENED = ("gs://",)
 
@@ -132,6 +134,7 @@ class Records:
         self._stack = contextlib.ExitStack()
         self._plain: Path = self._stack.enter_context(paths.plain(directory))
         self._opening = threading.Lock()
+        self._silent = False  # whether the last read had no answer
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -162,18 +165,22 @@ class Records:
     def _fetch(self, shard: int, place: int) -> bytes:
         """Read one record of a shard in the bucket."""
         url = f"{self._url}/{self._names[shard]}"
+        seconds = min(_AFTERWARDS, _LONGEST) if self._silent else _LONGEST
         try:
             reader = self._there[shard]
             if reader is None:
-                reader = self._there[shard] = _within(_LONGEST, _reader, url)
+                reader = self._there[shard] = _within(seconds, _reader, url)
                 found = reader.num_records()
                 if found != self._count(shard):
                     self._there[shard] = None
                     if not stores.is_file(url):
                         raise UserError(f"{url} does not exist")
                     raise RuntimeError(f"{url} has {found} records, not {self._count(shard)}")
-            return _within(_LONGEST, reader.read, [place])[0]
+            record = _within(seconds, reader.read, [place])[0]
+            self._silent = False
+            return record
         except TimeoutError:
+            self._silent = True
             raise stores.told(url, TimeoutError(f"no answer in {_LONGEST:g} s")) from None
         except RuntimeError as error:
             # Anything else is about the bytes that came.

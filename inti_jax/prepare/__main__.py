@@ -133,7 +133,7 @@ def _note(notes: Iterable[str], said: set[str]) -> None:
 def _prepared_already(directory: Path) -> Path:
     from inti_jax.data.builders.journal import Journal
 
-    Journal.beside(directory).discard()  # exists if the build was killed just before its end
+    Journal.beside(directory).clear()
     print(f"already prepared: to rebuild it, delete {shown(str(directory))} or choose another --data_dir")
     return directory
 

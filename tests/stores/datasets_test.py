@@ -98,7 +98,10 @@ def test_prepared_in_a_bucket_it_is_the_same_with_a_shard_at_a_time_here(
     sizes = [path.stat().st_size for path in on_disk.rglob("*.array_record-*")]
     assert len(sizes) > 6 and max(taken) < 1.5 * max(sizes)
 
+    left = f"{bucket}/data/{NAME}/1.0.0.partial"
+    upload(on_disk / NAME / "1.0.0" / manifest.FILE_NAME, f"{left}/plan.json")
     assert prepare(NAME, "--data_dir", f"{bucket}/data") == 0
+    assert not stores.entries(left)
     assert f"delete {bucket}/data/{NAME}/1.0.0 or" in capsys.readouterr().out
     assert prepare("--check", f"{bucket}/data/{NAME}") == 0
     assert prepare("--describe", f"{bucket}/data/{NAME}/1.0.0", "--json") == 0
@@ -195,9 +198,12 @@ def test_a_damaged_record_is_a_damaged_clip_and_a_bucket_that_fails_is_not(
     with pytest.raises(UserError, match=f"{url} does not exist"):
         there[0]
     monkeypatch.setattr(remote, "_LONGEST", 0.3)
+    monkeypatch.setattr(remote, "_AFTERWARDS", 0.3)
     emulator.faults = Faults(unavailable=1)
     with pytest.raises(UserError, match=r"cannot be reached: no answer in 0\.3 s"):
         there[first.count]
+    emulator.faults = Faults()
+    assert there[first.count] == here[first.count]
 
 
 def test_what_is_not_there_is_one_line(in_bucket, bucket, emulator):

@@ -149,7 +149,16 @@ class Journal:
         """Delete the journal with all its files."""
         shutil.rmtree(self.directory, ignore_errors=True)
         if self._url:
-            stores.delete(self._url)
+            for part in ("journal", "plan.json"):  # and not the lock, which is held
+                stores.delete(f"{self._url}/{part}")
+
+    def clear(self) -> None:
+        """Delete what a build left that was killed just before its end."""
+        if self._url is None:
+            self.discard()
+        elif stores.entries(self._url):
+            with contextlib.suppress(locks.HeldError), locks.held(self.directory / "lock"):
+                self.discard()
 
     @property
     def _url(self) -> str | None:
