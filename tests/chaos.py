@@ -35,6 +35,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from inti_jax.host import stores
 from tests.processes import start_main
 from tests.records import computed
 from tests.stores.emulator import BUCKET, Emulator, Faults, running
@@ -82,8 +83,8 @@ def draw(seed: int, number: int, kinds: tuple[str, ...]) -> list[Fault]:
 class Directory:
     """Where a run lies on a disk."""
 
-    def __init__(self, disk: Path):
-        self.disk = disk
+    def __init__(self, disk: Path, data: Path):
+        self.disk, self.data_dir = disk, str(data)
         self.workdir = str(disk / "run")
 
     def names(self) -> list[str]:
@@ -113,12 +114,16 @@ class Directory:
 
 
 class Bucket:
-    """Where a run lies in an emulated store."""
+    """Where a run and a copy of its dataset lie in an emulated store."""
 
-    def __init__(self, emulator: Emulator, disk: Path):
+    def __init__(self, emulator: Emulator, disk: Path, data: Path):
         self._emulator, self.disk = emulator, disk
         self._below = f"{disk.name}/run/"
         self.workdir = f"gs://{BUCKET}/{disk.name}/run"
+        self.data_dir = f"gs://{BUCKET}/{disk.name}/data"
+        for path in data.rglob("*"):
+            if path.is_file():
+                stores.upload(path, f"{self.data_dir}/{path.relative_to(data)}")
 
     def names(self) -> list[str]:
         """The paths of all files of the run, below its directory."""
@@ -146,12 +151,13 @@ Place = Directory | Bucket
 class Training:
     """Processes that train together at `place`, what they say in `logs`."""
 
-    def __init__(self, place: Place, data: Path, logs: Path):
+    def __init__(self, place: Place, logs: Path):
         logs.mkdir(parents=True, exist_ok=True)
         # With the default `hosts.silent_seconds`: on a busy machine a healthy process may be silent for 10 s.
         arguments = [
             "--config", "configs/quickstart.py:compression=inti",
-            "--workdir", place.workdir, f"--config.data.data_dir={data}", f"--config.train.steps={STEPS}",
+            "--workdir", place.workdir, f"--config.data.data_dir={place.data_dir}",
+            f"--config.train.steps={STEPS}",
             "--config.train.global_batch=4", "--config.train.log_every_steps=1",
             "--config.train.eval_every_steps=15", "--config.checkpoint.every_steps=6",
             "--config.eval.batch=4", "--config.data.num_frames=4",
@@ -282,7 +288,7 @@ def _survive(number: int, faults: list[Fault], run: "Runs", say: Callable[[str],
     place = run.place(disk)
     for count, fault in enumerate([*faults, None]):
         expected = (finished_steps(place) or [0])[-1]
-        training = Training(place, run.data, run.logs(number, count))
+        training = Training(place, run.logs(number, count))
         if fault is None:
             statuses = training.wait(RUN_LIMIT)
             if statuses != [0] * PROCESSES:
@@ -318,8 +324,8 @@ class Runs:
         self.data = data or self._prepare(directory / "data")
         (directory / "whole").mkdir()
         # Undisturbed, on a disk.
-        place = Directory(directory / "whole")
-        whole = Training(place, self.data, directory / "logs-whole")
+        place = Directory(directory / "whole", self.data)
+        whole = Training(place, directory / "logs-whole")
         started = time.monotonic()
         while whole.running() and not whole.step():
             time.sleep(0.01)
@@ -331,7 +337,9 @@ class Runs:
 
     def place(self, disk: Path) -> Place:
         """Where a run lies that may use the directory `disk`."""
-        return Directory(disk) if self.emulator is None else Bucket(self.emulator, disk)
+        if self.emulator is None:
+            return Directory(disk, self.data)
+        return Bucket(self.emulator, disk, self.data)
 
     @contextlib.contextmanager
     def disk(self, small: bool) -> Iterator[Path]:
