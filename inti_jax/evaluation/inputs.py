@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from inti_jax import cli
 from inti_jax.errors import UsageError, UserError
-from inti_jax.host.paths import input_path
+from inti_jax.host import stores
+from inti_jax.host.paths import input_path, path_or_url
 from inti_jax.hub import names
 
 _LISTS = (".txt", ".csv", ".tsv", ".lst")
@@ -26,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "videos",
         nargs="*",
-        type=input_path,
+        type=path_or_url,
         metavar="VIDEO",
         help="video files, folders of them (links are followed), or folders of a video's numbered frames",
     )
@@ -68,7 +69,8 @@ def check_output(path: Path, *suffixes: str, argument: str = "--out") -> None:
 def collect(arguments: argparse.Namespace) -> Videos:
     """Find the videos that the arguments of `add_arguments` name.
 
-    A named file is taken as a video, whatever its name; it need not exist until it is read. Raises UsageError
+    A named file is taken as a video, whatever its name; it need not exist until it is read. A URL is fetched,
+    and left out where it cannot be. Raises UsageError
     where nothing is named, a list is unusable, or a list is given in place of a video, and UserError where a
     folder holds no video.
     """
@@ -76,7 +78,14 @@ def collect(arguments: argparse.Namespace) -> Videos:
     if not named:
         raise UsageError("no videos: give files or folders, or a list of them as --list FILE")
     videos = Videos([], [])
-    for path in named:
+    for place in named:
+        if isinstance(place, str):  # a URL
+            try:
+                videos.paths.append(stores.fetch(place))
+            except UserError as error:
+                videos.left_out.append((stores.standing_for(place), str(error)))
+            continue
+        path = place
         if path.is_dir():
             _add_folder(path, videos)
         elif path.suffix.lower() in _LISTS and path.is_file():
@@ -118,7 +127,7 @@ def _add_folder(folder: Path, videos: Videos) -> None:
     videos.left_out.extend(missing)
 
 
-def _read_list(path: Path) -> list[Path]:
+def _read_list(path: Path) -> list[Path | str]:
     try:
         content = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
     except OSError as error:
@@ -127,11 +136,11 @@ def _read_list(path: Path) -> list[Path]:
         raise UsageError(f"--list {path}: it is not a text file with a video's path on each line")
     # Names need not be UTF-8. Editors may put a byte order mark first, and a carriage return at a line's end.
     lines = [line.removesuffix(b"\r") for line in content.removeprefix(b"\xef\xbb\xbf").split(b"\n")]
-    paths = []
+    paths: list[Path | str] = []
     for number, line in enumerate(lines, start=1):
         if line:
             try:
-                paths.append(input_path(os.fsdecode(line)))
+                paths.append(path_or_url(os.fsdecode(line)))
             except UsageError as error:
                 raise UsageError(f"--list {path} line {number}: {error}") from None
     if not paths:

@@ -66,8 +66,11 @@ def output_path(text: str | os.PathLike[str]) -> Path:
 
 
 def path_or_url(text: str) -> Path | str:
-    """Turn a user's text into a path, or check a URL without reading from it. Raises what `run_path` does."""
-    return stores.check(text, write=True) if stores.is_url(text) else local_path(text)
+    """Turn a user's text into a path, or check the form of a URL, from which nothing is read yet.
+
+    Raises the errors of `local_path` and `stores.check`.
+    """
+    return stores.check(text) if stores.is_url(text) else local_path(text)
 
 
 def run_path(text: str | os.PathLike[str]) -> Path:

@@ -156,6 +156,11 @@ def stand_in(url: str) -> Path:
     return path
 
 
+def standing_for(url: str) -> Path:
+    """Return a path that stands for `url` in messages, at which nothing is."""
+    return Path(tempfile.gettempdir(), "inti-jax-store-absent", *public(url).split("://", 1))
+
+
 def origin(path: str | os.PathLike[str]) -> str | None:
     """Return the URL that `path` stands for, or None where it stands for none."""
     text = os.fspath(path)

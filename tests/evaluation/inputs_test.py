@@ -72,12 +72,12 @@ def test_mistakes_are_said_before_a_model_is_read(folder, tmp_path):
     empty, binary, urls = tmp_path / "empty", tmp_path / "binary", tmp_path / "urls"
     empty.write_text("\n\n")
     binary.write_bytes(b"\0\0\0 ftypmp42")
-    urls.write_text("a.mp4\nhttps://host/b.mp4\n")
+    urls.write_text("a.mp4\nftp://host/b.mp4\n")
     for words, said in (
         ([], "no videos: give files or folders, or a list"),
         (["--list", empty], "it is empty"),
         (["--list", binary], "it is not a text file"),
-        (["--list", urls], "urls line 2: https://host/b.mp4 is a URL"),
+        (["--list", urls], "urls line 2: ftp://host/b.mp4 is a URL of an unknown kind"),
         (["--list", tmp_path / "absent"], "No such file"),
         ([folder / "notes.txt"], "give a list of videos as --list"),
     ):

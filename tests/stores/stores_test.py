@@ -1,5 +1,6 @@
 """Check what reaches a store and comes back, and what users are told where it does not."""
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from inti_jax import config
 from inti_jax.config import ConfigError
 from inti_jax.errors import UsageError, UserError
+from inti_jax.evaluation import inputs
 from inti_jax.host import mirrors, paths, stores
 from tests.stores.emulator import Faults
 
@@ -164,3 +166,15 @@ def test_a_store_that_fails_for_a_while_loses_nothing(bucket, emulator, monkeypa
             mirrors.push(directory)
         emulator.faults = Faults()
     assert stores.read(f"{bucket}/run/metrics.jsonl") == mirrored.read_bytes() == b"last\n"
+
+
+def test_a_video_that_cannot_be_fetched_is_left_out_as_one_that_does_not_decode(bucket, tmp_path):
+    put(f"{bucket}/a.mp4", b"video", tmp_path)
+    parser = argparse.ArgumentParser()
+    inputs.add_arguments(parser)
+    absent = "http://127.0.0.1:1/b.mp4"
+    words = [f"{bucket}/a.mp4", absent, "--checkpoint", str(tmp_path)]
+    found = inputs.collect(parser.parse_args(words))
+    assert [path.read_bytes() for path in found.paths] == [b"video"]
+    ((path, reason),) = found.left_out
+    assert stores.shown(str(path)) == absent and "cannot be reached" in reason
