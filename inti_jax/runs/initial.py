@@ -94,8 +94,9 @@ def _trained(record: RunRecord, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> P
     theirs = trained_file.read_record(path)
     trained_file.check_fits(path, theirs, record)
     leaves = trained_file.leaves(path, theirs)
-    trained = freezing.trained(theirs.config.model, leaves)
-    leaves = {name: read for name, read in leaves.items() if name in trained}  # one that is whole has more
+    if trained_file.is_whole(path):
+        trained = freezing.trained(theirs.config.model, leaves)
+        leaves = {name: read for name, read in leaves.items() if name in trained}
     # A trained file has only what trains, so one that this run writes would lack these.
     if frozen := sorted(leaves.keys() - shapes):
         raise ConfigError(
