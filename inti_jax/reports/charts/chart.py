@@ -56,8 +56,9 @@ class Chart:
 def document(charts: Sequence[Chart]) -> dict[str, Any]:
     """Make the value, of what JSON has, that `charts.js` draws charts from."""
     shared = Document()
-    for chart in charts:
-        shared.add_root(chart.plot)
+    with shared.models.freeze():  # else all models are looked for again after each
+        for chart in charts:
+            shared.add_root(chart.plot)
     return {
         "document": shared.to_json(deferred=False),
         "roots": {chart.plot.id: chart.name for chart in charts},
