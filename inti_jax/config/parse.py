@@ -102,7 +102,7 @@ def type_of(key: str) -> Any:
     return section
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> Any:
     """Read a run's config.json.
 
     Raises ConfigError where it is absent or not JSON.
