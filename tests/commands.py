@@ -1,10 +1,16 @@
 """Call commands in this process, as a user calls them."""
 
+import contextlib
+import importlib
+import io
 import logging
+import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from unittest import mock
 
+from inti_jax import __main__ as program
 from inti_jax import convert as convert_command
 from inti_jax import evaluate as evaluate_command
 from inti_jax import plan as plan_command
@@ -38,8 +44,21 @@ def report(*arguments: object) -> int:
     return _run(report_command.main, "report", arguments)
 
 
+def call(module: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run `python -m inti_jax.MODULE`: its exit status, and what it printed.
+
+    A process of its own would import JAX again, which takes longer than most commands.
+    """
+    names = {name.removesuffix(".__main__"): name for name, _ in program.COMMANDS.values()}
+    main = importlib.import_module(f"inti_jax.{names[module]}").main
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        status = _run(main, module, arguments)
+    return subprocess.CompletedProcess([module, *map(str, arguments)], status, out.getvalue(), err.getvalue())
+
+
 def _run(main: Callable[[], None], name: str, arguments: tuple[object, ...]) -> int:
-    # What a command sets up for logging ends with it.
+    # What a command sets up for logging and signals ends with it.
+    terminated = signal.getsignal(signal.SIGTERM)
     logger = logging.getLogger("inti_jax")
     handlers, level, propagate = logger.handlers, logger.level, logger.propagate
     try:
@@ -48,6 +67,7 @@ def _run(main: Callable[[], None], name: str, arguments: tuple[object, ...]) -> 
     except SystemExit as stop:
         return int(stop.code or 0)
     finally:
+        signal.signal(signal.SIGTERM, terminated)
         logger.handlers, logger.propagate = handlers, propagate
         logger.setLevel(level)
     return 0

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from inti_jax import config
-from inti_jax.config.backbones import Backbone, published
+from inti_jax.config.backbones import BACKBONES, Backbone, published
 from inti_jax.runs.record import Dataset, RunRecord
 
 
@@ -38,6 +38,9 @@ def record(settings: config.Config, classes: int = 10, backbone: Backbone | None
     labels = tuple(f"class {k}" for k in range(classes))
     return RunRecord(settings, Dataset("motion_digits", "1.0.0", "0", labels), backbone)
 
+
+# `tiny` with one block before what compresses and one behind it. Deeper models compile longer.
+SHALLOW = dataclasses.replace(BACKBONES["tiny"], layers=2)
 
 # Changes of a backbone's size, by the number of tokens before its patches. Without a class token the feature
 # is the mean of the patches; registers are beside it.

@@ -3,6 +3,7 @@
 import logging
 import os
 import tempfile
+from unittest import mock
 
 from tests.processes import QUICK_TO_COMPILE
 
@@ -48,12 +49,14 @@ def motion_data(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def trained_run(motion_data, tmp_path_factory):
-    """A finished run of a few steps, evaluated on two clips a video."""
+    """A finished run of a few steps of a model as of `shallow`, evaluated on two clips a video."""
+    from inti_jax.config.backbones import BACKBONES
     from inti_jax.training import loop
-    from tests.configs import INTI, tiny
+    from tests.configs import INTI, SHALLOW, tiny
 
     workdir = tmp_path_factory.mktemp("runs") / "inti"
-    loop.train(tiny(motion_data, **INTI, eval__clips=2), workdir)
+    with mock.patch.dict(BACKBONES, tiny=SHALLOW):
+        loop.train(tiny(motion_data, **INTI, eval__clips=2), workdir)
     return workdir
 
 
@@ -75,3 +78,21 @@ def bucket(emulator, tmp_path):
     emulator.faults = Faults()
     yield f"gs://{BUCKET}/{tmp_path.name}"
     emulator.faults = Faults()
+
+
+@pytest.fixture(scope="module")
+def shallow():
+    """For the tests of a module, `tiny` is `tests.configs.SHALLOW`."""
+    from inti_jax.config.backbones import BACKBONES
+    from tests.configs import SHALLOW
+
+    with mock.patch.dict(BACKBONES, tiny=SHALLOW):
+        yield
+
+
+@pytest.fixture
+def unreported(monkeypatch):
+    """Train without the report, which takes longer than the steps; loop_test.py has runs that write one."""
+    from inti_jax.reports import writing
+
+    monkeypatch.setattr(writing, "write_own", lambda workdir: None)

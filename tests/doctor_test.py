@@ -9,9 +9,12 @@ import pytest
 from inti_jax.doctor import checkup
 from inti_jax.host import limits
 from inti_jax.runs.layout import checkpoint_dir
+from tests.commands import call
 from tests.configs import INTI, tiny
-from tests.main_test import call
+from tests.main_test import start
 from tests.pretrained.weights import write_tiny
+
+pytestmark = pytest.mark.usefixtures("shallow")
 
 LARGE = {"array": np.zeros(2**20)}
 LAYERS = (
@@ -39,7 +42,7 @@ def examine(tmp_path, monkeypatch):
 
 def test_all_is_well_here(tmp_path):
     workdir = tmp_path / "above" / "run"
-    result = call("doctor", "--json", "--workdir", str(workdir))
+    result = start("doctor", "--json", "--workdir", str(workdir))
     found = json.loads(result.stdout)  # and nothing else
     assert result.returncode == 0 and found["ok"], result.stdout + result.stderr
     assert [(each["name"], each["status"]) for each in found["layers"]] == [(name, "ok") for name in LAYERS]
@@ -167,7 +170,7 @@ def test_a_mistake_in_the_config_is_the_callers(tmp_path):
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_devices_that_are_not_there_leave_a_table(platform, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", platform)
-    result = call("doctor", "--json")
+    result = start("doctor", "--json")
     assert result.returncode == 1 and "Traceback" not in result.stderr, result.stderr
     found = {each["name"]: each for each in json.loads(result.stdout)["layers"]}
     assert list(found) == list(LAYERS)
@@ -181,7 +184,7 @@ def test_devices_that_are_not_there_leave_a_table(platform, monkeypatch):
 def test_a_jax_that_cannot_be_imported_leaves_a_table(tmp_path, monkeypatch):
     (tmp_path / "jax.py").write_text("raise RuntimeError('jaxlib is too old')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    result = call("doctor")
+    result = start("doctor")
     assert result.returncode == 1 and "Traceback (most recent call last)" in result.stderr  # in the log
     assert "processes   failed" in result.stdout and "jaxlib is too old" in result.stdout
     assert "devices     skipped" in result.stdout and "decoder     ok" in result.stdout

@@ -12,6 +12,8 @@ from inti_jax.data.codec import decode
 from inti_jax.data.dataset import open_dataset
 from inti_jax.errors import UsageError, UserError
 
+pytestmark = pytest.mark.usefixtures("shallow")
+
 
 @pytest.fixture
 def files(motion_data, tmp_path):

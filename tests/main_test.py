@@ -7,35 +7,30 @@ from pathlib import Path
 import pytest
 
 from inti_jax import __main__ as program
+from tests.commands import call
 
 CONFIG = "configs/quickstart.py"
 
 
-def call(module, *arguments):
+def start(module, *arguments):
+    """Run a command as a process, as a shell does."""
     command = [sys.executable, "-m", f"inti_jax.{module}", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        "main",
-        "ablate",
-        "prepare",
-        "plan",
-        "predict",
-        "features",
-        "explain",
-        "evaluate",
-        "report",
-        "convert",
-        "doctor",
-    ],
-)
-def test_help(module):
-    process = call(module, "--help")
-    assert process.returncode == 0
-    assert process.stdout.startswith(f"usage: python -m inti_jax.{module}")
+def test_each_module_is_a_program():
+    """Of one process, which imports once what they share."""
+    modules = [module.removesuffix(".__main__") for module, _ in program.COMMANDS.values()]
+    script = """
+import contextlib, runpy, sys
+for module in sys.argv[1:]:
+    sys.argv = [module, "--help"]
+    with contextlib.suppress(SystemExit):
+        runpy.run_module(f"inti_jax.{module}", run_name="__main__", alter_sys=True)
+"""
+    process = subprocess.run([sys.executable, "-c", script, *modules], capture_output=True, text=True)
+    found = [line.split()[:4] for line in process.stdout.splitlines() if line.startswith("usage: ")]
+    assert found == [["usage:", "python", "-m", f"inti_jax.{module}"] for module in modules]
 
 
 def run_program(monkeypatch, capsys, *arguments):
@@ -117,12 +112,27 @@ def test_inti_jax_starts_without_jax():
     ],
 )
 def test_a_mistake_is_one_clear_line(arguments, status, message, tmp_path):
-    process = call("main", *arguments, "--workdir", tmp_path)
+    check_mistake(call("main", *arguments, "--workdir", tmp_path), status, message, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["--config.train.steps=many"], 2, "`train.steps` is 'many': it should be"),  # before JAX is imported
+        (["--config.mesh.data=16"], 2, "`mesh` is data=16"),  # once JAX has started
+    ],
+)
+def test_a_process_says_no_more_than_that_line(arguments, status, message, tmp_path):
+    process = start("main", "--config", CONFIG, *arguments, "--workdir", tmp_path)
+    check_mistake(process, status, message, tmp_path)
+
+
+def check_mistake(process, status, message, workdir):
     *usage, line = process.stderr.strip().splitlines()
     assert process.returncode == status
     assert message in line and "Traceback" not in process.stderr
     assert not usage or usage[0].startswith("usage:")
-    assert list(tmp_path.iterdir()) == []
+    assert list(workdir.iterdir()) == []
 
 
 def test_a_workdir_that_is_a_file_is_one_clear_line(tmp_path):

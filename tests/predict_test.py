@@ -22,6 +22,8 @@ from inti_jax.evaluation import inference
 from tests.data import clips
 from tests.terminals import ESCAPES, Terminal
 
+pytestmark = pytest.mark.usefixtures("shallow")
+
 
 @pytest.fixture
 def good(motion_data, tmp_path):

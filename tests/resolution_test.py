@@ -12,7 +12,6 @@ from PIL import Image
 
 import inti_jax
 from inti_jax.config import ConfigError, Mesh
-from inti_jax.config.backbones import BACKBONES
 from inti_jax.data.codec import decode
 from inti_jax.data.dataset import open_dataset
 from inti_jax.distributed import sharding
@@ -24,8 +23,10 @@ from inti_jax.runs.record import RunRecord
 from inti_jax.runs.writers.jsonl import read_metrics
 from inti_jax.training import loop, train_step
 from tests.commands import convert
-from tests.configs import INTI, record, tiny
+from tests.configs import INTI, SHALLOW, record, tiny
 from tests.pretrained.weights import write_tiny
+
+pytestmark = pytest.mark.usefixtures("shallow", "unreported")
 
 HEIGHT, WIDTH = 32, 48
 
@@ -33,7 +34,7 @@ HEIGHT, WIDTH = 32, 48
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     """Weights for yet another shape, so that positions are resampled from 2 x 8 to 4 x 6."""
-    image = dataclasses.replace(BACKBONES["tiny"], resolution=(16, 64))
+    image = dataclasses.replace(SHALLOW, resolution=(16, 64))
     return write_tiny(tmp_path_factory.mktemp("weights") / "clip.safetensors", image=image, embed=16)
 
 

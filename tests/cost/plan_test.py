@@ -20,7 +20,8 @@ from inti_jax.errors import UsageError
 from inti_jax.models import freezing, parameters
 from inti_jax.runs import state
 from tests import configs
-from tests.main_test import CONFIG, call
+from tests.commands import call
+from tests.main_test import CONFIG
 
 METHODS = ("full", "linear", "aim", "st_adapter", "zero_i2v", "lora")
 COMPRESSORS = ("none", "inti", "mean", "static", "drop", "tome")

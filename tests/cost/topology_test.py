@@ -19,47 +19,50 @@ from inti_jax.models import freezing
 from inti_jax.models.parameters import parameter_shapes
 from inti_jax.runs import state
 from inti_jax.training import optim
+from tests import main_test
 from tests.configs import record, tiny
-from tests.main_test import CONFIG, call
+from tests.main_test import CONFIG
 
-# `plan` for a tiny model of two blocks, of which a program is compiled in seconds.
+# `plan` for a tiny model of two blocks, of which a program is compiled in seconds: once for each list of
+# arguments, in one process, which imports JAX once.
 SHALLOW = """
-import dataclasses, sys
+import contextlib, dataclasses, io, json, sys
 from inti_jax import plan
 from inti_jax.host.command import run_command
 from inti_jax.config.backbones import BACKBONES
 BACKBONES["tiny"] = dataclasses.replace(BACKBONES["tiny"], layers=2)
-sys.argv = ["plan", *sys.argv[1:]]
-run_command(plan.main)
+common, *each = json.loads(sys.argv[1])
+found = []
+for arguments in each:
+    sys.argv = ["plan", *common, *arguments]
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        run_command(plan.main)
+    found.append(json.loads(out.getvalue())["compile"])
+print(json.dumps(found))
 """
-
-
-def start(*arguments):
-    environment = os.environ | {"JAX_EXEC_TIME_OPTIMIZATION_EFFORT": "-1.0"}
-    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
-    command = [sys.executable, "-c", SHALLOW, "--config", CONFIG, "--topology", "v5e:2x2", "--json"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([*command, *arguments], env=environment, **pipes)
-
-
 NONE = ("--config.model.compression.kind=none", "--config.model.compression.after=()")
 LORA = ("--config.model.adaptation=lora", "--config.model.pretrained=absent")
 
 
 @pytest.fixture(scope="module")
 def compiled():
-    """Compiled steps, at the same time: libtpu may be loaded by several processes that only compile."""
-    started = {
-        "none": start(*NONE),
-        "inti": start("--config.mesh.fsdp=4", "--config.model.scan=on"),
-        "lora": start(*NONE, *LORA, "--config.model.scan=on"),
+    """The compiled steps of three models."""
+    steps = {
+        "none": NONE,
+        "inti": ("--config.mesh.fsdp=4", "--config.model.scan=on"),
+        "lora": (*NONE, *LORA, "--config.model.scan=on"),
     }
-    results = {}
-    for name, process in started.items():
-        out, err = process.communicate()
-        assert process.returncode == 0, err
-        results[name] = json.loads(out)["compile"]
-    return results
+    environment = os.environ | {"JAX_EXEC_TIME_OPTIMIZATION_EFFORT": "-1.0"}
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    common = ("--config", CONFIG, "--topology", "v5e:2x2", "--json")
+    process = subprocess.run(
+        [sys.executable, "-c", SHALLOW, json.dumps([common, *steps.values()])],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr
+    return dict(zip(steps, json.loads(process.stdout), strict=True))
 
 
 def moved(found, *kinds):
@@ -145,7 +148,7 @@ def test_without_libtpu_the_remedy_is_named(monkeypatch):
     ],
 )
 def test_a_mistake_is_one_clear_line(arguments, message):
-    process = call("plan", "--config", CONFIG, *arguments)
+    process = main_test.start("plan", "--config", CONFIG, *arguments)
     assert process.returncode == 2 and process.stdout == ""
     assert message in process.stderr.strip().splitlines()[-1] and "Traceback" not in process.stderr
 

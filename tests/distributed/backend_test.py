@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from inti_jax.distributed import backend, joining
-from tests.main_test import call
+from tests.main_test import start
 
 
 @pytest.mark.parametrize(
@@ -18,7 +18,7 @@ from tests.main_test import call
 )
 def test_a_platform_that_is_not_there_is_one_line(platform, arguments, tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", platform)
-    result = call(*(argument.format(tmp_path) for argument in arguments))
+    result = start(*(argument.format(tmp_path) for argument in arguments))
     assert result.returncode == 1 and "Traceback" not in result.stderr, result.stderr
     last = result.stderr.splitlines()[-1]
     assert last.startswith(f"error: JAX_PLATFORMS={platform}: JAX finds no such devices")

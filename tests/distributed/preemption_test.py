@@ -26,6 +26,8 @@ from inti_jax.training import loop
 from tests.processes import free_address
 from tests.records import computed
 
+pytestmark = pytest.mark.usefixtures("shallow", "unreported")
+
 
 @pytest.fixture
 def foreground():

@@ -30,6 +30,8 @@ from inti_jax.runs.writers.jsonl import read_metrics
 from tests.configs import INTI, record, tiny
 from tests.cost.compiled import initialize
 
+pytestmark = pytest.mark.usefixtures("shallow")
+
 
 class WithoutVideo3:
     """A dataset whose video 3 was damaged after it was prepared."""

@@ -29,6 +29,8 @@ from inti_jax.runs import state
 from inti_jax.runs.record import RunRecord
 from tests.configs import record, tiny
 
+pytestmark = pytest.mark.usefixtures("shallow")
+
 T, N = 8, 17
 
 
@@ -217,7 +219,7 @@ def test_a_page_without_any_explanation_is_a_page(trained_run, files, tmp_path, 
             ["This model does not compress", "convolutions over time, which the heat maps do not follow"],
         ),
         (
-            {"model__compression__kind": "tome", "model__compression__r": 2},
+            {"model__compression__kind": "tome", "model__compression__r": 4},
             ["Of 16 patches of a frame, 8 "],
         ),
         (

@@ -14,8 +14,8 @@ from inti_jax.data.builders.motion_digits import MotionDigits
 from inti_jax.data.dataset import open_dataset
 from inti_jax.errors import UsageError
 from inti_jax.host.paths import local_path
+from tests.commands import call
 from tests.configs import tiny
-from tests.main_test import call
 
 
 @pytest.fixture

@@ -16,10 +16,11 @@ from inti_jax.models import freezing, parameters
 from inti_jax.runs import state, trained, trained_file
 from inti_jax.runs.record import RunRecord
 from inti_jax.training import loop
-from tests.commands import convert
+from tests.commands import call, convert
 from tests.configs import FAMILIES, INTI, record, tiny
-from tests.main_test import call
 from tests.pretrained.weights import write_tiny
+
+pytestmark = pytest.mark.usefixtures("unreported")
 
 
 @pytest.fixture(scope="module")

@@ -34,6 +34,8 @@ from tests.models import torch_references as references
 from tests.pretrained import peers
 from tests.pretrained.weights import write_tiny
 
+pytestmark = pytest.mark.usefixtures("unreported")
+
 SAMPLING = ("--sampling", "dense:2")
 LONG = ((-1, 1), (1, 1), (-2, 1), (2, 1))
 # Arguments of convert, and the same settings for the reference.

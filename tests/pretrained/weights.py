@@ -13,13 +13,13 @@ from inti_jax.pretrained.lazy_array import held
 def write_tiny(
     path: Path,
     *,
-    image: BackboneSize = BACKBONES["tiny"],
+    image: BackboneSize | None = None,
     embed: int | None = None,
     numerics: Numerics = Numerics(),  # noqa: B008
     seed: int = 0,
 ) -> Path:
-    """Writes an image tower, with a projection where `embed` is given."""
-    architecture = Architecture(image, embed, None, numerics)
+    """Write an image tower, `tiny` unless `image` is given, with a projection where `embed` is given."""
+    architecture = Architecture(image or BACKBONES["tiny"], embed, None, numerics)
     rng = np.random.default_rng(seed)
     arrays = {
         name: held(0.1 * rng.standard_normal(shape).astype(np.float32))

@@ -21,7 +21,7 @@ def test_a_report_stands_alone(trained_run, tmp_path):
     header, _, row = table.text.splitlines()
     assert header.split()[:3] == ["run", "top-1", "top-5"] and row.startswith("inti")
     (figures,) = json.loads((tmp_path / "report.json").read_text())
-    tower = 64 * 3 * 96 + 96 + 17 * 96 + 4 * (12 * 96**2 + 13 * 96) + 2 * 192
+    tower = 64 * 3 * 96 + 96 + 17 * 96 + 2 * (12 * 96**2 + 13 * 96) + 2 * 192
     inti = 192 + 96 * 64 + 2 * (128**2 + 128) + 2 * 9 * 128 + 2 * 128 + 2
     assert figures["parameters"] == tower + inti + 96 * 10 + 10
     assert figures["inference_clips"] > 0

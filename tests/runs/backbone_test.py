@@ -25,6 +25,8 @@ from tests.commands import convert, plan
 from tests.configs import INTI, tiny
 from tests.pretrained.weights import write_tiny
 
+pytestmark = pytest.mark.usefixtures("unreported")
+
 # A size that has no name.
 ODD = BackboneSize(width=48, layers=2, heads=3, patch=16, resolution=48, mlp=100)
 AUTO = {"model__backbone": "auto"}

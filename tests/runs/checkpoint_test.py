@@ -33,6 +33,8 @@ from tests.commands import convert
 from tests.configs import INTI, tiny
 from tests.records import computed
 
+pytestmark = pytest.mark.usefixtures("shallow", "unreported")
+
 ONE = sharding.make_mesh(Mesh(), jax.devices()[:1])
 
 

@@ -15,6 +15,8 @@ from inti_jax.runs import export
 from tests.commands import convert
 from tests.pretrained import checkpoints
 
+pytestmark = pytest.mark.usefixtures("shallow")
+
 
 @pytest.fixture(scope="module")
 def model():

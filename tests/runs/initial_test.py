@@ -32,13 +32,15 @@ from tests.commands import convert
 from tests.configs import INTI, tiny
 from tests.pretrained import checkpoints
 
+pytestmark = pytest.mark.usefixtures("shallow", "unreported")
+
 TEMPLATES = ("a photo of {}.", "the dog and {}")
 TEXT = {"model__head__init": "text", "model__head__templates": TEMPLATES}
 
 
 @pytest.fixture(scope="module")
 def model():
-    return checkpoints.huggingface_model("tiny", activation="gelu", layers=4, resolution=32)
+    return checkpoints.huggingface_model("tiny", activation="gelu", layers=2, resolution=32)
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,11 @@ from inti_jax.runs.writers.jsonl import read_metrics
 from inti_jax.runs.writers.metrics_writer import MetricsWriter
 from inti_jax.runs.writers.progress import Progress
 from inti_jax.training import loop
+from tests.commands import call
 from tests.configs import INTI, record, tiny
-from tests.main_test import CONFIG, call
+from tests.main_test import CONFIG
+
+pytestmark = pytest.mark.usefixtures("shallow", "unreported")
 
 PEAK = 1e15
 

@@ -31,6 +31,8 @@ from inti_jax.training import loop
 from tests.configs import record, tiny
 from tests.processes import environment
 
+pytestmark = pytest.mark.usefixtures("shallow")
+
 
 def made_up(videos=6, clips=2, crops=3, classes=4, missing=1, several=False, **changes):
     """Predictions of an evaluation, and those of its views."""

@@ -21,6 +21,8 @@ from tests.commands import convert
 from tests.configs import INTI, tiny
 from tests.pretrained.weights import write_tiny
 
+pytestmark = pytest.mark.usefixtures("unreported")
+
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):

@@ -20,6 +20,8 @@ from tests.commands import convert
 from tests.configs import record, tiny
 from tests.pretrained import checkpoints
 
+pytestmark = pytest.mark.usefixtures("unreported")
+
 TEMPLATES = ("a photo of {}.", "the dog and {}")
 
 

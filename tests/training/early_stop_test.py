@@ -11,6 +11,8 @@ from inti_jax.training import early_stop, loop
 from tests.configs import tiny
 from tests.records import computed
 
+pytestmark = pytest.mark.usefixtures("shallow")
+
 SETTING = Setting(1, 1, "0")
 
 

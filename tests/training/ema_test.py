@@ -1,11 +1,9 @@
 """The moving average of the weights (`train.ema`), from the step to the commands that load a run."""
 
 import contextlib
-import dataclasses
 import io
 import json
 import shutil
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +15,6 @@ from flax import nnx
 import inti_jax
 from inti_jax import config, predict
 from inti_jax.config import Mesh
-from inti_jax.config.backbones import BACKBONES
 from inti_jax.data.dataset import open_dataset
 from inti_jax.distributed import sharding
 from inti_jax.errors import UsageError, UserError
@@ -38,18 +35,12 @@ from tests.records import computed
 ONE = sharding.make_mesh(Mesh(), jax.devices()[:1])
 
 
-SHALLOW = dataclasses.replace(BACKBONES["tiny"], layers=2)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def shallow():
-    with mock.patch.dict(BACKBONES, tiny=SHALLOW):
-        yield
+pytestmark = pytest.mark.usefixtures("shallow", "unreported")
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory, shallow):
-    return write_tiny(tmp_path_factory.mktemp("weights") / "clip.safetensors", image=SHALLOW)
+def weights(tmp_path_factory):
+    return write_tiny(tmp_path_factory.mktemp("weights") / "clip.safetensors")
 
 
 def lora(motion_data, weights, **changes):
