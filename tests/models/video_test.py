@@ -9,7 +9,7 @@ from flax import nnx
 from inti_jax.config import Compression, Model, StAdapter
 from inti_jax.config.backbones import BACKBONES, published
 from inti_jax.models.video import VideoModel, normalize
-from tests.configs import FAMILIES
+from tests.configs import FAMILIES, SHALLOW
 from tests.cost.compiled import call, initialize, products
 
 
@@ -32,6 +32,12 @@ def abstract(*arguments, **changes) -> VideoModel:
     return nnx.eval_shape(lambda: build(*arguments, **changes))
 
 
+@pytest.fixture
+def two_blocks(monkeypatch):
+    """Of the tiny model, which is compiled sooner."""
+    monkeypatch.setitem(BACKBONES, "tiny", SHALLOW)
+
+
 def test_normalize_is_clips_scale():
     pixels = jnp.asarray([[[0, 128, 255]]], jnp.uint8)
     mean = np.array([0.48145466, 0.4578275, 0.40821073])
@@ -40,11 +46,13 @@ def test_normalize_is_clips_scale():
     np.testing.assert_allclose(normalize(pixels, published("tiny"), jnp.float32), expected, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("two_blocks")
 def test_without_compression_the_order_of_frames_does_not_matter():
     model, video = make_model(), make_video()
     np.testing.assert_allclose(call(model, video), call(model, video[:, ::-1]), atol=1e-5)
 
 
+@pytest.mark.usefixtures("two_blocks")
 def test_equal_frames_give_the_feature_of_the_image():
     model = make_model()
     image = make_video(frames=1)
@@ -53,6 +61,7 @@ def test_equal_frames_give_the_feature_of_the_image():
     assert np.linalg.norm(repeated - feature) < 1e-6 * np.linalg.norm(feature)
 
 
+@pytest.mark.usefixtures("two_blocks")
 @pytest.mark.parametrize("adaptation", ["full", "st_adapter"])
 def test_the_frames_features_are_what_is_averaged(adaptation):
     model, video = make_model("inti", (1,), adaptation=adaptation), make_video()
@@ -111,6 +120,7 @@ def test_each_compressor_has_a_ratio_of_its_own():
     assert np.abs(again[:, 1] - found[:, 1]).max() > 1e-3
 
 
+@pytest.mark.usefixtures("two_blocks")
 @pytest.mark.parametrize("kind", ["none", "inti"])
 def test_remat_changes_no_gradient(kind):
     after = () if kind == "none" else (1,)
@@ -124,6 +134,7 @@ def test_remat_changes_no_gradient(kind):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *gradients)
 
 
+@pytest.mark.usefixtures("two_blocks")
 def test_bfloat16_computes_in_bfloat16_and_stays_close():
     exact, rounded = (make_model("inti", (1,), dtype=dtype) for dtype in (jnp.float32, jnp.bfloat16))
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(rounded, nnx.Param))} == {jnp.dtype("float32")}
@@ -134,6 +145,7 @@ def test_bfloat16_computes_in_bfloat16_and_stays_close():
     assert 0 < difference < 0.1
 
 
+@pytest.mark.usefixtures("two_blocks")
 @pytest.mark.parametrize(
     "changes",
     [
@@ -154,6 +166,7 @@ def test_what_a_method_adds_starts_as_nothing(changes):
     assert np.linalg.norm(features[0] - features[1]) < 1e-6 * np.linalg.norm(features[1])
 
 
+@pytest.mark.usefixtures("two_blocks")
 def test_a_temporal_embedding_takes_another_number_of_frames():
     model = make_model(adaptation="aim")
     model.temporal.embedding[...] = jnp.linspace(jnp.zeros(96), 1, 8)
@@ -185,17 +198,20 @@ def test_the_analytic_cost_is_the_published_one(backbone, gmacs, after, share):
 ST_WIDTH = 24
 
 
-def elementwise(method, kind, frames, tokens, patches):
-    """The multiply-accumulates of a model with 2 blocks, compressed after the first, that are no products."""
+def elementwise(method, kind, frames, tokens, patches, *, width=ST_WIDTH, merged=0):
+    """The multiply-accumulates of a model with 2 blocks, compressed after the first, that are no products.
+
+    `width` is that of ST-Adapter, and `merged` the patches of a frame that ToMe merges in each block.
+    """
     counts = {
         "mean": frames * tokens * 96,
         "static": frames * tokens * 96,
         # The blend, and two convolutions over the grid for each pair, 2 * 64 channels wide.
         "inti": frames * tokens * 96 + frames // 2 * patches * 2 * 9 * 128,
     }
-    seen = frames if kind in ("none", "tome") else frames + frames // 2
-    convolved = 3 * ST_WIDTH * seen * patches if method == "st_adapter" else 0
-    return counts.get(kind, 0) + convolved
+    second = frames if kind in ("none", "tome") else frames // 2
+    convolved = 3 * width * (frames * (patches - merged) + second * (patches - 2 * merged))
+    return counts.get(kind, 0) + (convolved if method == "st_adapter" else 0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
