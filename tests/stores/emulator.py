@@ -15,6 +15,7 @@ import functools
 import json
 import logging
 import random
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -31,6 +32,9 @@ from gcp_storage_emulator.storage import Storage
 BUCKET = "bucket"
 # It logs each object that is not there.
 logging.getLogger("gcp_storage_emulator").setLevel(logging.CRITICAL)
+
+# A move of an object, which the package does not know.
+_MOVE = re.compile(r"/storage/v1/b/([^/]+)/o/([^/]+)/moveTo/o/([^/]+)")
 
 
 @dataclasses.dataclass
@@ -96,7 +100,7 @@ class Emulator:
         """The generation of an object, "0" where there is none."""
         try:
             return str(self._storage.get_file_obj(bucket, name)["generation"])
-        except NotFound:
+        except (NotFound, KeyError):
             return "0"
 
 
@@ -148,8 +152,18 @@ class _Handler(server.RequestHandler):
 
     def _route(self, request: Any, answer: Any) -> None:
         """Do what the package's own router does, with an answer that can be held back."""
+        if move := _MOVE.fullmatch(request.path):
+            bucket, source, target = map(server.unquote, move.groups())
+            if self._emulator.generation(bucket, source) == "0":  # a directory, say
+                answer.status = server.HTTPStatus.NOT_FOUND
+                return
+            found, content = self.storage.get_file_obj(bucket, source), self.storage.get_file(bucket, source)
+            self.storage.create_file(bucket, target, content, {**found, "name": target})
+            self.storage.delete_file(bucket, source)
+            answer.json(self.storage.get_file_obj(bucket, target))
+            return
         for regex, handlers in server.HANDLERS:
-            if match := server.re.fullmatch(regex, request.path):
+            if match := re.fullmatch(regex, request.path):
                 request.set_match(match)
                 facts = match.groupdict()
                 self._count_from_the_end(facts)
@@ -171,7 +185,7 @@ class _Handler(server.RequestHandler):
 
     def _count_from_the_end(self, facts: dict[str, str]) -> None:
         """Turn a range of an object's last bytes into one by first byte, which the package knows."""
-        if last := server.re.fullmatch(r"bytes=-(\d+)", self.headers.get("range", "")):
+        if last := re.fullmatch(r"bytes=-(\d+)", self.headers.get("range", "")):
             with contextlib.suppress(NotFound):
                 found = self.storage.get_file_obj(facts["bucket_name"], server.unquote(facts["object_id"]))
                 self.headers.replace_header("range", f"bytes={max(0, int(found['size']) - int(last[1]))}-")
