@@ -363,7 +363,7 @@ def test_a_killed_run_goes_on_to_the_last_bit(motion_data, tmp_path):
     assert list(expected) == list(range(1, 21))
     assert losses_of(killed) == expected
     blends = [[r for r in computed(path) if r["split"] == "blends"] for path in (whole, killed)]
-    assert blends[0] == blends[1] and len(blends[0]) == 40
+    assert blends[0] == blends[1] and len(blends[0]) == 20
     lines = list(map(json.loads, (killed / "metrics.jsonl").read_text().splitlines()))
     assert [line["step"] for line in lines if line["split"] in ("train", "val")] == [*range(1, 21), 20]
     assert [line["step"] for line in lines if line["split"] == "restart"] in ([5], [10])
