@@ -57,7 +57,7 @@ class HubName:
 
     @property
     def pinned(self) -> bool:
-        """Whether the revision is a commit's hash, which stands for the same files for ever."""
+        """Tell whether the revision is a commit's hash, which stands for the same files for ever."""
         return self.revision is not None and is_commit(self.revision)
 
 

@@ -30,7 +30,7 @@ _FIGURES = {"top1": ("accuracy", "top-1"), "top5": ("accuracy", "top-5"), "map":
 
 @dataclasses.dataclass(frozen=True)
 class Shared:
-    """What was written: the step, the hash of the weights, and whether these are all of the model's."""
+    """The step and the hash of the weights that were written; `whole` says if they are all of the model."""
 
     step: int
     hash: str

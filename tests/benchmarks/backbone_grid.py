@@ -175,7 +175,7 @@ def _sharded(settings: Config) -> list[float]:
 
 
 def _folded(settings: Config) -> float:
-    """How far the folded model's outputs are from the model's, with no parameter at zero."""
+    """Measure how far the folded model's outputs are from the model's, with no parameter at zero."""
     run = configs.record(settings, backbone=find_backbone(settings))
     model, folded = (state.abstract_model(run, folded=each) for each in (False, True))
     params = fold_test.random_params(model)
