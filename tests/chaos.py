@@ -81,7 +81,7 @@ def draw(seed: int, number: int, kinds: tuple[str, ...]) -> list[Fault]:
 
 
 class Directory:
-    """Where a run lies on a disk."""
+    """A directory on a disk for a run."""
 
     def __init__(self, disk: Path, data: Path):
         self.disk, self.data_dir = disk, str(data)
@@ -109,12 +109,12 @@ class Directory:
         (self.disk / "ballast").unlink(missing_ok=True)
 
     def records(self) -> list[dict[str, Any]]:
-        """What the run computed."""
+        """Read what the run computed."""
         return computed(Path(self.workdir))
 
 
 class Bucket:
-    """Where a run and a copy of its dataset lie in an emulated store."""
+    """A directory in an emulated store for a run and a copy of its dataset."""
 
     def __init__(self, emulator: Emulator, disk: Path, data: Path):
         self._emulator, self.disk = emulator, disk
@@ -140,7 +140,7 @@ class Bucket:
         self._emulator.faults = Faults()
 
     def records(self) -> list[dict[str, Any]]:
-        """What the run computed."""
+        """Read what the run computed."""
         (self.disk / "metrics.jsonl").write_bytes(self._emulator.read(f"{self._below}metrics.jsonl"))
         return computed(self.disk)
 
@@ -204,7 +204,7 @@ def finished_steps(place: Place) -> list[int]:
 
 
 def saving(place: Place) -> bool:
-    """Whether there are files of a checkpoint that is not finished, or about to be deleted."""
+    """Tell whether there are files of a checkpoint that is not finished, or about to be deleted."""
     found = (re.match(r"checkpoints/(\d+)", name) for name in place.names())
     return not {int(match[1]) for match in found if match} <= set(finished_steps(place))
 
@@ -336,7 +336,7 @@ class Runs:
         self.expected = place.records()
 
     def place(self, disk: Path) -> Place:
-        """Where a run lies that may use the directory `disk`."""
+        """Give the place of a run that may use the directory `disk`."""
         if self.emulator is None:
             return Directory(disk, self.data)
         return Bucket(self.emulator, disk, self.data)

@@ -134,7 +134,7 @@ def test_another_ending_is_one_line(trained_run, good, tmp_path, monkeypatch, na
 
 
 def on_terminal(*words, **variables):
-    """What a terminal gets that is the command's stdout and stderr."""
+    """Run the command with a terminal as stdout and stderr; return its status and what the terminal gets."""
     terminal = Terminal(columns=200)
     environment = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
     # Without the last, tqdm draws nothing between two files that take less than 0.1 s.

@@ -1,4 +1,4 @@
-"""What measuring the weights of blends adds to training: `python -m tests.benchmarks.blends_overhead`.
+"""Measure what the records of blends add to training: `python -m tests.benchmarks.blends_overhead`.
 
 Times intervals of `train.log_every_steps` steps of the quickstart with InTI on one batch that is already on
 the device, with and without the measurement at their end, in turns, in one process. Needs motion_digits in
