@@ -131,7 +131,7 @@ def write(
                 with naming(out):
                     spool.write(np.ascontiguousarray(rows, np.float32).tobytes())
         for path, reason in videos.left_out:
-            print(stores.shown(f"error: {path}: {reason}"), file=sys.stderr, flush=True)
+            terminal.say(f"error: {path}: {reason}", sys.stderr)
         missing += videos.left_out
         arrays = {
             "videos": _texts(found),

@@ -11,7 +11,6 @@ import logging
 import os
 import signal
 import socket
-import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from typing import Any
 
 from inti_jax.errors import UserError
 from inti_jax.host import stores
+from inti_jax.host.repeating import repeated
 
 log = logging.getLogger("inti_jax")
 
@@ -42,14 +42,10 @@ def held(url: str) -> Iterator[None]:
     """
     lease = _Lease(url)
     lease.take()
-    ended = threading.Event()
-    thread = threading.Thread(target=lease.renew_until, args=(ended,), name="lease", daemon=True)
-    thread.start()
     try:
-        yield
+        with repeated(lease.renew, _RENEWED, "lease"):
+            yield
     finally:
-        ended.set()
-        thread.join()
         lease.give_back()
 
 
@@ -95,19 +91,13 @@ class _Lease:
                 told = True
             time.sleep(_RENEWED / 5)
 
-    def renew_until(self, ended: threading.Event) -> None:
-        """Write the object again and again until `ended` is set."""
-        while not ended.wait(_RENEWED):
-            try:
-                renewed = self._write(self._generation)
-            except UserError as error:
-                log.warning("%s; trying again in %d s", error, _RENEWED)
-                continue
-            if not renewed:
-                self._lost = True
-                log.error("another process took over %s, which was not renewed in time", self._url)
-                os.kill(os.getpid(), signal.SIGTERM)
-                return
+    def renew(self) -> bool:
+        """Write the object again; stop this process and return False where another has taken it over."""
+        if not self._write(self._generation):
+            self._lost = True
+            log.error("another process took over %s, which was not renewed in time", self._url)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return not self._lost
 
     def give_back(self) -> None:
         """Delete the object, if it is still this process's. What fails is left for the next to take over."""

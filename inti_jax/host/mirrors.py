@@ -5,15 +5,12 @@ A run's small files are read and written on this machine, in a directory that st
 """
 
 import contextlib
-import logging
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from inti_jax.errors import UserError
 from inti_jax.host import stores
-
-log = logging.getLogger("inti_jax")
+from inti_jax.host.repeating import repeated
 
 # Seconds between two writes to the store. A kill loses at most the records of that time.
 _INTERVAL = 60
@@ -84,22 +81,10 @@ def pushed(directory: Path) -> Iterator[None]:
     if stores.origin(directory) is None:
         yield
         return
-    ended = threading.Event()
-
-    def keep_pushing() -> None:
-        while not ended.wait(_INTERVAL):
-            try:
-                push(directory)
-            except UserError as error:
-                log.warning("%s; trying again in %d s", error, _INTERVAL)
-
-    thread = threading.Thread(target=keep_pushing, name="mirror", daemon=True)
-    thread.start()
     try:
-        yield
+        with repeated(lambda: push(directory), _INTERVAL, "mirror"):
+            yield
     finally:
-        ended.set()
-        thread.join()
         push(directory)
 
 

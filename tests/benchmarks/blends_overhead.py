@@ -10,16 +10,10 @@ import statistics
 import time
 
 import jax
-from flax import nnx
 
 from inti_jax import config
-from inti_jax.config.backbones import published
-from inti_jax.data.dataset import open_dataset
-from inti_jax.distributed import sharding
-from inti_jax.runs import initial, state
-from inti_jax.runs.record import Dataset, RunRecord
-from inti_jax.training import blends, optim, train_step
-from tests.benchmarks.loop_overhead import one_batch
+from inti_jax.training import blends
+from tests.benchmarks.loop_overhead import first_step, one_batch
 
 
 def main() -> None:
@@ -30,14 +24,7 @@ def main() -> None:
     settings = config.load_config(
         "configs/quickstart.py:compression=inti", [f"--config.data.data_dir={arguments.data_dir}"]
     )
-    mesh = sharding.make_mesh(settings.mesh)
-    dataset = open_dataset(settings.data.name, settings.data.data_dir, "train")
-    transform, schedule = optim.make_optimizer(settings.train, settings.train.steps)
-    record = RunRecord(settings, Dataset.of(dataset), published(settings.model.backbone))
-    graphdef = nnx.graphdef(state.abstract_model(record))
-    target = state.abstract_state(record, transform, mesh)
-    train_state = initial.initial_state(record, transform, target)
-    step_fn = train_step.compile_step(settings, graphdef, transform, schedule, target, mesh)
+    step_fn, train_state, graphdef, mesh = first_step(settings)
     measure, batch = blends.compile_figures(graphdef, mesh), one_batch(settings)
     steps = settings.train.log_every_steps
     seconds: dict[bool, list[float]] = {False: [], True: []}

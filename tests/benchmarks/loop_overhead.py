@@ -12,6 +12,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import jax
@@ -58,7 +59,8 @@ def main() -> None:
     print(f"median ratio {statistics.median(ratios):.3f}")
 
 
-def _steps_alone(settings: config.Config, steps: int) -> tuple[float, train_step.Batch]:
+def first_step(settings: config.Config) -> tuple[Any, state.TrainState, Any, jax.sharding.Mesh]:
+    """Make the jitted step of a run, the state that it starts from, the model's graph, and the mesh."""
     mesh = sharding.make_mesh(settings.mesh)
     dataset = open_dataset(settings.data.name, settings.data.data_dir, "train")
     transform, schedule = optim.make_optimizer(settings.train, settings.train.steps)
@@ -67,6 +69,11 @@ def _steps_alone(settings: config.Config, steps: int) -> tuple[float, train_step
     target = state.abstract_state(record, transform, mesh)
     train_state = initial.initial_state(record, transform, target)
     step_fn = train_step.compile_step(settings, graphdef, transform, schedule, target, mesh)
+    return step_fn, train_state, graphdef, mesh
+
+
+def _steps_alone(settings: config.Config, steps: int) -> tuple[float, train_step.Batch]:
+    step_fn, train_state, *_ = first_step(settings)
     batch = one_batch(settings)
     seconds = []
     for _ in range((_INTERVAL + steps) // _INTERVAL):

@@ -238,7 +238,7 @@ def cfg(in_bucket, tmp_path):
 
 
 def release():
-    """What the end of a process does: nothing is in use any more."""
+    """End the use of all datasets, as the end of a process does."""
     while copies._used:
         copies._used.popitem()[1].close()
 
