@@ -20,7 +20,7 @@ from inti_jax.data.dataset import FileDataset, open_dataset
 from inti_jax.errors import UsageError, UserError
 from inti_jax.evaluation import inference
 from tests.data import clips
-from tests.terminals import ESCAPES, Terminal
+from tests.terminals import ESCAPES, Terminal, environment
 
 pytestmark = pytest.mark.usefixtures("shallow")
 
@@ -136,13 +136,13 @@ def test_another_ending_is_one_line(trained_run, good, tmp_path, monkeypatch, na
 def on_terminal(*words, **variables):
     """Run the command with a terminal as stdout and stderr; return its status and what the terminal gets."""
     terminal = Terminal(columns=200)
-    environment = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
-    # Without the last, tqdm draws nothing between two files that take less than 0.1 s.
-    environment |= {"TERM": "xterm-256color", "TQDM_MININTERVAL": "0", **variables}
     status = subprocess.call(
         [sys.executable, "-m", "inti_jax.predict", *map(str, words)],
-        env=environment, stdout=terminal.descriptor, stderr=terminal.descriptor,
-    )  # fmt: skip
+        # Without TQDM_MININTERVAL, nothing is drawn between two files that take less than 0.1 s.
+        env=environment(200) | {"TQDM_MININTERVAL": "0", **variables},
+        stdout=terminal.descriptor,
+        stderr=terminal.descriptor,
+    )
     return status, terminal.close()
 
 

@@ -9,8 +9,17 @@ import sys
 import termios
 import threading
 from collections.abc import Iterator
+from unittest import mock
 
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+# Variables by which the tests' own surroundings would change what is drawn.
+_CHANGING = ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "LINES")
+
+
+def environment(columns: int) -> dict[str, str]:
+    """Return this process's environment, for a program on a terminal of `columns`."""
+    kept = {name: value for name, value in os.environ.items() if name not in _CHANGING}
+    return kept | {"TERM": "xterm-256color", "COLUMNS": str(columns)}
 
 
 class Terminal:
@@ -41,15 +50,11 @@ class Terminal:
 def stdout_on_terminal(columns: int = 160) -> Iterator[list[str]]:
     """Let sys.stdout be a terminal; the list has what was written, once the context ends."""
     terminal, before, written = Terminal(columns), sys.stdout, list[str]()
-    environment = {"TERM": "xterm-256color", "COLUMNS": str(columns)}
-    kept = {name: os.environ.get(name) for name in environment}
-    os.environ.update(environment)
     sys.stdout = os.fdopen(os.dup(terminal.descriptor), "w", encoding="utf-8")
     try:
-        yield written
+        with mock.patch.dict(os.environ, environment(columns), clear=True):
+            yield written
     finally:
         sys.stdout.close()
         sys.stdout = before
-        for name, value in kept.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
         written.append(terminal.close())

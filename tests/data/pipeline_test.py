@@ -410,6 +410,26 @@ def test_another_decoder_can_take_the_place(motion_data, workers):
         assert (video == dataset[int(index)].frames).all()
 
 
+class Slow(Videos):
+    """Takes half a second for a process's first video, whose label tells whether another came in between."""
+
+    read = 0
+
+    def __getitem__(self, index):
+        Slow.read += 1
+        if Slow.read > 1:
+            return super().__getitem__(index)._replace(label=2)
+        time.sleep(0.5)
+        return super().__getitem__(index)._replace(label=int(Slow.read > 1))
+
+
+def test_the_first_row_of_a_worker_is_loaded_alone():
+    """It imports modules; threads that import those of TFDS at the same time may hang."""
+    cfg = dataclasses.replace(CFG, workers=1, threads=4)
+    (batch,) = _collect(Slow(), cfg, global_batch=8, num_steps=1)
+    assert sorted(batch["label"]) == [0] + 7 * [2]
+
+
 class Larger(Videos):
     """One video whose clips are too large for a leak of them to go unseen."""
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import faulthandler
 import functools
 import gc
 import logging
@@ -44,6 +45,8 @@ _JOBS = 2
 # name the video. `_LAST_ROW_SECONDS` are for a row that nobody waits for any more.
 ROW_SECONDS = 240
 _LAST_ROW_SECONDS = 10
+# The signal by which a worker prints where each of its threads is, and the seconds that it has for it.
+_SHOW, _SHOW_SECONDS = signal.SIGUSR1, 0.5
 # Most tasks that may be handed out and not back yet.
 MOST_TASKS = 2**15
 # The start of the names of Grain's processes.
@@ -196,7 +199,10 @@ def _close_or_end(pool: "weakref.ref[Pool]", watch: "_Watch") -> None:
 
 
 class _Watch(threading.Thread):
-    """A thread that looks at the workers' tasks every second, and kills the workers when a task hangs."""
+    """A thread that looks at the workers' tasks every second.
+
+    When a task hangs, the workers print where they are, and are killed.
+    """
 
     def __init__(self, desk: Desk):
         super().__init__(daemon=True, name="watch-workers")
@@ -212,6 +218,8 @@ class _Watch(threading.Thread):
             seconds = Counter({task: seconds[task] + 1 for task in self._at_work()})
             if late := [task for task, count in seconds.items() if count >= ROW_SECONDS]:
                 self.stuck = min(late)
+                self._send(_SHOW)
+                self._ended.wait(_SHOW_SECONDS)
                 self.kill()
                 return
 
@@ -222,9 +230,12 @@ class _Watch(threading.Thread):
 
     def kill(self) -> None:
         """Kill the workers that are at a task."""
+        self._send(signal.SIGKILL)
+
+    def _send(self, number: signal.Signals) -> None:
         for process in set(self._at_work().values()):
             with contextlib.suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
+                os.kill(process, number)
 
     def _at_work(self) -> dict[int, int]:
         """Return the live workers by the task that they are at; the desk still lists those that died."""
@@ -245,22 +256,40 @@ def _do(desk: Desk, k: int) -> Row:
     task = desk.wait(k)
     if task is None:
         return {}
-    try:
-        work = _work(task.work)
-    except FileNotFoundError:  # the job was closed
-        return {}
-    try:
-        with desk.doing(k):
-            return work(task.number, task.slot)
-    except Exception as error:  # whatever a third party's decoder raises
-        sent = sendable(error)
-        where = "".join(traceback.format_tb(error.__traceback__)).rstrip()
-        sent.add_note(f"in a worker process:\n{where}")
-        return {"error": sent}
+    with _first_alone(task.work):
+        try:
+            work = _work(task.work)
+        except FileNotFoundError:  # the job was closed
+            return {}
+        try:
+            with desk.doing(k):
+                return work(task.number, task.slot)
+        except Exception as error:  # whatever a third party's decoder raises
+            sent = sendable(error)
+            where = "".join(traceback.format_tb(error.__traceback__)).rstrip()
+            sent.add_note(f"in a worker process:\n{where}")
+            return {"error": sent}
 
 
 # Keeps the work of training and of an evaluation.
 _work = functools.lru_cache(_JOBS)(shared.received)
+
+_beginning = threading.Lock()
+_begun: set[shared.Place] = set()  # the works of which a row has been loaded
+
+
+@contextlib.contextmanager
+def _first_alone(work: shared.Place) -> Iterator[None]:
+    """Let no other thread of this worker begin while the first row of `work` is loaded.
+
+    The first row imports modules. Modules that import others on first use, as those of TFDS do, take a lock
+    of their own for it, so two threads that begin at once could wait for each other for ever.
+    """
+    with contextlib.ExitStack() as alone:
+        if work not in _begun:
+            alone.enter_context(_beginning)
+        yield
+        _begun.add(work)
 
 
 def _start_worker(desk: Desk, *_: int) -> None:
@@ -268,6 +297,8 @@ def _start_worker(desk: Desk, *_: int) -> None:
     # main process answers them, so workers ignore them.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    if sys.stderr is not None:
+        faulthandler.register(_SHOW, file=sys.stderr)
     _end_with_parent()
     _keep_freed_memory()
 

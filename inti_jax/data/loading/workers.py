@@ -174,7 +174,7 @@ class Workers:
             job, row = self._handed_out[stuck]
             self._error = LoadingError(
                 f"loading the video of index {index_of(job.order[row])} did not finish in "
-                f"{processes.ROW_SECONDS} s: the decoder or the storage hangs"
+                f"{processes.ROW_SECONDS} s: the decoder or the storage hangs, where the threads above are"
             )
         elif died is not None:
             self._note_death(int(died[1]))

@@ -60,7 +60,7 @@ def _endless(video, indices, total=None):
     return decode.decode_frames(video, indices, total)
 
 
-def test_a_worker_that_comes_to_no_end_ends_the_run_with_the_reason(monkeypatch):
+def test_a_worker_that_comes_to_no_end_ends_the_run_with_the_reason(monkeypatch, capfd):
     monkeypatch.setattr(processes, "ROW_SECONDS", 3)
     with (
         pipeline.train_batches(Decoded(_endless), WORKERS, seed=5, global_batch=7, num_steps=5) as batches,
@@ -68,6 +68,7 @@ def test_a_worker_that_comes_to_no_end_ends_the_run_with_the_reason(monkeypatch)
     ):
         list(batches)
     assert not multiprocessing.active_children()
+    assert "in _endless" in capfd.readouterr().err  # the stack
 
 
 def test_closing_does_not_wait_for_a_worker_that_comes_to_no_end(monkeypatch):
