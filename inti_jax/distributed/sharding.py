@@ -97,7 +97,7 @@ def _arranged(shape: Sequence[int], devices: Sequence[Any]) -> np.ndarray:
 
 def check_batch(size: int, key: str, mesh: jax.sharding.Mesh) -> None:
     """Check that `size` videos split evenly over the batch axes. Raises ConfigError where they do not."""
-    shards = _batch_shards(mesh)
+    shards = batch_shards(mesh)
     if size % shards:
         raise ConfigError(
             f"config: `{key}` gives {size} videos at a time, but the mesh splits them over {shards} "
@@ -105,7 +105,8 @@ def check_batch(size: int, key: str, mesh: jax.sharding.Mesh) -> None:
         )
 
 
-def _batch_shards(mesh: jax.sharding.Mesh) -> int:
+def batch_shards(mesh: jax.sharding.Mesh) -> int:
+    """Return the number of parts that the batch axes of the mesh split a batch into."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
@@ -137,7 +138,7 @@ def shards_on(process: int, processes: np.ndarray) -> list[int]:
 
 def host_rows(mesh: jax.sharding.Mesh, size: int) -> list[int]:
     """Return the rows of a batch of `size` that this host loads, in order."""
-    part = size // _batch_shards(mesh)
+    part = size // batch_shards(mesh)
     return [shard * part + row for shard in host_shards(mesh) for row in range(part)]
 
 
@@ -176,7 +177,7 @@ def compiler_options(mesh: jax.sharding.Mesh) -> dict[str, str]:
 
 def place_batch(batch: Mapping[str, Any], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
     """Place the rows `host_rows` on this host's devices, as its part of the global batch."""
-    parts, own_parts = _batch_shards(mesh), len(host_shards(mesh))
+    parts, own_parts = batch_shards(mesh), len(host_shards(mesh))
     # Given, because JAX cannot infer them where hosts share some of their rows.
     shapes = {key: (len(rows) // own_parts * parts, *rows.shape[1:]) for key, rows in batch.items()}
     return jax.make_array_from_process_local_data(batch_sharding(mesh), dict(batch), shapes)

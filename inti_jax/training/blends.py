@@ -15,6 +15,9 @@ from inti_jax.runs.monitor import Metrics
 # The figures of each compressor, by the number of the block before it.
 Blends = dict[int, Metrics]
 
+# Most of a device's videos that one is measured of, and fewest videos of a batch that are measured.
+_ONE_OF, _FEWEST = 4, 8
+
 
 def learned(model: VideoModel) -> bool:
     """Tell whether the model has a compressor with parameters: the weights of `mean` and `drop` are fixed."""
@@ -48,19 +51,27 @@ def figures(weights: Float[Array, "B S P g"], mask: Bool[Array, " B"]) -> Metric
 
 
 def compile_figures(graphdef: nnx.GraphDef[VideoModel], mesh: jax.sharding.Mesh) -> jax.stages.Wrapped:
-    """Jit `(params, video, mask) -> Blends`, over the global batch; every host has the result.
+    """Jit `(params, video, mask) -> Blends`, over videos of the global batch; every host has the result.
 
-    It is a program of its own, so the step's stays as it is. What follows the last compressor is not
-    computed, and there is no dropout.
+    A quarter of the videos is measured, or more of a small batch, so that a record costs little. It is a
+    program of its own, so the step's stays as it is. What follows the last compressor is not computed, and
+    there is no dropout.
     """
 
     def blends(params: Params, video: UInt8[Array, "B T H W 3"], mask: Bool[Array, " B"]) -> Blends:
         model = parameters.merge(graphdef, params)
-        found = zip(model.after, model.blend_weights(video), strict=True)
-        return {block: figures(weights, mask) for block, weights in found}
+        chosen = slice(None, None, _step(len(mask), sharding.batch_shards(mesh)))
+        found = zip(model.after, model.blend_weights(video[chosen]), strict=True)
+        return {block: figures(weights, mask[chosen]) for block, weights in found}
 
     return jax.jit(
         sharding.using(mesh, blends),
         out_shardings=sharding.replicated(mesh),
         compiler_options=sharding.compiler_options(mesh),
     )
+
+
+def _step(batch: int, shards: int) -> int:
+    """Choose which videos are measured: every how many, so that each shard has equally many of them."""
+    steps = range(_ONE_OF, 1, -1)
+    return next((step for step in steps if batch // step >= _FEWEST and batch // shards % step == 0), 1)

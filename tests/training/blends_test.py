@@ -105,6 +105,23 @@ def test_the_figures_are_of_all_devices_and_of_each_layer(model, batch):
         assert eight[block] == pytest.approx(one[block], abs=1e-5)
 
 
+def test_of_a_larger_batch_a_quarter_is_measured(model, batch):
+    video = np.repeat(batch["video"], 4, axis=0)  # each of the eight videos, then three that are black
+    video.reshape(8, 4, *video.shape[1:])[:, 1:] = 0
+    larger = {"video": video, "mask": np.repeat(batch["mask"], 4)}
+    expected = measured(model, batch, 1)
+    for devices in (1, 8):
+        for block, figures in measured(model, larger, devices).items():
+            assert figures == pytest.approx(expected[block], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("batch", "shards", "step"), [(32, 1, 4), (32, 8, 4), (32, 16, 2), (32, 32, 1), (24, 1, 3), (8, 1, 1)]
+)
+def test_every_device_measures_equally_many(batch, shards, step):
+    assert blends._step(batch, shards) == step
+
+
 @pytest.mark.parametrize(
     ("kind", "learned"), [("inti", True), ("static", True), ("mean", False), ("drop", False)]
 )
