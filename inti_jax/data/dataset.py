@@ -18,7 +18,7 @@ from inti_jax.data.builders import frames, registry
 from inti_jax.data.builders.files import read_file
 from inti_jax.data.builders.frames import USUAL_RATE, Frames
 from inti_jax.data.codec import decode
-from inti_jax.errors import UsageError, UserError
+from inti_jax.errors import UserError
 from inti_jax.host import limits, paths, stores
 
 log = logging.getLogger("inti_jax")
@@ -351,10 +351,9 @@ def _directory(name: str, data_dir: str | Path, split: str, cache: copies.Cache 
 def _url(data_dir: str | Path) -> str | None:
     """Return the URL of a directory in a store, or None for one on this machine."""
     text = str(data_dir)
-    url = stores.check(text) if stores.is_url(text) else stores.origin(text)
-    if url and url.startswith("http"):
-        raise UsageError(f"{url}: datasets are read from a directory or a bucket, not from the web")
-    return url
+    return (
+        stores.check_opened(text, "datasets", "ArrayRecord") if stores.is_url(text) else stores.origin(text)
+    )
 
 
 def _prepared(data_dir: str | Path) -> list[str]:

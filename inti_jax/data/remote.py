@@ -35,8 +35,6 @@ _described: dict[tuple[str, stores.Entry], Path] = {}
 _LONGEST = 120.0
 # The same where the read before had no answer: a batch should not wait that long for each of its records.
 _AFTERWARDS = 1.0
-# The kinds of URL that ArrayRecord opens.
-_OPENED = ("gs://",)
 
 
 def newest(versions: Iterable[str]) -> str | None:
@@ -119,13 +117,7 @@ class Records:
         self, directory: Path, shards: Sequence[tuple[str, int]], deserialize: Callable[[bytes], Any]
     ):
         """Take the `shards` in order as names and numbers of records, and the parser of a record's bytes."""
-        url = stores.origin(directory)
-        if url is None or not url.startswith(_OPENED):
-            raise UserError(
-                f"{url}: records are read from {', '.join(_OPENED)} alone, which ArrayRecord opens: copy the "
-                "dataset to a disk of this machine, or mount the bucket"
-            )
-        self._directory, self._url = directory, url
+        self._directory, self._url = directory, stores.origin(directory)
         self._deserialize = deserialize
         self._names = [name for name, _ in shards]
         self._ends = list(itertools.accumulate(count for _, count in shards))

@@ -1,7 +1,7 @@
 """Hold objects in a store so that one process at a time does, by leases that are renewed.
 
 An object store cannot lock a file. But it writes an object only if nobody wrote it since it was last read
-(Cloud Storage's generations, S3's tags), through TensorStore's conditional writes. The holder writes the
+(Cloud Storage's generations), through TensorStore's conditional writes. The holder writes the
 object again every few seconds. Whoever wants it watches: an object that stays as it is has lost its holder.
 """
 

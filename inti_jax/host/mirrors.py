@@ -24,11 +24,12 @@ _outputs: list[Path] = []
 
 
 def mirror(url: str) -> Path:
-    """Make a directory that stands for `url`, with the files directly in it, and return its path.
+    """Make a directory that stands for the run at `url`, with the files directly in it; return its path.
 
-    A directory that is not in the store is empty. Raises UserError where the store cannot be read.
+    A directory that is not in the store is empty. Raises UserError where the store cannot be read, or cannot
+    hold checkpoints.
     """
-    url = stores.check(url, write=True)
+    url = stores.check_opened(url, "runs", "Orbax")
     directory = stores.stand_in(url)
     _known[directory] = {}
     _pull(directory, url, "")

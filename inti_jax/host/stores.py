@@ -31,6 +31,8 @@ _STANDS_FOR = re.compile(r"[^\s'\"]*/inti-jax-store-[^/\s]+/(gs|s3|https?)/")
 # The kinds of URL by what is needed for them. Only in buckets can files be written.
 _EXTRAS = {"gs": "gcs", "s3": "s3"}
 _WEB = ("http", "https")
+# The kinds that Orbax and ArrayRecord open, which read and write buckets themselves.
+_OPENED = ("gs",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +55,20 @@ def check(url: str, *, write: bool = False) -> str:
     with `write` for the web, where nothing can be written; UserError where the extra is missing.
     """
     return _open(url, write=write)[1]
+
+
+def check_opened(url: str, what: str, library: str) -> str:
+    """Check the URL of `what`, which `library` opens itself. Return it without a last slash.
+
+    Raises UserError for a kind of store that it does not open, and the errors of `check` for a URL to write.
+    """
+    scheme = url.partition("://")[0].lower()
+    if scheme in _EXTRAS and scheme not in _OPENED:
+        raise UserError(
+            f"{public(url)}: {what} lie on a disk or in gs:// alone, since {library} opens no other stores: "
+            "give such a place, or mount the bucket"
+        )
+    return check(url, write=True)
 
 
 def is_file(url: str) -> bool:
@@ -140,10 +156,10 @@ def delete(url: str) -> None:
 
 
 def key_values(url: str) -> dict[str, Any]:
-    """Return TensorStore's description of the directory `url` as a store of keys and values."""
-    scheme, rest = check(url, write=True).split("://", 1)
+    """Return TensorStore's description of the directory `url` in gs:// as a store of keys and values."""
+    _, rest = check(url, write=True).split("://", 1)
     bucket, _, path = rest.partition("/")
-    return {"driver": {"gs": "gcs"}.get(scheme, scheme), "bucket": bucket, "path": f"{path}/" if path else ""}
+    return {"driver": "gcs", "bucket": bucket, "path": f"{path}/" if path else ""}
 
 
 def stand_in(url: str) -> Path:

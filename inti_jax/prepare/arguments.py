@@ -138,7 +138,7 @@ def _dataset(text: str) -> Path:
 def _data_dir(text: str) -> Path:
     """Convert an argument to a directory, which for a URL is one on this machine that stands for it."""
     if stores.is_url(text):
-        return stores.stand_in(stores.check(text, write=True))
+        return stores.stand_in(stores.check_opened(text, "datasets", "ArrayRecord"))
     return local_path(text)
 
 

@@ -170,7 +170,7 @@ def pairs():
         pair.kill()
 
 
-FAULTS = [(1, signal.SIGKILL), (1, signal.SIGSTOP), (0, signal.SIGKILL)]
+FAULTS = [(1, signal.SIGSTOP), (0, signal.SIGKILL)]
 
 
 def test_the_process_that_is_lost_is_named_and_the_other_ends(motion_data, tmp_path, pairs):
