@@ -7,8 +7,10 @@ from inti_jax import cli
 from inti_jax.ablation.experiments import EXPERIMENTS
 from inti_jax.cli.tables import for_stdout
 from inti_jax.errors import UsageError
+from inti_jax.host import mirrors
 from inti_jax.host.command import run_command
-from inti_jax.host.paths import local_path
+from inti_jax.host.paths import local_path, path_or_url, run_path
+from inti_jax.hub import names
 
 
 def main(prog: str = "python -m inti_jax.ablate") -> None:
@@ -31,17 +33,23 @@ def main(prog: str = "python -m inti_jax.ablate") -> None:
     parser.add_argument(
         "--data_dir",
         required=True,
-        type=local_path,
-        help="directory of all prepared datasets; missing ones are prepared where they need no source",
+        type=path_or_url,
+        help="directory of all prepared datasets, a path or a gs:// URL; missing ones are prepared where "
+        "they need no source",
     )
     parser.add_argument(
-        "--out", required=True, type=local_path, metavar="DIR", help="directory for the runs and the table"
+        "--out",
+        required=True,
+        type=run_path,
+        metavar="DIR",
+        help="directory for the runs and the table, a path or a gs:// URL",
     )
     parser.add_argument(
         "--pretrained",
-        type=local_path,
+        type=_weights,
         metavar="FILE",
-        help="backbone that `convert` wrote; motion_digits trains its own without it",
+        help="backbone that `convert` wrote, a path, a URL or a name on the Hugging Face Hub; motion_digits "
+        "trains its own without it",
     )
     parser.add_argument("--methods", help="names separated by commas; default: all of the table")
     parser.add_argument("--compressions", help="names separated by commas; default: all of the table")
@@ -76,13 +84,20 @@ def main(prog: str = "python -m inti_jax.ablate") -> None:
     wanted = cells.jobs(
         experiment, methods, compressions, numbers, seeds, steps, equal_compute=arguments.equal_compute
     )
-    backbone = experiment.prepare(arguments.data_dir, arguments.out, numbers, arguments.pretrained)
-    cells.train_all(experiment, wanted, backbone, arguments.data_dir, arguments.out)
-    rows = tables.rows(cells.read(arguments.out), experiment)
-    tables.write(rows, arguments.experiment, arguments.out, arguments.results)
+    with mirrors.pushed(arguments.out):
+        backbone = experiment.prepare(arguments.data_dir, arguments.out, numbers, arguments.pretrained)
+        cells.train_all(experiment, wanted, backbone, arguments.data_dir, arguments.out)
+        rows = tables.rows(cells.read(arguments.out), experiment)
+        tables.write(rows, arguments.experiment, arguments.out, arguments.results)
     shown = [tables.table(rows), tables.differences(rows)]
     # Elsewhere than on a terminal it is what the files have.
     print(*(for_stdout(table, table.markdown) for table in shown), sep="\n\n")
+
+
+def _weights(text: str) -> str:
+    """Check the form of a path, a URL or a name on the Hub. Raises UsageError for another text."""
+    names.place(text)
+    return text
 
 
 def _chosen(option: str, text: str | None, valid: Iterable[str]) -> list[str]:

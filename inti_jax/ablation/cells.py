@@ -17,6 +17,7 @@ from inti_jax import config
 from inti_jax.ablation.experiments import Experiment
 from inti_jax.errors import UserError, naming
 from inti_jax.host.files import write_whole
+from inti_jax.host.paths import run_below
 
 log = logging.getLogger("inti_jax")
 
@@ -117,7 +118,7 @@ def _compute_ratio(experiment: Experiment, method: str, compression: str) -> flo
 
 
 def train_all(
-    experiment: Experiment, wanted: Sequence[Job], backbone: Path, data_dir: Path, out: Path
+    experiment: Experiment, wanted: Sequence[Job], backbone: str, data_dir: Path | str, out: Path
 ) -> None:
     """Train and evaluate each run in a directory of `out`, and append its line to cells.jsonl there.
 
@@ -139,7 +140,7 @@ def train_all(
                 )
             continue
         log.info("run %d of %d: %s", number, len(wanted), job.run_name)
-        known[job] = _train(job, settings, out / job.run_name)
+        known[job] = _train(job, settings, run_below(out, job.run_name))
         _write(out, list(known.values()))
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from inti_jax import config
 from inti_jax.errors import UsageError, UserError
+from inti_jax.host import mirrors, stores
+from inti_jax.host.paths import run_below
 
 log = logging.getLogger("inti_jax")
 
@@ -26,9 +28,9 @@ class Experiment:
     first: tuple[Collection[str], Collection[str]]
     folds: tuple[int, ...]  # numbers of the folds; () for a dataset with one split
     steps: int  # of each run, unless others are asked for
-    # Returns the backbone's file, which it may train. Its arguments are the directory of the datasets, that
-    # of the runs, the folds and the file that was given.
-    prepare: Callable[[Path, Path, Sequence[int], Path | None], Path]
+    # Returns the backbone as `model.pretrained` takes it, which it may train. Its arguments are the directory
+    # of the datasets or its URL, that of the runs, the folds and the backbone that was given.
+    prepare: Callable[[Path | str, Path, Sequence[int], str | None], str]
 
     def spec(self, method: str, compression: str, fold: int | None, seed: int, steps: int) -> str:
         """Return the arguments of the recipe for a cell."""
@@ -36,7 +38,7 @@ class Experiment:
         return chosen if fold is None else f"{chosen},fold={fold}"
 
 
-def _prepare_digits(data_dir: Path, out: Path, folds: Sequence[int], pretrained: Path | None) -> Path:
+def _prepare_digits(data_dir: Path | str, out: Path, folds: Sequence[int], pretrained: str | None) -> str:
     """Build both datasets of digits and train the image model to start from, where they are missing."""
     from inti_jax.data import dataset
     from inti_jax.data.builders import motion_digits, still_digits
@@ -47,19 +49,21 @@ def _prepare_digits(data_dir: Path, out: Path, folds: Sequence[int], pretrained:
     for builder in (motion_digits.MotionDigits, still_digits.StillDigits):
         if dataset.find_dataset(builder.name, data_dir) is None:
             log.info("preparing %s in %s", builder.name, data_dir)
-            builder(data_dir=data_dir).build()
+            builder(data_dir=dataset.directory_to_write(data_dir)).build()
     if pretrained is not None:
         return pretrained
     backbone = out / "stills.safetensors"
     if not backbone.exists():
         recipe = str(config.recipes()["still_digits"])
-        loop.train(config.load_config(recipe, [f"--config.data.data_dir={data_dir}"]), out / "stills")
-        arrays, description, _ = export.read_run(out / "stills")
+        workdir = run_below(out, "stills")
+        loop.train(config.load_config(recipe, [f"--config.data.data_dir={data_dir}"]), workdir)
+        arrays, description, _ = export.read_run(workdir)
         clip_file.write(backbone, arrays, description)
-    return backbone
+        mirrors.push(out)
+    return stores.shown(str(backbone))
 
 
-def _find_gestures(data_dir: Path, out: Path, folds: Sequence[int], pretrained: Path | None) -> Path:
+def _find_gestures(data_dir: Path | str, out: Path, folds: Sequence[int], pretrained: str | None) -> str:
     """Return `pretrained`. Raises UsageError without it, and UserError where a fold is not prepared."""
     from inti_jax.data import dataset
 

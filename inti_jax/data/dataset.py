@@ -348,6 +348,15 @@ def _directory(name: str, data_dir: str | Path, split: str, cache: copies.Cache 
         return whole
 
 
+def directory_to_write(data_dir: str | Path) -> Path:
+    """Return the directory in which datasets are built, which for a URL is one that stands for it.
+
+    Raises the errors of `local_path`, and UserError where datasets cannot lie at the URL.
+    """
+    url = _url(data_dir)
+    return stores.stand_in(url) if url else paths.local_path(data_dir)
+
+
 def _url(data_dir: str | Path) -> str | None:
     """Return the URL of a directory in a store, or None for one on this machine."""
     text = str(data_dir)

@@ -13,7 +13,7 @@ from inti_jax.host import stores
 from inti_jax.host.repeating import repeated
 
 # Seconds between two writes to the store. A kill loses at most the records of that time.
-_INTERVAL = 60
+_INTERVAL = 60.0
 
 # Sizes and times of change of the files as the store has them, by the path of the mirror and below it.
 _Known = dict[str, tuple[int, int]]

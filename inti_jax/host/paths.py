@@ -85,6 +85,12 @@ def run_path(text: str | os.PathLike[str]) -> Path:
     return stores.fetch(text) if stores.is_file(text) else mirrors.mirror(text)
 
 
+def run_below(directory: Path, name: str) -> Path:
+    """Return the path of the run `name` in a directory of runs, which may be the mirror of one at a URL."""
+    url = stores.origin(directory)
+    return run_path(f"{url}/{name}") if url else directory / name
+
+
 @contextlib.contextmanager
 def plain(directory: P, gather: Callable[[int], list[int]] = lambda number: [number]) -> Iterator[P]:
     """Give a path to `directory` that any library can read, valid in this process until the context ends.

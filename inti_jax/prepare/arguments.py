@@ -55,7 +55,9 @@ def parse(prog: str) -> argparse.Namespace:
     )
     parser.add_argument("dataset", metavar="NAME", nargs="?", help=", ".join(registry.NAMES))
     parser.add_argument(
-        "--data_dir", type=_data_dir, help="directory of all prepared datasets, a path or a URL of a bucket"
+        "--data_dir",
+        type=dataset.directory_to_write,
+        help="directory of all prepared datasets, a path or a gs:// URL",
     )
     parser.add_argument("--source", type=local_path, help="directory of the videos, or a CSV file (folder)")
     parser.add_argument("--name", help="the dataset's name in data_dir (default: NAME)")
@@ -133,13 +135,6 @@ def _dataset(text: str) -> Path:
     if (path / manifest.FILE_NAME).exists():
         return path
     return dataset.find_dataset(path.name, path.parent) or path
-
-
-def _data_dir(text: str) -> Path:
-    """Convert an argument to a directory, which for a URL is one on this machine that stands for it."""
-    if stores.is_url(text):
-        return stores.stand_in(stores.check_opened(text, "datasets", "ArrayRecord"))
-    return local_path(text)
 
 
 def _png(text: str) -> Path:

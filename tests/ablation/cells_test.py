@@ -6,6 +6,7 @@ from inti_jax.ablation import cells
 from inti_jax.ablation.cells import Cell, Job
 from inti_jax.ablation.experiments import EXPERIMENTS
 from inti_jax.errors import UserError
+from inti_jax.host import mirrors, stores
 
 GESTURES = EXPERIMENTS["egogestar"]
 JOB = Job("aim", "inti", None, 0, 7)
@@ -63,9 +64,28 @@ def test_finished_cells_are_not_trained_again_and_those_of_other_settings_are_re
     digits = EXPERIMENTS["motion_digits"]
     jobs = [JOB, dataclasses.replace(JOB, compression="mean")]
     for data_dir in ("here", "moved"):  # where the files are is no other setting
-        cells.train_all(digits, jobs, tmp_path / "backbone", tmp_path / data_dir, tmp_path)
+        cells.train_all(digits, jobs, "backbone", tmp_path / data_dir, tmp_path)
     assert trained == jobs
     other = dataclasses.replace(cells.read(tmp_path)[0], config="of an earlier recipe")
     cells._write(tmp_path, [other])
     with pytest.raises(UserError, match="the line of aim-inti-seed0-7 is of other settings"):
-        cells.train_all(digits, jobs, tmp_path / "backbone", tmp_path, tmp_path)
+        cells.train_all(digits, jobs, "backbone", tmp_path, tmp_path)
+
+
+def test_a_table_in_a_bucket_goes_on_on_another_machine(bucket, monkeypatch):
+    """Trains nothing, as above."""
+    trained = []
+
+    def train(job, settings, workdir):
+        trained.append((settings.data.data_dir, settings.model.pretrained, stores.origin(workdir)))
+        return dataclasses.replace(CELL, job=job, config=cells._hash(settings))
+
+    monkeypatch.setattr(cells, "_train", train)
+    weights, url = f"{bucket}/b.safetensors", f"{bucket}/table"
+    jobs = [JOB, dataclasses.replace(JOB, compression="mean")]
+    for count in (1, 2):
+        out = mirrors.mirror(url)  # as another machine has it
+        with mirrors.pushed(out):
+            cells.train_all(EXPERIMENTS["motion_digits"], jobs[:count], weights, f"{bucket}/data", out)
+    assert trained == [(f"{bucket}/data", weights, f"{url}/{job.run_name}") for job in jobs]
+    assert [cell.job for cell in cells.read(mirrors.mirror(url))] == jobs

@@ -24,4 +24,4 @@ def test_what_a_table_starts_from_is_asked_for(tmp_path):
     with pytest.raises(UsageError, match="egogestar needs --pretrained"):
         prepare(tmp_path, tmp_path, (1,), None)
     with pytest.raises(UserError, match="no dataset `egogestar_fold2`: run `python -m inti_jax"):
-        prepare(tmp_path, tmp_path, (2,), tmp_path / "backbone")
+        prepare(tmp_path, tmp_path, (2,), "backbone")
