@@ -1,4 +1,4 @@
-"""Convert CLIP weights and published video models: `python -m inti_jax.convert SRC --out F.safetensors`."""
+"""Convert weights and trained models, from others and to others: `python -m inti_jax.convert SRC --out F`."""
 
 import argparse
 import dataclasses
@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from inti_jax import cli
 from inti_jax.errors import UsageError, UserError
@@ -32,6 +32,14 @@ _LIBRARIES = {
     "siglip2": "SigLIP 2's training does",
 }
 
+# The targets of --to that hold the model itself, and not only its weights.
+_PROGRAMS = ("stablehlo", "savedmodel")
+
+_NO_SAVEDMODEL = (
+    "--to savedmodel is not written: no release of TensorFlow is young enough to be sure to run what this "
+    "JAX exports, see docs/export.md; use --to stablehlo"
+)
+
 # The arguments that go with a checkpoint of a published method alone.
 _PEER_ARGUMENTS = ("labels", "pretrained", "frames", "sampling", "scale", "shifts")
 
@@ -47,6 +55,7 @@ _EXAMPLES = """examples:
   %(prog)s runs/mine --out tower.safetensors        # to start another run from
   %(prog)s runs/mine --to trained --out mine.safetensors
   %(prog)s runs/mine --to hub --out mine/           # to share it
+  %(prog)s runs/mine --to stablehlo --out mine.zip  # to run it with JAX alone
   %(prog)s aim.pth --out aim.safetensors --labels k400.txt --scale 0.5 --sampling dense:4
 """
 
@@ -80,12 +89,20 @@ def main(prog: str = "python -m inti_jax.convert") -> None:
     )
     parser.add_argument(
         "--to",
-        choices=("openai", "huggingface", "trained", "hub"),
+        choices=("openai", "huggingface", "trained", "hub", *_PROGRAMS),
         help="openai, huggingface: export SRC under these names, where SRC is a converted file or a run's "
         "directory. A run gives its image tower, and the projection if its classifier started from "
         "class names. trained: write only the parameters that a run trained, to use with the CLIP that "
         "it started from. hub: write a directory to upload to the Hugging Face Hub, with what the run "
-        "trained, its config, labels, evaluations and a model card",
+        "trained, its config, labels, evaluations and a model card. stablehlo: write the model itself, for "
+        "JAX without this package, from uint8 pixels to logits; SRC is a run, what `--to trained` or `--to "
+        "hub` wrote, or a CLIP, whose image tower is written. See docs/export.md",
+    )
+    parser.add_argument(
+        "--features",
+        action="store_true",
+        help="with --to stablehlo: write the features alone: what a video's classifier takes, or of a CLIP "
+        "what is before its projection",
     )
     parser.add_argument(
         "--all",
@@ -142,10 +159,14 @@ def main(prog: str = "python -m inti_jax.convert") -> None:
             raise UsageError(f"--{name} needs the directory of a run, and {arguments.source} is not one")
     if arguments.all and arguments.to != "hub":
         raise UsageError("--all goes with --to hub")
+    if arguments.features and arguments.to not in _PROGRAMS:
+        raise UsageError("--features goes with --to stablehlo")
+    if arguments.to == "savedmodel":
+        raise UsageError(_NO_SAVEDMODEL)
     if arguments.to is not None:
         if arguments.activation or arguments.head_size or arguments.vocab or _peer_arguments(arguments):
             raise UsageError("--to takes only SRC and --out: the file states the rest")
-        _give_back(arguments)
+        (_write_program if arguments.to in _PROGRAMS else _give_back)(arguments)
     else:
         _convert(arguments)
 
@@ -318,10 +339,7 @@ def _give_trained(arguments: argparse.Namespace, start: float) -> None:
     print(f"trained     {found.record.config.model.adaptation}, {len(found.record.dataset.labels)} labels")
     print(f"backbone    {found.record.backbone.sha256 or 'random weights'}")
     print(f"hash        {digest}")
-    print(
-        f"wrote       {shown(str(out))} ({out.stat().st_size / 1e6:.1f} MB) "
-        f"in {time.monotonic() - start:.1f} s"
-    )
+    _print_file(out, start)
 
 
 def _share(arguments: argparse.Namespace, start: float) -> None:
@@ -337,6 +355,30 @@ def _share(arguments: argparse.Namespace, start: float) -> None:
         f"wrote       {shown(str(out))} ({size / 1e6:.1f} MB of weights) in {time.monotonic() - start:.1f} s"
     )
     print(f"next        complete {out / 'README.md'}, then: hf upload ORGANISATION/{out.name} {out}")
+
+
+def _write_program(arguments: argparse.Namespace) -> None:
+    from inti_jax.export import portable, stablehlo_file
+
+    start, out = time.monotonic(), arguments.out
+    if out.suffix != stablehlo_file.SUFFIX or out.is_dir():
+        raise UsageError(f"--out {out}: the file's name should end in {stablehlo_file.SUFFIX}")
+    model = portable.read(
+        arguments.source, features=arguments.features, step=arguments.step, weights=arguments.weights
+    )
+    difference = stablehlo_file.write(out, model)
+    facts = model.metadata()
+    print(f"input       {_shown_array(facts['input'])}")
+    print(f"output      {_shown_array(facts['output'])}")
+    print(f"runs on     {', '.join(stablehlo_file.PLATFORMS)}")
+    print(f"checked     differs from the model by {difference:.1e} of its largest output")
+    _print_file(out, start)
+
+
+def _shown_array(facts: Mapping[str, Any]) -> str:
+    frames = facts.get("frames")
+    multiple = f", frames a multiple of {frames['multiple_of']}" if frames else ""
+    return f"{facts['name']}, {facts['dtype']} [{', '.join(map(str, facts['shape']))}]{multiple}"
 
 
 def _verify(path: Path, source: Place) -> None:
@@ -356,6 +398,10 @@ def _verify(path: Path, source: Place) -> None:
 def _print_written(out: Path, arrays: "Mapping[str, LazyArray]", digest: str, start: float) -> None:
     print(f"parameters  {_counts({name: array.shape for name, array in arrays.items()})}")
     print(f"hash        {digest}")
+    _print_file(out, start)
+
+
+def _print_file(out: Path, start: float) -> None:
     print(
         f"wrote       {shown(str(out))} ({out.stat().st_size / 1e6:.1f} MB) "
         f"in {time.monotonic() - start:.1f} s"

@@ -132,7 +132,7 @@ class AttentionPooling(nnx.Module):
         probe = self.probe[...].astype(x.dtype)[None, None]
         (q,) = self._project(probe, slice(0, 1))
         k, v = self._project(x, slice(1, 3))
-        return jnp.broadcast_to(q, (len(x), *q.shape[1:])), k, v
+        return jnp.broadcast_to(q, (x.shape[0], *q.shape[1:])), k, v
 
     def _project(self, x: Float[Array, "B N D"], parts: slice) -> tuple[Float[Array, "B N A Dh"], ...]:
         """Compute some of queries, keys and values, which the packed kernel has in this order."""

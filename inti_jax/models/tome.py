@@ -57,7 +57,7 @@ def match(keys: Float[Array, "BT P A Dh"], r: int, frames: int) -> Matches:
     metric = reduce(keys.astype(jnp.float32), "b n a h -> b n h", "mean")
     metric = metric / jnp.linalg.norm(metric, axis=-1, keepdims=True)
     scores = jnp.einsum("bnh,bmh->bnm", metric[:, 1::2], metric[:, 0::2])
-    if frames > 1:
+    if frames != 1:  # which symbolic numbers of frames can tell, unlike `>`
         alike = reduce(scores, "(b t) n m -> b n m", "mean", t=frames)
         scores = repeat(alike, "b n m -> (b t) n m", t=frames)
     best, partner = scores.max(axis=-1), scores.argmax(axis=-1)
