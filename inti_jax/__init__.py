@@ -7,8 +7,9 @@ if TYPE_CHECKING:
     from inti_jax.evaluation.explanation import explain as explain
     from inti_jax.pretrained.api import load_clip as load_clip
     from inti_jax.pretrained.api import load_tower as load_tower
+    from inti_jax.streaming.engine import stream as stream
 
-__all__ = ["explain", "load", "load_clip", "load_tower"]
+__all__ = ["explain", "load", "load_clip", "load_tower", "stream"]
 __version__ = "0.1.0"
 
 
@@ -30,4 +31,8 @@ def __getattr__(name: str) -> Any:
         from inti_jax.pretrained.api import load_tower
 
         return load_tower
+    if name == "stream":
+        from inti_jax.streaming.engine import stream
+
+        return stream
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

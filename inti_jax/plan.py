@@ -41,6 +41,13 @@ def main(prog: str = "python -m inti_jax.plan") -> None:
         "--classes", type=int, metavar="K", help="number of classes, if the dataset is not prepared"
     )
     parser.add_argument(
+        "--every",
+        type=int,
+        metavar="N",
+        help="frames between two windows of a stream, for the cost of its predictions (default: about half a "
+        "window)",
+    )
+    parser.add_argument(
         "--topology",
         metavar="NAME",
         help="also compile the training step ahead of time for this TPU topology, such as v5e:4x4, or "
@@ -83,7 +90,7 @@ def main(prog: str = "python -m inti_jax.plan") -> None:
         record = trained.read_record(arguments.checkpoint)
     else:
         record = costs.record_of(settings, arguments.classes)
-    plan, budget = costs.make_plan(record, arguments.budget)
+    plan, budget = costs.make_plan(record, arguments.budget, arguments.every)
     compiled = None
     if target is not None:
         from inti_jax.runs import state

@@ -78,6 +78,18 @@ class Block:
 
 
 @dataclasses.dataclass(frozen=True)
+class Stream:
+    """The cost of a prediction in a stream at inference: of one more window, `every` frames on."""
+
+    every: int
+    gmacs_per_hop: float
+    share: float  # of gmacs_per_view
+    # Number of first blocks that are computed once for each frame; None where not even the tokens before them
+    # are.
+    blocks_once: int | None
+
+
+@dataclasses.dataclass(frozen=True)
 class Plan:
     """The cost of a config. 1 MAC is one multiply-accumulate.
 
@@ -108,6 +120,7 @@ class Plan:
     embedding: Part
     blocks: list[Block]
     head: Part
+    stream: Stream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,15 +132,18 @@ class Budget:
     schedules: "list[Compressing] | list[Merging]"
 
 
-def make_plan(record: "RunRecord", budget: float | None = None) -> tuple[Plan, Budget | None]:
+def make_plan(
+    record: "RunRecord", budget: float | None = None, every: int | None = None
+) -> tuple[Plan, Budget | None]:
     """Make the plan of a run and, with `budget`, list the schedules that fit it.
 
-    `budget` is a share above 0 and up to 1.
+    `budget` is a share above 0 and up to 1. `every` is the distance of two windows in a stream, by default
+    that of `inti_jax.stream`. Raises UsageError where it is no multiple of the model's `ratio`.
     """
     # Imported late: --help and a mistake in the config should not wait for JAX.
     from inti_jax.config.backbones import called
     from inti_jax.cost import activations
-    from inti_jax.models import freezing
+    from inti_jax.models import freezing, sliding
     from inti_jax.models.parameters import parameter_shapes
     from inti_jax.models.video import UNCOMPRESSED
     from inti_jax.runs import state
@@ -162,7 +178,11 @@ def make_plan(record: "RunRecord", budget: float | None = None) -> tuple[Plan, B
             )
         )
 
+    if every is None:
+        every = sliding.default_every(frames, model.ratio)
+    sliding.check_every(every, model.ratio)
     per_view = model.macs(frames, folded=True)
+    per_hop = sliding.hop_macs(model, frames, every, folded=True)
     uncompressed = model.macs(frames, folded=True, schedule=UNCOMPRESSED)
     plan = Plan(
         backbone=called(settings.model.backbone, record.backbone.size),
@@ -193,6 +213,7 @@ def make_plan(record: "RunRecord", budget: float | None = None) -> tuple[Plan, B
         head=Part(
             (model.pooling_macs(frames) + model.head.macs()) / 1e9, parameters("head."), saved.head / 2**20
         ),
+        stream=Stream(every, per_hop / 1e9, per_hop / per_view, sliding.blocks_apart(model)),
     )
     return plan, None if budget is None else _fitting(model, compression, frames, budget)
 
@@ -333,6 +354,8 @@ def render(plan: Plan) -> str:
         f"cost         {100 * plan.share:.2f} % of the {plan.gmacs_per_view_uncompressed:.5g} GMACs a view "
         "without compression",
         f"a video      {plan.gmacs_per_video:.5g} GMACs in {plan.views} view{'s' * (plan.views > 1)}",
+        f"in a stream  {plan.stream.gmacs_per_hop:.5g} GMACs a prediction, every {plan.stream.every} frames: "
+        f"{100 * plan.stream.share:.2f} % of a view",
         f"parameters   {plan.params_trainable:,} of {plan.params_total:,} train: "
         f"{plan.trained_file_mib:.1f} MiB as a file of only these",
         "",

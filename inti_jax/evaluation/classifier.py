@@ -31,7 +31,8 @@ class VideoClassifier:
         self.record = record
         self.graphdef = graphdef
         self.params = params
-        self._multiple = parameters.merge(graphdef, params).ratio
+        # The number of frames of a clip that become one: T is a multiple of it.
+        self.ratio = parameters.merge(graphdef, params).ratio
         self._logits = jax.jit(lambda params, video: parameters.merge(graphdef, params)(video))
         self._features = jax.jit(lambda params, video: parameters.merge(graphdef, params).features(video))
 
@@ -83,8 +84,8 @@ class VideoClassifier:
         clips, several = in_memory.clips(video)
         for clip in clips:
             frames, height, width, _ = clip.shape
-            if frames == 0 or frames % self._multiple:
-                raise UserError(f"this model takes a multiple of {self._multiple} frames, not {frames}")
+            if frames == 0 or frames % self.ratio:
+                raise UserError(f"this model takes a multiple of {self.ratio} frames, not {frames}")
             if frames != len(clips[0]):
                 raise UserError(
                     f"the videos of one call should have the same number of frames, not {len(clips[0])} and "
@@ -94,7 +95,7 @@ class VideoClassifier:
                 raise UserError(f"frames of {height} x {width} pixels show nothing")
         size = self.config.data.height_width
         if not clips:
-            return np.zeros((0, self._multiple, *size, 3), np.uint8), several
+            return np.zeros((0, self.ratio, *size, 3), np.uint8), several
         return np.stack([augment.test_views(clip, size, crops=1)[0] for clip in clips]), several
 
     def _apply(self, function: Any, video: Any) -> Float[np.ndarray, "..."]:

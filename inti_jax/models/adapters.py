@@ -197,6 +197,13 @@ class BlockAdapters(nnx.Module):
         found = {place: getattr(self, place) for place in PLACES}
         return {place: module for place, module in found.items() if module is not None}
 
+    @property
+    def relates_frames(self) -> bool:
+        """Whether what a block makes of a frame depends on other frames of its video."""
+        over_time = (self.before_attn, self.before_mlp, self.temporal_out)
+        merges_alike = self.merging > 0 and self.merges_alike
+        return merges_alike or bool(self.shifts) or any(module is not None for module in over_time)
+
 
 PLACES = tuple(BlockAdapters.__annotations__)
 NOTHING = BlockAdapters({})

@@ -190,7 +190,7 @@ class VideoModel(nnx.Module):
         With ST-Adapter they are what it averages, on CLIP before the LayerNorm.
         """
         x, sizes, _ = self._last_tokens(video)
-        return self._pool_frames(x, sizes, video.shape[0]).astype(jnp.float32)
+        return self.pool_frames(x, sizes, video.shape[0]).astype(jnp.float32)
 
     def _last_tokens(
         self,
@@ -205,10 +205,23 @@ class VideoModel(nnx.Module):
         With `traced`, the steps of the trace come with them, and with `blended` those of the compressors
         alone. Otherwise there are none.
         """
-        frames = video.shape[1]
-        x, sizes = self.embed(video), None
+        return self.run_stages(
+            self.stages(video.shape[1]), self.embed(video), None, key, traced=traced, blended=blended
+        )
+
+    def run_stages(
+        self,
+        stages: Sequence[Stage],
+        x: Float[Array, "BT N D"],
+        sizes: Float[Array, "BT N"] | None,
+        key: Key | None = None,
+        *,
+        traced: bool = False,
+        blended: bool = False,
+    ) -> tuple[Float[Array, "BS M D"], Float[Array, "BS M"] | None, tuple[BlockTrace | Blend, ...]]:
+        """Run consecutive `stages` on the tokens that enter the first of them; see `_last_tokens`."""
         steps: list[BlockTrace | Blend] = []
-        for stage in self.stages(frames):
+        for stage in stages:
             for run in self._runs(stage.blocks, apart=traced):
                 if len(run) == 1:
                     x, sizes, block = self.block(
@@ -235,10 +248,14 @@ class VideoModel(nnx.Module):
         self, x: Float[Array, "BS N D"], sizes: Float[Array, "BS N"] | None, batch: int
     ) -> Float[Array, "{batch} D"]:
         """Compute the videos' features from what leaves the last block."""
-        mean = self._pool_frames(x, sizes, batch).mean(axis=1)
+        return self.average(self.pool_frames(x, sizes, batch))
+
+    def average(self, frames: Float[Array, "B S D"]) -> Float[Array, "B D"]:
+        """Compute the videos' features from what `pool_frames` gave."""
+        mean = frames.mean(axis=1)
         return self.tower.finish(mean).astype(jnp.float32) if self.mean_first else mean
 
-    def _pool_frames(
+    def pool_frames(
         self, x: Float[Array, "BS N D"], sizes: Float[Array, "BS N"] | None, batch: int
     ) -> Float[Array, "{batch} S D"]:
         """Pool each frame's tokens; the last step is left out where the method averages before it."""

@@ -17,7 +17,7 @@ from inti_jax.config import ConfigError, Model, backbones
 from inti_jax.cost import activations, plan
 from inti_jax.data.manifest import Manifest
 from inti_jax.errors import UsageError
-from inti_jax.models import freezing, parameters
+from inti_jax.models import freezing, parameters, sliding
 from inti_jax.runs import state
 from tests import configs
 from tests.commands import call
@@ -139,6 +139,31 @@ def test_the_cost_for_frames_that_are_not_square_is_what_xla_counts(kind, shallo
     found = plan.make_plan(plan.record_of(config))[0]
     assert found.gmacs_per_view_training == pytest.approx(model.macs(4) / 1e9)
     assert "4 frames of 112 x 288," in plan.render(found)
+
+
+@pytest.mark.parametrize(
+    ("method", "kind", "changes"),
+    [
+        ("full", "inti", {}),
+        ("st_adapter", "inti", {}),
+        ("full", "tome", {"model__compression__matching": "clip", "model__compression__after": (3,)}),
+    ],
+)
+def test_a_prediction_in_a_stream_costs_what_xla_counts_of_both_programs(method, kind, changes, shallow):
+    shallow(4)
+    model = model_of(settings(method, kind, frames=4, **changes), folded=True)
+    graphdef, params = nnx.split(model)
+
+    def lowered(function, *arguments):
+        return jax.jit(lambda params, *rest: function(nnx.merge(graphdef, params), *rest)).lower(
+            params, *arguments
+        )
+
+    part = jax.ShapeDtypeStruct((2, *model.size.height_width, 3), jnp.uint8)
+    enters = lowered(sliding.enter, part)
+    kept = (enters.out_info,) * 2
+    answers = lowered(lambda model, *kept: sliding.logits(model, kept, 4), *kept)
+    assert counted(enters) + counted(answers) == pytest.approx(sliding.hop_macs(model, 4, 2), rel=0.01)
 
 
 @pytest.mark.parametrize("method", ["zero_i2v", "lora"])
@@ -356,17 +381,22 @@ def test_json_is_all_there_is_on_stdout():
     assert found["params_total"] == found["params_trainable"] == 510796
     assert found["trained_file_mib"] == 4 * 510796 / 2**20
     assert found["share"] == pytest.approx(found["gmacs_per_view"] / found["gmacs_per_view_uncompressed"])
+    # Half a window is new, and no block relates frames. The classifier is computed for each window.
+    assert (found["stream"]["every"], found["stream"]["blocks_once"]) == (4, 4)
+    assert found["stream"]["share"] == pytest.approx(0.5, rel=1e-4)
     assert found["budget"]["share"] == 0.6
     assert all(one["share"] <= 0.6 and one["after"] for one in found["budget"]["schedules"])
 
 
 def test_the_table_has_a_row_for_each_part():
     process = call(
-        "plan", "--config", f"{CONFIG}:compression=inti", "--config.eval.crops=3", "--budget", "0.2"
+        *("plan", "--config", f"{CONFIG}:compression=inti", "--config.eval.crops=3", "--budget", "0.2"),
+        *("--every", "2"),
     )
     assert process.returncode == 0, process.stderr
     lines = process.stdout.splitlines()
     starts = ("embedding", "block 1, inti", "block 2 ", "block 3", "block 4", "head", "one view", "a video")
+    starts += ("in a stream  0.010817 GMACs a prediction, every 2 frames: 25.00 % of a view",)
     for start in starts:
         assert sum(line.startswith(start) for line in lines) == 1
     assert "in 3 views" in process.stdout and lines[-1].endswith("without compression: none")
@@ -380,6 +410,7 @@ def test_the_table_has_a_row_for_each_part():
         (["--budget", "nan"], "--budget is nan"),
         (["--budget", "much"], "invalid float value: 'much'"),
         (["--classes", "0"], "--classes is 0"),
+        (["--every", "3"], "`every` is 3: this model takes a multiple of 2, since its compressors make 2"),
         (["--config.data.name=mine"], "give --classes K"),
         (["--config.model.compression.after=(9,)"], "the depth of tiny"),
         (["--checkpoint", "runs/mine"], "name the model with --config or with --checkpoint, one of the two"),
