@@ -20,6 +20,7 @@ COMMANDS = {
     "convert": ("convert", "convert CLIP weights, and video models that others published"),
     "plan": ("plan", "show what a config costs before anything runs"),
     "predict": ("predict", "label video files with a trained run"),
+    "stream": ("stream", "label a camera, a pipe or a file while it runs"),
     "features": ("features", "write features of video files"),
     "explain": ("explain", "show which frames and patches a trained run's answers come from"),
     "evaluate": ("evaluate", "print figures with intervals from kept predictions, compare and ensemble runs"),

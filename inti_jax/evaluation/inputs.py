@@ -37,6 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="text file with further VIDEOs, one a line, relative to the current directory; - is stdin",
     )
+    add_model_arguments(parser)
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that name the trained model."""
     parser.add_argument(
         "--checkpoint",
         required=True,

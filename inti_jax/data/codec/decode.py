@@ -35,7 +35,7 @@ _DURATION_SLACK = 1.0
 # Pixels added to the size of a default stream when the largest stream is chosen, as in `ffmpeg`.
 _DEFAULT_PIXELS = 5_000_000
 # Allow FFmpeg no protocol: playlists and session descriptions open as videos, and name other files or hosts.
-_NOTHING_ELSE = {"protocol_whitelist": ""}
+NOTHING_ELSE = {"protocol_whitelist": ""}
 _AVI_INDEX_ENTRY = 16  # bytes
 _WEBP_HEAD = 21  # bytes: RIFF, size, WEBP, VP8X, size, flags
 
@@ -138,7 +138,7 @@ def opened(video: bytes | io.BufferedIOBase) -> Iterator[tuple[av.container.Inpu
     if not head:
         raise DecodeError("the file is empty")
     file.seek(0)
-    with av.open(file, "r", metadata_errors="replace", container_options=_NOTHING_ELSE) as container:
+    with av.open(file, "r", metadata_errors="replace", container_options=NOTHING_ELSE) as container:
         if container.format.name.endswith("_pipe"):
             if _is_animated_webp(head):
                 raise DecodeError("it is an animated WebP, which FFmpeg cannot decode: save it as MP4 or GIF")
