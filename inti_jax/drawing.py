@@ -5,7 +5,7 @@ import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,7 +15,12 @@ log = logging.getLogger("inti_jax")
 
 
 def png(draw: Callable[[Any], "Figure"], what: str) -> bytes | None:
-    """Render the figure that `draw` makes with pyplot as a PNG file's bytes; None where drawing fails.
+    """Render the figure that `draw` makes with pyplot as a PNG file's bytes; see `render`."""
+    return render(draw, what, "png")
+
+
+def render(draw: Callable[[Any], "Figure"], what: str, file_format: Literal["png", "svg"]) -> bytes | None:
+    """Render the figure that `draw` makes with pyplot as a file's bytes; None where drawing fails.
 
     Texts are drawn as they are: a `$` in a name starts no formula. A failure is logged with the reason, where
     `what` names the missing picture.
@@ -27,7 +32,7 @@ def png(draw: Callable[[Any], "Figure"], what: str) -> bytes | None:
             figure = draw(pyplot)
             buffer = io.BytesIO()
             try:
-                figure.savefig(buffer, format="png", dpi=120)
+                figure.savefig(buffer, format=file_format, dpi=120)
             finally:
                 pyplot.close(figure)
             return buffer.getvalue()

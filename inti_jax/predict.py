@@ -19,6 +19,7 @@ from inti_jax.evaluation import inputs
 from inti_jax.host import stores
 from inti_jax.host.command import run_command
 from inti_jax.host.paths import input_path, local_path, output_path
+from inti_jax.streaming import long_videos
 
 if TYPE_CHECKING:
     from inti_jax.hub.names import Place
@@ -50,7 +51,8 @@ def main(prog: str = "python -m inti_jax.predict") -> None:
         type=output_path,
         metavar="F.csv|F.json",
         help="write a file instead of printing: a CSV file with one row a video, which has its status (ok or "
-        "missing), the reason if missing, and the K labels with their probabilities; or what --json prints",
+        "missing), the reason if missing, and the K labels with their probabilities; or what --json prints. "
+        "With --timeline: one row a segment, or F.vtt for subtitles (WebVTT)",
     )
     parser.add_argument(
         "--labels",
@@ -59,13 +61,19 @@ def main(prog: str = "python -m inti_jax.predict") -> None:
         "separated by commas. Needs a run whose classifier started from class names "
         "(model.head.init=text). --pretrained gives its CLIP if the path that the run used has changed",
     )
+    long_videos.add_arguments(parser)
     arguments = parser.parse_args()
+    long_videos.check(arguments)
     if arguments.topk < 1:
         raise UsageError(f"--topk is {arguments.topk}: it should be at least 1")
-    if arguments.out is not None:
+    if arguments.out is not None and not arguments.timeline:
         inputs.check_output(arguments.out, ".csv", ".json")
     cli.setup_logging()
     videos = inputs.collect(arguments)
+    labels = None if arguments.labels is None else _labels(arguments.labels)
+    if arguments.timeline:
+        long_videos.label(arguments, _single(videos), labels)
+        return
 
     results = predict_files(
         arguments.checkpoint,
@@ -73,7 +81,7 @@ def main(prog: str = "python -m inti_jax.predict") -> None:
         arguments.topk,
         arguments.pretrained,
         arguments.step,
-        labels=None if arguments.labels is None else _labels(arguments.labels),
+        labels=labels,
         weights=arguments.weights,
         # A bar would be in the way of a list that is printed piece by piece.
         progress="" if arguments.json and sys.stdout.isatty() else "predict",
@@ -134,6 +142,15 @@ def predict_files(
             best = np.argsort(-probabilities, kind="stable")[:topk]
             entries = [{"label": labels[k], "probability": float(probabilities[k])} for k in best]
             yield {"video": stores.shown(str(found.path)), "predictions": entries}
+
+
+def _single(videos: inputs.Videos) -> Path:
+    """Return the one video that was named. Raises UserError and UsageError where there is none, or more."""
+    for path, reason in videos.left_out:
+        raise UserError(f"{stores.shown(str(path))}: {reason}")
+    if len(videos.paths) != 1:
+        raise UsageError(f"--timeline takes one video, not {len(videos.paths)}")
+    return videos.paths[0]
 
 
 def _labels(text: str) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Generator, Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 from jaxtyping import Float, Int64
 
@@ -29,6 +30,30 @@ log = logging.getLogger("inti_jax")
 
 _SAY_SECONDS = 60  # between progress lines, where no terminal shows a bar
 _UNUSABLE = "its frames are unusable"
+
+
+def load_model(
+    place: Place,
+    mesh: jax.sharding.Mesh,
+    *,
+    pretrained: Place | None = None,
+    step: checkpoint.Step = None,
+    weights: Weights | None = None,
+    labels: Sequence[str] | None = None,
+) -> trained.Trained:
+    """Load a trained model as `trained.load`, with `labels` for those classes instead of the run's.
+
+    Then `pretrained` may also say where the CLIP of a run's directory is, see `zero_shot.with_labels`.
+    """
+    path = trained_file.locate(place)
+    own_weights = labels is not None and (path.is_dir() or trained_file.is_whole(path))
+    found = trained.load(
+        path, mesh, pretrained=None if own_weights else pretrained, step=step, weights=weights
+    )
+    if labels is None:
+        return found
+    record, params = zero_shot.with_labels(found.record, found.params, labels, pretrained=pretrained)
+    return dataclasses.replace(found, record=record, params=params)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,26 +80,16 @@ class FileModel:
         clips: int | None = None,
         labels: Sequence[str] | None = None,
     ):
-        """Load a run's checkpoint; see `trained.load`.
+        """Load a run's checkpoint.
 
         `output` computes values from the model and one view, by default the probabilities that the run's
         evaluation averages. With `clips`, that many are taken of a video instead of the run's own number.
-        With `labels`, the classes are these instead of the run's, see `zero_shot.with_labels`; then
-        `pretrained` may also say where the CLIP of a run's directory is.
+        For the others see `load_model`.
         """
         self._mesh = sharding.one_device_mesh()
-        path = trained_file.locate(place)
-        own_weights = labels is not None and (path.is_dir() or trained_file.is_whole(path))
-        found = trained.load(
-            path,
-            self._mesh,
-            pretrained=None if own_weights else pretrained,
-            step=step,
-            weights=weights,
+        found = load_model(
+            place, self._mesh, pretrained=pretrained, step=step, weights=weights, labels=labels
         )
-        if labels is not None:
-            record, params = zero_shot.with_labels(found.record, found.params, labels, pretrained=pretrained)
-            found = dataclasses.replace(found, record=record, params=params)
         graphdef, self._params = found.for_inference()
         self.record: RunRecord = found.record
         output = output or evaluate.output_of(found.record.config.train)
