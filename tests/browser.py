@@ -42,7 +42,7 @@ def browser() -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def opened(browser: Any, path: Path, *, width: int = 1400, scheme: str = "light") -> Iterator[Opened]:
+def opened(browser: Any, place: Path | str, *, width: int = 1400, scheme: str = "light") -> Iterator[Opened]:
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
     page = context.new_page()
     found = Opened(page, [], [])
@@ -56,7 +56,7 @@ def opened(browser: Any, path: Path, *, width: int = 1400, scheme: str = "light"
         "request",
         lambda request: request.url.startswith(("file:", "data:")) or found.requests.append(request.url),
     )
-    page.goto(path.as_uri())
+    page.goto(place if isinstance(place, str) else place.as_uri())
     yield found
     context.close()
 

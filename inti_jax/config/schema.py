@@ -59,6 +59,7 @@ class Compression:
     # "first": the first frame has 0.88, and the others share the rest.
     start: Literal["mean", "first"] = "mean"
     # The next four are read by "inti" only.
+
     scales: tuple[Scale, ...] = SCALES  # one or more branches that compute the weights
     normalizer: Literal["softmax", "sigmoid"] = "softmax"  # makes the weights of a group sum to 1
     width: Positive = 64  # channels to which each frame's tokens are narrowed to compute the weights
@@ -263,10 +264,10 @@ class Jitter:
     """
 
     probability: Fraction = 1.0  # that a clip is jittered at all
-    brightness: Annotated[float, Field(ge=0)] = 0.0  # strength
-    contrast: Annotated[float, Field(ge=0)] = 0.0  # strength
-    saturation: Annotated[float, Field(ge=0)] = 0.0  # strength
-    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0  # strength
+    brightness: Annotated[float, Field(ge=0)] = 0.0  # strength of the change of brightness
+    contrast: Annotated[float, Field(ge=0)] = 0.0  # strength of the change of contrast
+    saturation: Annotated[float, Field(ge=0)] = 0.0  # strength of the change of saturation
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0  # strength of the turn of hues
 
 
 @pydantic.with_config(_STRICT)
@@ -319,9 +320,10 @@ class Data:
     # "multi_scale": a box at a corner or the centre, each side 1, 0.875, 0.75 or 0.66 of that of the largest
     # box of the resolution's shape: for squares, of the short side (TSN, arXiv:1608.00859).
     crop: Literal["random_resized", "multi_scale"] = "random_resized"
-    # The next two are read by "random_resized" only: the lowest and the highest share of the frame's area,
-    # and width / height relative to that of `resolution`. A ratio of 1 keeps the shapes of things.
+    # With "random_resized" only: the lowest and the highest share of the frame's area.
     crop_scale: tuple[Fraction, Fraction] = (0.5, 1.0)
+    # With "random_resized" only: the lowest and the highest width / height, relative to that of `resolution`.
+    # A ratio of 1 keeps the shapes of things.
     crop_ratio: tuple[float, float] = (0.75, 4 / 3)
     flip: bool = False  # mirror half of the clips left to right; labels that name a side change with them
     # With `flip` only: the labels whose clips it may mirror. Clips of others stay as they are. Empty: all.
@@ -423,16 +425,16 @@ class Train:
     """Training: its length, the optimizer (training/optim.py), the loss and the numerics."""
 
     global_batch: Positive = 32  # clips of a step, over all devices and micro-batches
-    # The length of training, in steps or in epochs: set one, and leave the other 0. A run that has ended goes
-    # on when it is given more. From there its learning rate is that of a run of the new length.
+    # The length of training, unless `epochs` sets it. A run that has ended goes on when it is given more.
+    # From there its learning rate is that of a run of the new length.
     steps: NonNegative = 0
-    epochs: Annotated[float, Field(ge=0)] = 0.0
+    epochs: Annotated[float, Field(ge=0)] = 0.0  # the length in epochs, in place of `steps`
     learning_rate: PositiveFloat = 1e-3  # the highest, at the end of the warmup
     # Share of all steps in which the learning rate rises linearly. Then it falls along a cosine.
     warmup_fraction: Fraction = 0.05
     start_rate: Fraction = 0.0  # the rate at which the warmup starts, as a share of `learning_rate`
     end_rate: Fraction = 0.0  # the rate at which the cosine ends, as a share of `learning_rate`
-    optimizer: Literal["adamw", "lion", "sgd"] = "adamw"
+    optimizer: Literal["adamw", "lion", "sgd"] = "adamw"  # each has its own settings, in the next sections
     adamw: AdamW = AdamW()
     lion: Lion = Lion()
     sgd: SGD = SGD()

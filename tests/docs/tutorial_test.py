@@ -1,0 +1,55 @@
+"""Run the commands of the tutorial and of README's first steps, on small videos and for a few steps."""
+
+import shutil
+
+import pytest
+
+import inti_jax
+from tests.commands import call
+from tests.data import clips
+from tests.docs.code_test import of_package
+from tests.docs.pages import ROOT, commands
+from tests.pretrained.weights import write_tiny
+
+pytestmark = pytest.mark.usefixtures("shallow")
+
+# What the pages say, and what takes its place here.
+INSTEAD = {
+    "--config.train.steps=100": "--config.train.steps=2",
+    "--config.data.resolution=224": "--config.data.resolution=32",
+    "--config.model.pretrained=ViT-B-32/openai": "--config.model.pretrained=clip.safetensors",
+    "--config.model.compression.after=(3,)": "--config.model.compression.after=(1,)",
+}
+
+
+@pytest.fixture
+def videos(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    for number, label in enumerate(("clap", "wave")):
+        (tmp_path / "my_videos" / label).mkdir(parents=True)
+        for index, name in enumerate("abcd"):
+            video = clips.encode(clips.moving_square(16 + 2 * index + number, 40, 48))
+            (tmp_path / "my_videos" / label / f"{name}.mp4").write_bytes(video)
+    write_tiny(tmp_path / "clip.safetensors")
+    return tmp_path
+
+
+def test_every_command_works_as_written(videos):
+    ran = []
+    for words in commands(ROOT / "docs" / "tutorial.md"):
+        if (found := of_package(words)) is None:
+            assert words[0] in ("python3.11", "pip")  # the installation, which wheel_test.py tries
+            continue
+        name, arguments = found
+        arguments = [INSTEAD.get(word, word) for word in arguments]
+        if name == "train":
+            arguments += ["--config.train.global_batch=8", "--config.eval.batch=8"]
+        done = call("main" if name == "train" else name, *arguments)
+        assert done.returncode == 0, (words, done.stderr)
+        ran.append(name)
+    assert ran == ["prepare", "prepare", "train", "train", "predict", "explain", "report"]
+    assert (videos / "labels.csv").read_text().count(".mp4") == 8
+    assert inti_jax.load("runs/tiny").labels == ("clap", "wave")
+    assert (videos / "why.html").exists() and (videos / "runs" / "compared" / "report.html").exists()
+    shutil.rmtree(videos / "runs")
