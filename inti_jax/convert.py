@@ -33,11 +33,11 @@ _LIBRARIES = {
 }
 
 # The targets of --to that hold the model itself, and not only its weights.
-_PROGRAMS = ("stablehlo", "savedmodel")
+_PROGRAMS = ("stablehlo", "onnx", "savedmodel")
 
 _NO_SAVEDMODEL = (
     "--to savedmodel is not written: no release of TensorFlow is young enough to be sure to run what this "
-    "JAX exports, see docs/export.md; use --to stablehlo"
+    "JAX exports, see docs/export.md; use --to onnx or stablehlo"
 )
 
 # The arguments that go with a checkpoint of a published method alone.
@@ -56,6 +56,7 @@ _EXAMPLES = """examples:
   %(prog)s runs/mine --to trained --out mine.safetensors
   %(prog)s runs/mine --to hub --out mine/           # to share it
   %(prog)s runs/mine --to stablehlo --out mine.zip  # to run it with JAX alone
+  %(prog)s runs/mine --to onnx --out mine.onnx      # to run it without JAX
   %(prog)s aim.pth --out aim.safetensors --labels k400.txt --scale 0.5 --sampling dense:4
 """
 
@@ -94,15 +95,21 @@ def main(prog: str = "python -m inti_jax.convert") -> None:
         "directory. A run gives its image tower, and the projection if its classifier started from "
         "class names. trained: write only the parameters that a run trained, to use with the CLIP that "
         "it started from. hub: write a directory to upload to the Hugging Face Hub, with what the run "
-        "trained, its config, labels, evaluations and a model card. stablehlo: write the model itself, for "
-        "JAX without this package, from uint8 pixels to logits; SRC is a run, what `--to trained` or `--to "
-        "hub` wrote, or a CLIP, whose image tower is written. See docs/export.md",
+        "trained, its config, labels, evaluations and a model card. stablehlo, onnx: write the model itself, "
+        "from uint8 pixels to logits, for JAX without this package, or for ONNX Runtime and others; SRC is a "
+        "run, what `--to trained` or `--to hub` wrote, or a CLIP, whose image tower is written. See "
+        "docs/export.md",
     )
     parser.add_argument(
         "--features",
         action="store_true",
-        help="with --to stablehlo: write the features alone: what a video's classifier takes, or of a CLIP "
-        "what is before its projection",
+        help="with --to stablehlo or onnx: write the features alone: what a video's classifier takes, or "
+        "what a CLIP has before its projection",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "float16"),
+        help="with --to onnx: type of the weights and the computation (float32)",
     )
     parser.add_argument(
         "--all",
@@ -160,7 +167,9 @@ def main(prog: str = "python -m inti_jax.convert") -> None:
     if arguments.all and arguments.to != "hub":
         raise UsageError("--all goes with --to hub")
     if arguments.features and arguments.to not in _PROGRAMS:
-        raise UsageError("--features goes with --to stablehlo")
+        raise UsageError("--features goes with --to stablehlo or onnx")
+    if arguments.dtype is not None and arguments.to != "onnx":
+        raise UsageError("--dtype goes with --to onnx")
     if arguments.to == "savedmodel":
         raise UsageError(_NO_SAVEDMODEL)
     if arguments.to is not None:
@@ -358,20 +367,28 @@ def _share(arguments: argparse.Namespace, start: float) -> None:
 
 
 def _write_program(arguments: argparse.Namespace) -> None:
-    from inti_jax.export import portable, stablehlo_file
+    from inti_jax.export import onnx_file, portable, stablehlo_file
 
-    start, out = time.monotonic(), arguments.out
-    if out.suffix != stablehlo_file.SUFFIX or out.is_dir():
-        raise UsageError(f"--out {out}: the file's name should end in {stablehlo_file.SUFFIX}")
+    start, out, onnx = time.monotonic(), arguments.out, arguments.to == "onnx"
+    suffix = onnx_file.SUFFIX if onnx else stablehlo_file.SUFFIX
+    if out.suffix != suffix or out.is_dir():
+        raise UsageError(f"--out {out}: the file's name should end in {suffix}")
+
     model = portable.read(
-        arguments.source, features=arguments.features, step=arguments.step, weights=arguments.weights
+        arguments.source,
+        features=arguments.features,
+        dtype="float32" if onnx else None,
+        step=arguments.step,
+        weights=arguments.weights,
     )
-    difference = stablehlo_file.write(out, model)
-    facts = model.metadata()
-    print(f"input       {_shown_array(facts['input'])}")
-    print(f"output      {_shown_array(facts['output'])}")
-    print(f"runs on     {', '.join(stablehlo_file.PLATFORMS)}")
-    print(f"checked     differs from the model by {difference:.1e} of its largest output")
+    if onnx:
+        written = onnx_file.write(out, model, arguments.dtype or "float32")
+    else:
+        written = stablehlo_file.write(out, model)
+    print(f"input       {_shown_array(written.metadata['input'])}")
+    print(f"output      {_shown_array(written.metadata['output'])}")
+    print(f"computes    in {written.metadata['model']['dtype']}")
+    print(f"checked     differs from the model by {written.difference:.1e} of its largest output")
     _print_file(out, start)
 
 

@@ -18,7 +18,8 @@ ensure_venv() {
   else
     echo "installing $lock into .venv"
     "$python" -m venv .venv
-    .venv/bin/python -m pip install --quiet --requirement "$lock"
+    # The locks are complete, and no resolver takes jax2onnx beside our Orbax: see lock.sh.
+    .venv/bin/python -m pip install --quiet --no-deps --requirement "$lock"
     rm -f .venv/*.stamp
     # What the tests need holds all that a run needs, in the same versions.
     satisfied="requirements.txt $lock"

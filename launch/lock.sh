@@ -14,6 +14,9 @@ compile() {
 }
 compile --output-file requirements.txt
 compile --extra dev --constraint requirements.txt --output-file requirements-dev.txt
+# jax2onnx asks for an Orbax older than ours, which none of its modules imports: no resolver takes both. It is
+# therefore installed with --no-deps, as both locks are.
+echo "jax2onnx==0.17.1" >> requirements-dev.txt
 for lock in requirements.txt requirements-dev.txt; do
   # A build tag such as +cpu names one machine's file; the version alone is found everywhere.
   pins=$(sed -nE 's/^([a-z0-9_.-]+==[0-9a-z.]+)(\+[a-z0-9.]+)?$/\1/p' "$lock" | sort)

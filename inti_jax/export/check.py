@@ -1,6 +1,8 @@
 """Compare the outputs of a file that was written with those of the model that it is of."""
 
+import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -8,6 +10,14 @@ from jaxtyping import Float, UInt8
 
 from inti_jax.errors import UserError
 from inti_jax.export.portable import Portable
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """What a file says of itself, and the `difference` of its outputs from the model's."""
+
+    metadata: dict[str, Any]
+    difference: float
 
 
 def difference(

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -24,16 +24,20 @@ from inti_jax.runs import checkpoint, state, trained, trained_file
 from inti_jax.runs.evaluations import Weights
 from inti_jax.runs.trained import Trained
 
+DType = Literal["float32", "bfloat16"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Portable:
     """A model for inference: normalisation is in it, and what folds into the backbone is folded.
 
     `function` takes the weights by path, and pixels: a video, `[B, T, H, W, 3]`, or images, `[B, H, W, 3]`.
+    Its output is float32, whatever `dtype` it computes in.
     """
 
     function: Callable[[Params, UInt8[Array, "B *dims 3"]], Float[Array, "B N"]]
     params: Params
+    dtype: DType
     output: str  # "logits" or "features"
     height_width: tuple[int, int]
     width: int  # N
@@ -88,7 +92,7 @@ class Portable:
                 "normalisation": "in the model",
                 **self.sampling,
             },
-            "model": self.origin,
+            "model": {**self.origin, "dtype": self.dtype},
         }
 
 
@@ -96,19 +100,21 @@ def read(
     place: Place,
     *,
     features: bool = False,
+    dtype: DType | None = None,
     step: checkpoint.Step = None,
     weights: Weights | None = None,
 ) -> Portable:
     """Read a trained model, from all that `trained.load` takes, or the image tower of a CLIP.
 
-    `step` and `weights` choose between those of a run's directory. Raises UserError as `trained.load` does
-    for trained models, and as `converted.open_converted` for others.
+    A trained model computes in `dtype`, by default its `train.dtype`; a CLIP in float32. `step` and `weights`
+    choose between those of a run's directory. Raises UserError as `trained.load` does for trained models, and
+    as `converted.open_converted` for others.
     """
     path = _trained(place)
     if path is None:
         return of_clip(converted.open_converted(place), features=features)
     found = trained.load(path, sharding.one_device_mesh(), step=step, weights=weights)
-    return of_trained(found, features=features)
+    return of_trained(found, features=features, dtype=dtype)
 
 
 def _trained(place: Place) -> Path | None:
@@ -119,23 +125,29 @@ def _trained(place: Place) -> Path | None:
     return path if is_run(path) or stated == TRAINED else None
 
 
-def of_trained(found: Trained, *, features: bool = False) -> Portable:
+def of_trained(found: Trained, *, features: bool = False, dtype: DType | None = None) -> Portable:
     """Make the function of `inti_jax.load`: a video's logits, or with `features` what gives them."""
     record, settings = found.record, found.record.config
-    # A loop over blocks would stack their weights at each call.
-    unrolled = dataclasses.replace(settings, model=dataclasses.replace(settings.model, scan="off"))
-    record = dataclasses.replace(record, config=unrolled)
+    dtype = dtype or settings.train.dtype
+    changed = dataclasses.replace(
+        settings,
+        # A loop over blocks would stack their weights at each call.
+        model=dataclasses.replace(settings.model, scan="off"),
+        train=dataclasses.replace(settings.train, dtype=dtype),
+    )
+    record = dataclasses.replace(record, config=changed)
     graphdef, params = dataclasses.replace(found, record=record).for_inference()
 
     def function(params: Params, video: UInt8[Array, "B T H W 3"]) -> Float[Array, "B N"]:
         model = parameters.merge(graphdef, params)
-        return model.features(video) if features else model(video)
+        return (model.features(video) if features else model(video)).astype(jnp.float32)
 
     data, size, labels = settings.data, record.backbone.size, record.dataset.labels
     activation = "sigmoid" if settings.train.multi_label else "softmax"
     return Portable(
         function=function,
         params=params,
+        dtype=dtype,
         output="features" if features else "logits",
         height_width=data.height_width,
         width=size.width if features else len(labels),
@@ -171,6 +183,7 @@ def of_clip(file: ClipFile, *, features: bool = False) -> Portable:
     return Portable(
         function=function,
         params=params,
+        dtype="float32",
         output="features",
         height_width=image.height_width,
         width=params["projection.kernel"].shape[1] if projected else image.width,

@@ -17,6 +17,7 @@ from jax import export
 from jaxtyping import Array, Float, UInt8
 
 from inti_jax.export import check
+from inti_jax.export.check import Written
 from inti_jax.export.portable import Portable
 from inti_jax.host import archives
 from inti_jax.models.parameters import Params
@@ -28,8 +29,8 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 TOLERANCE = 1e-4
 
 
-def write(path: Path, model: Portable) -> float:
-    """Write the file once its program has given what the model gives; return by how much they differ.
+def write(path: Path, model: Portable) -> Written:
+    """Write the file once its program has given what the model gives.
 
     Raises UserError where they differ by more than `TOLERANCE`.
     """
@@ -49,7 +50,7 @@ def write(path: Path, model: Portable) -> float:
                 member.write(content)
         for name in sorted(weights):
             archives.add(archive, f"weights/{name}", weights[name])
-    return found
+    return Written(metadata, found)
 
 
 def _program(model: Portable) -> bytearray:

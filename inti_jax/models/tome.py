@@ -8,6 +8,7 @@ longer form the patch grid.
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from einops import rearrange, reduce, repeat
 from jaxtyping import Array, Float, Int
@@ -82,12 +83,15 @@ def merge(
     """
     sources, destinations, stay = matches
     ones = jnp.ones(x.shape[:2], jnp.float32) if sizes is None else sizes
-    rows = jnp.arange(x.shape[0])[:, None]
+    rows = jax.lax.broadcasted_iota(jnp.int32, destinations.shape, 0)
 
     def pool(values: Float[Array, "BT N C"]) -> Float[Array, "BT M C"]:
         first, second = values[:, prefix + 1 :: 2], values[:, prefix::2]
-        summed = second.at[rows, destinations].add(first[rows, sources])
-        return jnp.concatenate([values[:, :prefix], first[rows, stay], summed], axis=1)
+        merging, staying = (
+            jnp.take_along_axis(first, places[..., None], axis=1) for places in (sources, stay)
+        )
+        summed = second.at[rows, destinations].add(merging)
+        return jnp.concatenate([values[:, :prefix], staying, summed], axis=1)
 
     weights = rearrange(ones, "b n -> b n 1")
     total = pool(weights)

@@ -1,5 +1,6 @@
 """Models to export, small and as if trained: what training starts at zero would hide what is left out."""
 
+from collections.abc import Sequence
 from typing import get_args, get_type_hints
 
 import jax.numpy as jnp
@@ -55,3 +56,12 @@ def relative(found: np.ndarray, expected: np.ndarray) -> float:
     """The largest difference, as a share of the largest value."""
     assert found.shape == expected.shape and found.dtype == expected.dtype
     return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+def check_printed(text: str, logits: np.ndarray, labels: Sequence[str]) -> None:
+    """What the examples print is the five likeliest labels, with their probabilities."""
+    probabilities = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+    lines = [line.split("  ") for line in text.splitlines()]
+    best = np.argsort(-probabilities)[:5]
+    assert [label for _, label in lines] == [labels[k] for k in best]
+    np.testing.assert_allclose([float(p) for p, _ in lines], probabilities[best], atol=2e-4)
