@@ -18,7 +18,6 @@ def runs(motion_data, tmp_path_factory):
 def test_a_training_that_is_killed_again_and_again_ends_like_one_that_is_not(runs):
     faults = [
         Fault("term one", 0.5, victim=1),
-        Fault("kill in save", 0.3, victim=0),
         Fault("full disk" if runs.can_mount() else "kill all", 0.6, victim=0),
     ]
     said: list[str] = []

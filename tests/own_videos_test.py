@@ -1,13 +1,12 @@
 """A user's own files, of several codecs, sizes and rates, from preparation to labels."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from inti_jax.runs.writers.jsonl import read_metrics
+from tests.commands import call
 
 CLIPS = Path(__file__).parents[2] / "shared" / "videos"
 LABELS = {
@@ -19,11 +18,7 @@ LABELS = {
 }
 
 
-def call(module, *arguments):
-    command = [sys.executable, "-m", f"inti_jax.{module}", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
-
-
+@pytest.mark.usefixtures("shallow")
 @pytest.mark.skipif(not CLIPS.is_dir(), reason=f"needs the real clips in {CLIPS}")
 def test_prepare_train_and_predict_on_real_clips(tmp_path):
     rows = [f"{CLIPS / name},{label},{split}" for name, label in LABELS.items() for split in ("train", "val")]
