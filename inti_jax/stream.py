@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("inti_jax")
 
 _TIMEOUT = 30.0  # seconds
+_LARGEST = 16384  # pixels of a side
 
 
 def main(prog: str = "python -m inti_jax.stream") -> None:
@@ -131,7 +132,7 @@ def main(prog: str = "python -m inti_jax.stream") -> None:
 def _size(text: str) -> tuple[int, int]:
     """Read WxH; return the height and the width."""
     match = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", text)
-    if match is None:
+    if match is None or max(int(match[1]), int(match[2])) > _LARGEST:
         raise argparse.ArgumentTypeError(f"{text!r} is not a width and a height in pixels, such as 320x240")
     return int(match[2]), int(match[1])
 

@@ -110,17 +110,16 @@ def label(arguments: argparse.Namespace, path: Path, labels: Sequence[str] | Non
     merged = timeline.Labels(stream.labels, threshold, multi_label=multi_label)
     count = 0
     with contextlib.ExitStack() as stack:
+        write: segment_files.Write = segment_files.as_text
         if arguments.out is not None:
-            write = stack.enter_context(segment_files.opened(arguments.out))
+            write = stack.enter_context(segment_files.SegmentFile(arguments.out))
         elif arguments.json:
             write = stack.enter_context(segment_files.as_json(sys.stdout))
-        else:
-            write = segment_files.as_text
         for segment in merged.segments(points, start, lambda: min(reader.end, end)):
             write(segment)
             count += 1
-    if not len(curve.seconds):
-        raise UserError(f"{path} has no frame from {start:g} s on")
+        if not len(curve.seconds):
+            raise UserError(f"{path} has no frame from {start:g} s on")
     if arguments.out is not None:
         log.info("%s: %d segments of %s", arguments.out, count, path)
     if arguments.picture is not None:

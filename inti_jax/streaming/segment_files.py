@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from inti_jax.cli import terminal
 from inti_jax.errors import naming
@@ -14,41 +15,61 @@ from inti_jax.streaming.timeline import Segment
 Write = Callable[[Segment], None]
 
 
-@contextlib.contextmanager
-def opened(path: Path) -> Iterator[Write]:
-    """Open `path`, and give what writes a segment to it, in the format of its suffix, .csv, .json or .vtt.
+class SegmentFile:
+    """A file of segments in the format of its suffix, .csv, .json or .vtt: a context that writes when called.
 
-    Where an error cuts it short, the file is well formed up to there.
+    The first segment, or the end, makes the file or empties it. Where an error cuts it short, the file is
+    well formed up to there, and where that comes first, nothing is written.
     """
-    make = {".csv": _csv, ".json": as_json, ".vtt": _vtt}[path.suffix.lower()]
-    with (
-        naming(path),
-        path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
-        make(file) as write,
-    ):
 
-        def flushed(segment: Segment) -> None:
-            write(segment)
-            file.flush()
+    def __init__(self, path: Path):
+        """Write to `path` later."""
+        self._path = path
+        self._make = {".csv": _csv, ".json": as_json, ".vtt": _vtt}[path.suffix.lower()]
+        self._stack = contextlib.ExitStack()
+        self._write: Write | None = None
 
-        yield flushed
+    def __call__(self, segment: Segment) -> None:
+        """Write a segment at once."""
+        with naming(self._path):
+            if self._write is None:
+                self._start()
+            assert self._write is not None
+            self._write(segment)
+            self._file.flush()
+
+    def _start(self) -> None:
+        opening = self._path.open("w", newline="", encoding="utf-8", errors="backslashreplace")
+        self._file = self._stack.enter_context(opening)
+        self._write = self._stack.enter_context(self._make(self._file))
+
+    def __enter__(self) -> "SegmentFile":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        with naming(self._path), self._stack:
+            if self._write is None and error[0] is None:
+                self._start()
+            self._stack.__exit__(*error)
 
 
 @contextlib.contextmanager
 def as_json(file: terminal.Stream) -> Iterator[Write]:
-    """Write a list of objects."""
-    start = "[\n"
+    """Write a list of objects; where an error comes before the first, nothing is written."""
+    started = False
 
     def write(segment: Segment) -> None:
-        nonlocal start
+        nonlocal started
         entry = segment._asdict() | {"start": round(segment.start, 3), "end": round(segment.end, 3)}
-        file.write(f"{start}  {json.dumps(entry)}")
-        start = ",\n"
+        file.write(f"{',' if started else '['}\n  {json.dumps(entry)}")
+        started = True
 
     try:
         yield write
-    finally:
-        file.write("[]\n" if start == "[\n" else "\n]\n")
+    except BaseException:
+        file.write("\n]\n" if started else "")
+        raise
+    file.write("\n]\n" if started else "[]\n")
 
 
 def as_text(segment: Segment) -> None:

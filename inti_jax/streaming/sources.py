@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import io
 import itertools
 import logging
 import math
@@ -10,7 +11,7 @@ import stat
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -76,7 +77,7 @@ def find(
         name = stores.public(text) if scheme else text
         return Source(name, lambda: _live(text, name, scheme, input_format, timeout), live=True)
     if text == STDIN:
-        return Source("stdin", lambda: _pipe(contextlib.nullcontext(sys.stdin.buffer), size, rate))
+        return Source("stdin", lambda: _pipe("stdin", _unbuffered(os.dup(sys.stdin.fileno())), size, rate))
     path = input_path(text)
     try:
         mode = path.stat().st_mode
@@ -87,7 +88,8 @@ def find(
     if stat.S_ISCHR(mode):
         return Source(str(path), lambda: _live(str(path), str(path), "", _CAMERA, timeout), live=True)
     if size is not None or not stat.S_ISREG(mode):
-        return Source(str(path), lambda: _pipe(path.open("rb"), size, rate), may_stall=not stat.S_ISREG(mode))
+        stalls = not stat.S_ISREG(mode)
+        return Source(str(path), lambda: _pipe(str(path), _unbuffered(path), size, rate), may_stall=stalls)
     return Source(str(path), lambda: video(path), may_stall=False)
 
 
@@ -148,46 +150,49 @@ def _live(
         yield _decoded(container, container.streams.video[0], name, None)
 
 
+def _unbuffered(file: Path | int) -> io.FileIO:
+    """Open a file as it is: a buffer has a lock, without which Python cannot end while a read hangs."""
+    return io.FileIO(file, "r")
+
+
 @contextlib.contextmanager
-def _pipe(
-    opening: contextlib.AbstractContextManager[BinaryIO], size: tuple[int, int] | None, rate: float
-) -> Iterator[Iterator[Frame]]:
+def _pipe(name: str, file: io.FileIO, size: tuple[int, int] | None, rate: float) -> Iterator[Iterator[Frame]]:
     """Read raw frames of `size` from a file that need not be seekable, or else an encoded video."""
-    with opening as file:
-        name = "stdin" if file is sys.stdin.buffer else os.fsdecode(file.name)
-        with _naming(name):
-            if size is not None:
-                yield _raw(file, *size, rate, name)
-                return
-            with av.open(_Pipe(file), "r", container_options=decode.NOTHING_ELSE) as container:
-                if not container.streams.video:
-                    raise decode.DecodeError("it has no video stream")
-                yield _decoded(container, container.streams.video[0], name, None)
+    with file, _naming(name):
+        if size is not None:
+            yield _raw(file, *size, rate, name)
+            return
+        with av.open(_Pipe(file), "r", container_options=decode.NOTHING_ELSE) as container:
+            if not container.streams.video:
+                raise decode.DecodeError("it has no video stream")
+            yield _decoded(container, container.streams.video[0], name, None)
 
 
 class _Pipe:
     """A file as FFmpeg reads it that cannot be sought in."""
 
-    def __init__(self, file: BinaryIO):
+    def __init__(self, file: io.FileIO):
         self._file = file
 
     def read(self, size: int) -> bytes:
         """Read what is there, so that a frame does not wait for the bytes of the next one."""
-        return self._file.read1(size)  # type: ignore[attr-defined]  # a buffered reader has it
+        return self._file.read(size) or b""
 
 
-def _raw(file: BinaryIO, height: int, width: int, rate: float, name: str) -> Iterator[Frame]:
+def _raw(file: io.FileIO, height: int, width: int, rate: float, name: str) -> Iterator[Frame]:
     """Read frames of RGB bytes, row by row, until the end."""
-    expected = height * width * 3
     for number in itertools.count():
-        data = file.read(expected)
-        if len(data) < expected:
-            if data:
+        data = bytearray(height * width * 3)
+        left = memoryview(data)
+        while left and (count := file.readinto(left)):
+            left = left[count:]
+        if left:
+            if len(left) < len(data):
                 log.warning(
                     "%s ended in the middle of a frame: %d of its %d bytes (%d x %d RGB) came",
                     name,
+                    len(data) - len(left),
                     len(data),
-                    expected,
                     width,
                     height,
                 )

@@ -6,6 +6,8 @@ import importlib
 import io
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -136,6 +138,20 @@ def test_a_source_that_stalls_is_one_line_after_the_answers(trained_run, tmp_pat
     assert time.monotonic() - started < 30
     assert process.returncode == 1 and len(process.stdout.splitlines()) == 1
     assert process.stderr.splitlines()[-1] == f"error: {pipe} stalled: no frame came for 0.5 s (--timeout)"
+
+
+def test_a_process_ends_while_its_stdin_hangs(trained_run):
+    command = [sys.executable, "-m", "inti_jax.stream", "--checkpoint", str(trained_run), "-"]
+    process = subprocess.Popen(
+        [*command, "--size", "64x48", "--timeout", "1"], stdin=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    try:
+        assert process.wait(120) == 1
+        assert process.stderr.read() == b"error: stdin stalled: no frame came for 1 s (--timeout)\n"
+    finally:
+        process.kill()
+        process.stdin.close()
+        process.stderr.close()
 
 
 def test_a_camera_that_stalls_is_one_line(trained_run):

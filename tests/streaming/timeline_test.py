@@ -12,7 +12,7 @@ import pytest
 import inti_jax
 from inti_jax.streaming import sources
 from inti_jax.streaming.engine import Stream
-from inti_jax.streaming.segment_files import clock
+from inti_jax.streaming.segment_files import SegmentFile, clock
 from inti_jax.streaming.timeline import Curve, Labels, Point, Segment, smoothed
 from tests.commands import call
 from tests.data import clips
@@ -153,6 +153,38 @@ def test_frames_are_decoded_once_and_not_kept(long_video):
         tracemalloc.stop()
     assert times == pytest.approx(np.arange(180) / 25)
     assert peak < 2**20
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".json", ".vtt"])
+def test_a_fault_leaves_an_older_file_or_a_whole_one(tmp_path, suffix):
+    path, segments = (
+        tmp_path / f"labels{suffix}",
+        [Segment(0.0, 1.5, "a <&> b", 0.5), Segment(1.5, 2.0, "é", 1.0)],
+    )
+    path.write_text("older")
+    with pytest.raises(ZeroDivisionError), SegmentFile(path):
+        raise ZeroDivisionError
+    assert path.read_text() == "older"
+    with SegmentFile(path):
+        pass
+    assert (
+        path.read_text()
+        == {".csv": "start,end,label,probability\n", ".json": "[]\n", ".vtt": "WEBVTT\n"}[suffix]
+    )
+    with pytest.raises(ZeroDivisionError), SegmentFile(path) as write:
+        for segment in segments:
+            write(segment)
+        raise ZeroDivisionError
+    text = path.read_text()
+    if suffix == ".json":
+        assert [Segment(**entry) for entry in json.loads(text)] == segments
+    elif suffix == ".csv":
+        assert [row[2] for row in csv.reader(text.splitlines()[1:])] == ["a <&> b", "é"]
+    else:
+        assert text.endswith(
+            "\n00:00:00.000 --> 00:00:01.500\na &lt;&amp;&gt; b 0.50\n\n"
+            "00:00:01.500 --> 00:00:02.000\né 1.00\n"
+        )
 
 
 @pytest.mark.parametrize(
