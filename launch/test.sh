@@ -18,5 +18,5 @@ lint-imports --no-cache --no-logo
 echo "pytest"
 # Workers and the processes that tests start find what the first of them made of the sources.
 unset PYTHONDONTWRITEBYTECODE
-# On eight simulated devices, see tests/conftest.py.
-pytest --numprocesses auto --maxprocesses 4 --dist worksteal "$@"
+# On eight simulated devices, see tests/conftest.py. One process more than cores: some tests wait for others.
+pytest --numprocesses $(($(nproc) + 1)) --maxprocesses 4 --dist worksteal "$@"
