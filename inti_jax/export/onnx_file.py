@@ -38,6 +38,12 @@ def write(path: Path, model: Portable, dtype: Literal["float32", "float16"] = "f
     Raises UserError where a library is not installed or cannot convert the model, where the file would be too
     large, and where its outputs differ from the model's by more than `TOLERANCES`.
     """
+    size = sum(np.dtype(np.float32).itemsize * value.size for value in model.params.values())
+    if size > _LARGEST:
+        raise UserError(
+            f"{path}: the weights take {size / 1e9:.1f} GB in float32, and an ONNX file has at most 2.1: use "
+            "--to stablehlo"
+        )
     jax2onnx, onnxruntime = _libraries()
     proto = _converted(jax2onnx, model)
     if dtype == "float16":
@@ -45,18 +51,16 @@ def write(path: Path, model: Portable, dtype: Literal["float32", "float16"] = "f
     metadata = {"format": FORMAT, "format_version": VERSION, **_metadata(model, dtype)}
     for key, value in metadata.items():
         proto.metadata_props.add(key=key, value=value if isinstance(value, str) else json.dumps(value))
-    if (size := proto.ByteSize()) > _LARGEST:
-        raise UserError(
-            f"{path}: the model is {size / 1e9:.1f} GB, and an ONNX file has at most 2.1: use --to stablehlo"
-        )
     with replacing(path) as temporary:
         temporary.write_bytes(proto.SerializeToString())
         del proto
-        session = onnxruntime.InferenceSession(temporary, providers=["CPUExecutionProvider"])
+        with _explained(f"{path}: ONNX Runtime cannot load {model.name}"):
+            session = onnxruntime.InferenceSession(temporary, providers=["CPUExecutionProvider"])
 
         def run(pixels: UInt8[np.ndarray, "B *dims 3"]) -> Float[np.ndarray, "B N"]:
             parts = (pixels[:1], pixels[1:])  # batches of two sizes
-            return np.concatenate([session.run(None, {model.input: part})[0] for part in parts])
+            with _explained(f"{path}: ONNX Runtime cannot run {model.name}"):
+                return np.concatenate([session.run(None, {model.input: part})[0] for part in parts])
 
         found = check.difference(model, run)
         check.within(found, TOLERANCES[dtype], f"{path}: what ONNX Runtime computes")
@@ -91,27 +95,21 @@ def _converted(jax2onnx: Any, model: Portable) -> Any:
         return model.function(model.params, pixels)
 
     pixels = jax.ShapeDtypeStruct(model.shape("batch", model.frames), np.uint8)
-    try:
-        # jax2onnx adds biases by rank promotion.
-        with _quiet(), jax.numpy_rank_promotion("allow"):
-            return jax2onnx.to_onnx(
-                function,
-                [pixels],
-                model_name="inti_jax",
-                opset=_OPSET,
-                input_names=[model.input],
-                output_names=[model.output],
-                normalization_mode="prefer_native",
-            )
-    except Exception as error:  # of any kind, where it lacks a part of JAX
-        reason = next(iter(str(error).splitlines()), "")
-        what = " and ".join(
-            f"{key} {model.origin[key]}" for key in ("method", "compression") if key in model.origin
+    # jax2onnx adds biases by rank promotion.
+    with (
+        _explained(f"jax2onnx cannot convert {model.name}"),
+        _quiet(),
+        jax.numpy_rank_promotion("allow"),
+    ):
+        return jax2onnx.to_onnx(
+            function,
+            [pixels],
+            model_name="inti_jax",
+            opset=_OPSET,
+            input_names=[model.input],
+            output_names=[model.output],
+            normalization_mode="prefer_native",
         )
-        raise UserError(
-            f"jax2onnx cannot convert {what or 'this tower'}: {type(error).__name__}: {reason}; use --to "
-            "stablehlo"
-        ) from error
 
 
 def _libraries() -> tuple[Any, Any]:
@@ -137,3 +135,13 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
+
+
+@contextlib.contextmanager
+def _explained(problem: str) -> Iterator[None]:
+    """Turn a library's error, of any kind where it lacks a part of JAX or ONNX, into one line."""
+    try:
+        yield
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), "")
+        raise UserError(f"{problem}: {type(error).__name__}: {reason}; use --to stablehlo") from error

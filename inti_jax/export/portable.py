@@ -52,6 +52,13 @@ class Portable:
         """The name of the input: "video" or "images"."""
         return "video" if self.frames else "images"
 
+    @property
+    def name(self) -> str:
+        """What the model is, for errors: its method and compression, or the tower."""
+        if not self.frames:
+            return f"the image tower of {self.origin['backbone']}"
+        return f"method {self.origin['method']} with compression {self.origin['compression']}"
+
     def shape(self, batch: Any, frames: Any) -> tuple[Any, ...]:
         """Give the shape of the input; images have no frames."""
         return (batch, *((frames,) if self.frames else ()), *self.height_width, 3)

@@ -22,11 +22,11 @@ def main() -> None:
     """Print the rows."""
     targets = {"stablehlo": (stablehlo_file, "m.zip"), "onnx": (onnx_file, "m.onnx")}
     print(f"{'method':<12}{'compressor':<12}" + "".join(f"{target:>12}" for target in targets))
-    video = models.videos(8)
+    video = models.videos()
     with tempfile.TemporaryDirectory() as name, mock.patch.dict(BACKBONES, tiny=dataclasses.replace(SHALLOW)):
         for method in models.METHODS:
             for compression in models.COMPRESSIONS:
-                found = models.trained(method, compression, data__num_frames=8)
+                found = models.trained(method, compression)
                 expected = models.classifier(found)(video)
                 cells = []
                 for target, (writer, file) in targets.items():

@@ -94,9 +94,23 @@ def test_what_cannot_be_converted_is_refused_by_name(tmp_path):
 
         return jax.random.normal(jax.random.key(0), (len(params), 5)) * jax.numpy.linalg.eigvals(video)
 
-    with pytest.raises(UserError, match="jax2onnx cannot convert method full and compression inti: "):
+    with pytest.raises(UserError, match="jax2onnx cannot convert method full with compression inti: "):
         onnx_file.write(tmp_path / "m.onnx", dataclasses.replace(model, function=odd))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_models_that_no_file_holds_are_refused(tmp_path):
+    model = portable.of_trained(models.trained("full", "inti"))
+    large = {**model.params, "huge": np.broadcast_to(np.float32(0), (2**30,))}
+    with pytest.raises(UserError, match=r"weights take 4\.3 GB in float32"):
+        onnx_file.write(tmp_path / "m.onnx", dataclasses.replace(model, params=large))
+
+
+def test_what_is_not_installed_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax2onnx", None)
+    model = portable.of_trained(models.trained("full", "inti"))
+    with pytest.raises(UserError, match=r"--to onnx needs jax2onnx: pip install .* --no-deps jax2onnx=="):
+        onnx_file.write(tmp_path / "m.onnx", model)
 
 
 def test_dtypes_are_for_onnx_alone(trained_run, tmp_path):
