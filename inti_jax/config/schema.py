@@ -24,6 +24,7 @@ Rate = Annotated[float, Field(ge=0, lt=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 
 # A training loss; see training/losses.py.
+AttentionKernel = Literal["auto", "xla"]
 LossName = Literal["cross_entropy", "binary_cross_entropy", "contrastive"]
 # Those for datasets with one label a video, and those for datasets with one or more.
 SINGLE_LABEL_LOSSES: tuple[LossName, ...] = ("cross_entropy", "contrastive")
@@ -238,6 +239,9 @@ class Model:
     # Run consecutive blocks that are alike in one loop: the result is the same, and compiling takes less
     # time. "auto": in towers of 24 blocks or more.
     scan: Literal["auto", "on", "off"] = "auto"
+    # How a block attends in training. "auto": on TPUs in one kernel, where a frame's tokens fit into a chip's
+    # own memory; "xla": as XLA compiles it, everywhere. Read by models/block.py.
+    attention: AttentionKernel = "auto"
 
 
 @pydantic.with_config(_STRICT)

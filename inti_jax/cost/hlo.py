@@ -8,7 +8,7 @@ import functools
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,6 +24,8 @@ _FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "whil
 
 _WIDTHS = {"pred": 8, "bf16": 16, "f8e4m3fn": 8, "f8e5m2": 8}  # bits; of others, as in their name
 _SHAPE = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\](?:\{([^}]*)\})?")
+# What a kernel written for TPUs says of its cost.
+_KERNEL = re.compile(r'"cost_estimate":\{"flops":"(\d+)",.*?"bytes_accessed":"(\d+)"')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +62,20 @@ class Collective:
         rounds = 2 if self.kind == "all-reduce" else 1
         share = 1.0 if self.kind == "collective-permute" else (self.group - 1) / self.group
         return rounds * share * self.bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Access:
+    """What one instruction reads and writes, each time that it runs, with padding.
+
+    A fusion is one instruction. Of an operand that it only takes slices of, the slices count.
+    """
+
+    opcode: str
+    name: str  # what it comes from, where XLA still knows it
+    count: int
+    bytes: int  # of operands and results
+    hbm: int  # without those that are in the chip's own memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +151,73 @@ class Program:
                     found[key] = self._collective(name, instruction, count, scatters)
         return list(found.values())
 
+    def accesses(self) -> list[Access]:
+        """List what each instruction reads and writes, by operands and results.
+
+        XLA's count, with its model of each opcode, is `cost`; this one tells where the bytes go.
+        """
+        found = []
+        for name, count in self._runs(inside=False).items():
+            known = self._instructions(name)
+            for instruction in known.values():
+                if instruction.opcode in (*_FREE, "call", "async-start") or _ends(instruction):
+                    continue
+                if "ConcatBitcast" in instruction.line:  # parts that were moved to be neighbours
+                    continue
+                sizes = [_placed(shape) for shape in self._touched(known, instruction)]
+                origin = re.search(r'op_name="([^"]*)"', instruction.line)
+                found.append(
+                    Access(
+                        instruction.opcode,
+                        origin[1] if origin else "",
+                        count,
+                        sum(every for every, _ in sizes),
+                        sum(hbm for _, hbm in sizes),
+                    )
+                )
+        return found
+
+    def _touched(self, known: Mapping[str, _Instruction], instruction: _Instruction) -> Iterator[str]:
+        """Yield the shapes of what an instruction reads and writes."""
+        opcode, operands = instruction.opcode, [known[name].shape for name in instruction.operands]
+        fused = instruction.attribute("calls") if opcode == "fusion" else None
+        if opcode in ("dynamic-slice", "slice", "gather"):
+            yield from (instruction.shape, instruction.shape)
+        elif opcode == "dynamic-update-slice":
+            yield from (operands[1], operands[1])
+        elif opcode == "copy-start":  # its shape has the destination, the source and a counter
+            yield from [match[0] for match in _SHAPE.finditer(instruction.shape)][:2]
+        elif opcode == "slice-start":  # its shape has the source before the destination
+            taken = [match[0] for match in _SHAPE.finditer(instruction.shape)][1]
+            yield from (taken, _in_memory(taken, "S(1)" if "S(1)" in operands[0] else ""))
+        elif fused is None:
+            yield from (instruction.shape, *operands)
+        else:
+            yield from self._touched_by_fusion(fused, instruction.shape, operands)
+
+    def _touched_by_fusion(self, fused: str, result: str, operands: Sequence[str]) -> Iterator[str]:
+        inside = self._instructions(fused)
+        users: dict[str, list[_Instruction]] = defaultdict(list)
+        for one in inside.values():
+            for operand in one.operands:
+                users[operand].append(one)
+        root = self._root(fused)
+        updated = set()
+        if root.opcode == "dynamic-update-slice":  # in place: of the whole, only the update is written
+            result = inside[root.operands[1]].shape
+            updated = {root.operands[0]}
+        yield result
+        for one in inside.values():
+            place = re.search(r"\bparameter\((\d+)\)", one.line) if one.opcode == "parameter" else None
+            if place is None or one.name in updated:
+                continue
+            slices = [user for user in users[one.name] if user.opcode in ("dynamic-slice", "slice")]
+            if slices and len(slices) == len(users[one.name]):
+                memory = "S(1)" if "S(1)" in operands[int(place[1])] else ""
+                yield from (_in_memory(user.shape, memory) for user in slices)
+            else:
+                yield operands[int(place[1])]
+
     def loops(self) -> dict[str, int]:
         """Map the body of each loop that runs to the loop's trip count."""
         return {body: trips for name in self._runs() for body, trips in self._loops(name)}
@@ -161,15 +244,16 @@ class Program:
             name=name[1] if name else "",
         )
 
-    def _runs(self) -> Mapping[str, int]:
-        """Count the runs of each computation."""
+    def _runs(self, *, inside: bool = True) -> Mapping[str, int]:
+        """Count the runs of each computation; without `inside`, leave out those of fusions."""
         counts: dict[str, int] = defaultdict(int)
 
         def visit(name: str, times: int) -> None:
             counts[name] += times
             for instruction in self._instructions(name).values():
-                for called in instruction.called:
-                    visit(called, times)
+                if inside or not (instruction.opcode == "fusion" or _ends(instruction)):
+                    for called in instruction.called:
+                        visit(called, times)
             for body, trips in self._loops(name):
                 visit(body, times * trips)
 
@@ -292,7 +376,10 @@ class Program:
                 first = text[0].removeprefix("ENTRY ")
                 lines += ["ENTRY " + first if name == computation else first, *text[1:], ""]
         # The metadata refers to a table of source locations that the text lacks.
-        return count(re.sub(r", metadata=\{[^}]*\}", "", "\n".join(lines)))
+        text = re.sub(r", metadata=\{[^}]*\}", "", "\n".join(lines))
+        # XLA for TPUs counts what a kernel says of itself. Here it knows nothing of kernels.
+        kernels = (Cost(float(flops), float(moved)) for flops, moved in _KERNEL.findall(text))
+        return sum(kernels, start=count(text))
 
     def _instructions(self, computation: str) -> Mapping[str, _Instruction]:
         if computation not in self._parsed:
@@ -305,7 +392,7 @@ def count(text: str) -> Cost:
     """Run XLA's cost analysis of a module's text, with each loop's body once and arrays unpadded."""
     client = jax.devices("cpu")[0].client
     properties = _jax.hlo_module_cost_analysis(client, _hlo.hlo_module_from_text(text))
-    return Cost(properties["flops"], properties["bytes accessed"])
+    return Cost(properties.get("flops", 0.0), properties.get("bytes accessed", 0.0))  # zeros have no entry
 
 
 def _parse(line: str) -> _Instruction | None:
@@ -339,6 +426,25 @@ def _shapes(text: str) -> list[str]:
 def _size(shape: str) -> int:
     """Count the bytes of the arrays in a shape such as `f32[768,3072]`, unpadded."""
     return _sizes(shape)[0]
+
+
+def _ends(instruction: _Instruction) -> bool:
+    """Tell whether an instruction waits for an asynchronous one, which counts where it starts."""
+    return instruction.opcode.endswith(("-done", "-update"))
+
+
+def _placed(shape: str) -> tuple[int, int]:
+    """Count the padded bytes of the arrays in a shape, and those of them that are in HBM."""
+    arrays = [match[0] for match in _SHAPE.finditer(shape)]
+    return (
+        sum(_sizes(array)[1] for array in arrays),
+        sum(_sizes(array)[1] for array in arrays if "S(1)" not in array),
+    )
+
+
+def _in_memory(shape: str, memory: str) -> str:
+    """Return a shape as it is in the memory of an operand."""
+    return shape.replace("S(1)", "").replace("}", memory + "}")
 
 
 @functools.cache

@@ -155,6 +155,18 @@ def over_batch(x: Any) -> Any:
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
 
 
+def platform() -> str | None:
+    """Return the platform of the mesh in use, such as `tpu`; None where no mesh is in use."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return None if device is None else device.platform
+
+
+def axis_size(axis: str) -> int:
+    """Return the size of an axis of the mesh in use; 1 where no mesh is in use."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.shape[axis]
+
+
 def using(mesh: jax.sharding.Mesh, function: Callable[..., R]) -> Callable[..., R]:
     """Wrap `function` so that it is traced with `mesh` in use."""
 

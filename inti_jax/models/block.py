@@ -20,7 +20,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from inti_jax.config.backbones import OPENAI, Numerics
-from inti_jax.models import tome, trace
+from inti_jax.config.schema import AttentionKernel
+from inti_jax.models import fused_attention, tome, trace
 from inti_jax.models.adapters import (
     FOLDING,
     NOTHING,
@@ -35,6 +36,7 @@ from inti_jax.models.remat import keep
 from inti_jax.models.trace import BlockTrace
 
 Tokens = Float[Array, "B N D"]
+Packed = Float[Array, "B N 3 A Dh"]  # queries, keys and values
 Sizes = Float[Array, "B N"]  # patches that each token stands for
 
 _PROJECTION_INIT = nnx.initializers.lecun_normal()
@@ -61,6 +63,7 @@ _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 class LayerNorm(nnx.LayerNorm):
     """LayerNorm with torch's default epsilon; its variance takes two passes in float32 for any `dtype`."""
 
+    @jax.named_scope("norm")
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:  # type: ignore[override]
         """Normalise the last dimension; the backward pass computes this again."""
         return jax.checkpoint(super().__call__)(x)
@@ -72,10 +75,19 @@ class LayerNorm(nnx.LayerNorm):
 class Attention(nnx.Module):
     """Multi-head self-attention over the tokens of one frame; one packed kernel gives q, k and v.
 
-    With `causal`, a token sees itself and the tokens before it.
+    With `causal`, a token sees itself and the tokens before it. `kernel` is `model.attention` of the config.
     """
 
-    def __init__(self, width: int, heads: int, *, causal: bool = False, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        causal: bool = False,
+        kernel: AttentionKernel = "auto",
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
         per_head = width // heads
         self.qkv = nnx.LinearGeneral(
             width, (3, heads, per_head), kernel_init=_PROJECTION_INIT, dtype=dtype, rngs=rngs
@@ -84,17 +96,45 @@ class Attention(nnx.Module):
             (heads, per_head), width, axis=(-2, -1), kernel_init=_PROJECTION_INIT, dtype=dtype, rngs=rngs
         )
         self.causal = causal
+        self.kernel = kernel
         self.head_size = per_head
 
-    def project(self, x: Tokens, added: BlockAdapters) -> tuple[Array, Array, Array]:
-        """Compute queries, keys and values, `[B, N, A, Dh]` each, with LoRA's updates."""
-        projected = jnp.unstack(self.qkv(x), axis=-3)
+    @jax.named_scope("qkv")
+    def project(self, x: Tokens, added: BlockAdapters) -> Packed:
+        """Compute queries, keys and values, packed in this order, with LoRA's updates."""
+        if self._fuses(x):
+            packed = _by_matrix(self.qkv, x).reshape(*x.shape[:2], *self.qkv.out_features)
+        else:
+            packed = self.qkv(x)
         updates = (added.lora_query, added.lora_key, added.lora_value)
-        q, k, v = (
-            keep(part if update is None else part + update(x).reshape(part.shape))
-            for part, update in zip(projected, updates, strict=True)
+        if updates == (None, None, None):
+            return packed
+        parts = zip(jnp.unstack(packed, axis=-3), updates, strict=True)
+        return jnp.stack(
+            [part if update is None else part + update(x).reshape(part.shape) for part, update in parts],
+            axis=-3,
         )
-        return q, k, v
+
+    def mix_packed(self, qkv: Packed, added: BlockAdapters, sizes: Sizes | None = None) -> Tokens:
+        """Do what `mix` does with queries, keys and values as `project` gives them.
+
+        In training on TPUs this is one kernel, where it suits.
+        """
+        if sizes is None and self._fuses(qkv):
+            # Values of more dimensions in between would get a layout that has to be copied for the kernel.
+            flat = keep(rearrange(qkv, "b n p a h -> b n (p a h)"))
+            with jax.named_scope("attention"):
+                mixed = keep(fused_attention.attend(flat, self.head_size))
+            with jax.named_scope("out"):
+                return self._updated(_by_matrix(self.out, mixed), mixed, added)
+        q, k, v = (keep(part) for part in jnp.unstack(qkv, axis=-3))
+        return self.mix(q, k, v, added, sizes)
+
+    def _fuses(self, x: Tokens | Packed) -> bool:
+        """Tell whether these tokens, or what `project` makes of them, attend in the kernel for TPUs."""
+        _, heads, size = self.qkv.out_features
+        wanted = self.kernel == "auto" and not self.causal and fused_attention.available()
+        return wanted and fused_attention.suits(x.shape[1], heads, size, x.dtype)
 
     def mix(
         self,
@@ -111,11 +151,16 @@ class Attention(nnx.Module):
         """
         bias = None if sizes is None else _size_bias(sizes, q.dtype)
         attend = partial(jax.nn.dot_product_attention, is_causal=self.causal)
-        mixed = keep(jax.checkpoint(attend)(q, k, v, bias))
-        out = self.out(mixed)
-        if added.lora_out is not None:
-            out = out + added.lora_out(rearrange(mixed, "b n a h -> b n (a h)"))
-        return keep(out)
+        with jax.named_scope("attention"):
+            mixed = keep(jax.checkpoint(attend)(q, k, v, bias))
+        with jax.named_scope("out"):
+            return self._updated(self.out(mixed), mixed.reshape(*mixed.shape[:2], -1), added)
+
+    def _updated(
+        self, out: Float[Array, "B M D"], mixed: Float[Array, "B M D"], added: BlockAdapters
+    ) -> Array:
+        """Add LoRA's update to the output of the last matrix, whose input was `mixed`."""
+        return keep(out if added.lora_out is None else out + added.lora_out(mixed))
 
     def probabilities(
         self, q: Float[Array, "B M A Dh"], k: Float[Array, "B N A Dh"], sizes: Sizes | None = None
@@ -128,6 +173,15 @@ class Attention(nnx.Module):
         if self.causal:
             logits = jnp.where(jnp.tril(jnp.ones(logits.shape[-2:], bool)), logits, -jnp.inf)
         return jax.nn.softmax(logits, axis=-1)
+
+
+def _by_matrix(linear: nnx.LinearGeneral, x: Float[Array, "B N I"]) -> Float[Array, "B N O"]:
+    """Apply a linear layer of several dimensions as the product of two matrices.
+
+    XLA for TPUs otherwise takes it for a convolution, and makes tokens the fastest dimension.
+    """
+    kernel, bias = (one[...].astype(linear.dtype) for one in (linear.kernel, linear.bias))
+    return jnp.einsum("bni,io->bno", x, kernel.reshape(x.shape[-1], -1)) + bias.reshape(1, 1, -1)
 
 
 def _size_bias(sizes: Sizes, dtype: DTypeLike) -> Float[Array, "B 1 1 N"]:
@@ -156,6 +210,7 @@ class Mlp(nnx.Module):
         self.proj = nnx.Linear(inner, width, dtype=dtype, rngs=rngs)
         self._activation = _swiglu if gated else _ACTIVATIONS[numerics.activation]
 
+    @jax.named_scope("mlp")
     def __call__(self, x: Tokens, added: BlockAdapters) -> Tokens:
         """Apply the MLP to each token, with LoRA's updates."""
         hidden = self.fc(x)
@@ -211,11 +266,12 @@ class Block(nnx.Module):
         gated: bool = False,
         layer_scale: bool = False,
         numerics: Numerics = OPENAI,
+        attention: AttentionKernel = "auto",
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         self.ln_1 = LayerNorm(width, eps=numerics.eps, dtype=dtype, rngs=rngs)
-        self.attn = Attention(width, heads, causal=causal, dtype=dtype, rngs=rngs)
+        self.attn = Attention(width, heads, causal=causal, kernel=attention, dtype=dtype, rngs=rngs)
         self.ln_2 = LayerNorm(width, eps=numerics.eps, dtype=dtype, rngs=rngs)
         self.mlp = Mlp(width, mlp, gated=gated, numerics=numerics, dtype=dtype, rngs=rngs)
         self.ls_1 = LayerScale(width, dtype=dtype) if layer_scale else None
@@ -252,12 +308,14 @@ class Block(nnx.Module):
             over_time, attention_over_time = self._over_time(x, added, added.temporal_out, frames, traced)
             x = keep(x + drop_path(over_time, frames, drop_rate, keys[0]))
 
-        q, k, v = self.attn.project(_through(added.attn_in, self.ln_1(x), keys[1]), added)
+        qkv = self.attn.project(_through(added.attn_in, self.ln_1(x), keys[1]), added)
+        q, k, v = jnp.unstack(qkv, axis=-3)
         metric = k
         if added.shifts:
             k, v = (_shift(part, frames, added.shifts) for part in (k, v))
+            qkv = jnp.stack([q, k, v], axis=-3)
         attention = trace.by_frame(self.attn.probabilities(q, k, sizes), added.shifts) if traced else None
-        attended = _through(added.attn_out, self.attn.mix(q, k, v, added, sizes), keys[2])
+        attended = _through(added.attn_out, self.attn.mix_packed(qkv, added, sizes), keys[2])
         if self.ls_1 is not None:
             attended = self.ls_1(attended)
         x = keep(x + drop_path(attended, frames, branch_rate, keys[3]))
@@ -291,8 +349,9 @@ class Block(nnx.Module):
         With `traced`, also give that attention, averaged over the heads.
         """
         y = rearrange(self.ln_1(x), "(b t) n d -> (b n) t d", t=frames)
-        q, k, v = self.attn.project(_through(added.temporal_in, y, None), added)
-        mixed = rearrange(out(self.attn.mix(q, k, v, added)), "(b n) t d -> (b t) n d", n=x.shape[1])
+        qkv = self.attn.project(_through(added.temporal_in, y, None), added)
+        mixed = rearrange(out(self.attn.mix_packed(qkv, added)), "(b n) t d -> (b t) n d", n=x.shape[1])
+        q, k, _ = jnp.unstack(qkv, axis=-3)
         return mixed, self.attn.probabilities(q, k).mean(axis=1) if traced else None
 
     def macs(self, added: BlockAdapters, tokens: int, frames: int, *, merging: int, folded: bool) -> int:

@@ -121,6 +121,7 @@ class InTI(nnx.Module):
         self.grid = grid
         self.prefix_tokens = prefix_tokens
 
+    @jax.named_scope("inti")
     def __call__(self, x: Float[Array, "B T N D"]) -> Float[Array, "B T//{self.ratio} N D"]:
         """Blend each group of frames."""
         weights = self.weights(x)[..., None].astype(x.dtype)

@@ -29,8 +29,9 @@ def scan(
     policy for the values that the backward pass does not compute again.
     """
     graphdef = nnx.graphdef(modules[0])
-    states = [_as_computed(module, dtype) for module in modules]
-    stacked = {path: jnp.stack([state[path] for state in states]) for path in states[0]}
+    with jax.named_scope("stack"):
+        states = [_as_computed(module, dtype) for module in modules]
+        stacked = {path: jnp.stack([state[path] for state in states]) for path in states[0]}
 
     def step(x: Array, inputs: Any) -> tuple[Array, None]:
         arrays, *one = inputs

@@ -105,7 +105,9 @@ class VideoModel(nnx.Module):
         self.backbone = backbone or published(config.backbone)
         named = self.backbone.size
         size = dataclasses.replace(named, resolution=resolution or named.resolution)
-        self.tower = ImageTower(size, numerics=self.backbone.numerics, dtype=dtype, rngs=rngs)
+        self.tower = ImageTower(
+            size, numerics=self.backbone.numerics, attention=config.attention, dtype=dtype, rngs=rngs
+        )
         self.compressors = nnx.List(
             [
                 build_compressor(

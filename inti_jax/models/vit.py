@@ -9,6 +9,7 @@ backbone may have neither. N counts them.
 
 import math
 
+import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
@@ -16,6 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from inti_jax.config.backbones import OPENAI, BackboneSize, Numerics
+from inti_jax.config.schema import AttentionKernel
 from inti_jax.models.block import Block, LayerNorm
 from inti_jax.models.pooling import build_pooling
 
@@ -38,6 +40,7 @@ class ImageTower(nnx.Module):
         size: BackboneSize,
         *,
         numerics: Numerics = OPENAI,
+        attention: AttentionKernel = "auto",
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -71,6 +74,7 @@ class ImageTower(nnx.Module):
                     gated=size.gated,
                     layer_scale=size.layer_scale,
                     numerics=numerics,
+                    attention=attention,
                     dtype=dtype,
                     rngs=rngs,
                 )
@@ -84,6 +88,7 @@ class ImageTower(nnx.Module):
         self.tokens = patches + size.prefix_tokens
         self.dtype = dtype
 
+    @jax.named_scope("embed")
     def embed(
         self, images: Float[Array, "B H W 3"], offset: Float[Array, "B D"] | None = None
     ) -> Float[Array, "B N D"]:

@@ -22,6 +22,7 @@ _FREE = (
     "model.start_from",
     "model.scan",
     "model.remat",
+    "model.attention",
     "data.data_dir",
     "data.cache_dir",
     "data.cache_gb",

@@ -54,7 +54,7 @@ _TORCH = (
 # Settings of the model that may differ from those in the file: the place of the weights, the layout of the
 # computation, what trains, and what only training draws.
 _FREE = (
-    *("pretrained", "start_from", "frozen_dtype", "remat", "scan", "drop_path"),
+    *("pretrained", "start_from", "frozen_dtype", "remat", "scan", "attention", "drop_path"),
     *("freeze", "freeze_blocks", "unfreeze_last"),
     *("head.dropout", "zero_i2v.dropout"),
 )

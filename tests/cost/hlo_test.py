@@ -114,6 +114,45 @@ def test_rounds_are_read_from_the_condition_where_they_are_not_noted(bound, firs
     assert program.cost(once).flops == pytest.approx(once.flops + 65 * (rounds - 1), abs=1)
 
 
+# A kernel, in the words of libtpu.
+KERNEL = """custom-call(%get-tuple-element.2), custom_call_target="tpu_custom_call", \
+backend_config={"custom_call_config":{"body":"", "cost_estimate":{"flops":"7000","transcendentals":"0",\
+"bytes_accessed":"1024","remote_bytes_transferred":"0"}}}"""
+
+
+def test_kernels_count_what_they_say_as_often_as_they_run():
+    text = (
+        LOOP.replace("BOUND", "%constant.2").replace("FIRST", "0").replace("LAST", "5").replace("STEP", "1")
+    )
+    kernel = text.replace("multiply(%get-tuple-element.2, %get-tuple-element.2)", KERNEL)
+    plain, found = (hlo.Program(one).cost(hlo.Cost(0.0, 1e4)) for one in (text, kernel))
+    # The body's product of 64 numbers, and the kernel in its place, in the rounds but the first.
+    assert found.flops - plain.flops == pytest.approx(4 * (7000 - 64), abs=4)
+
+
+def test_what_instructions_access_counts_as_often_as_they_run():
+    text = (
+        LOOP.replace("BOUND", "%constant.2").replace("FIRST", "0").replace("LAST", "5").replace("STEP", "1")
+    )
+    found = {one.opcode: one for one in hlo.Program(text).accesses()}
+    # Two operands and the result, each of 64 numbers padded to 128.
+    assert (found["multiply"].count, found["multiply"].bytes, found["multiply"].hbm) == (5, 1536, 1536)
+    near = hlo.Program(text.replace("f32[64]{0:T(128)}", "f32[64]{0:T(128)S(1)}")).accesses()
+    assert [one.hbm for one in near if one.opcode == "multiply"] == [0]
+
+
+def test_of_what_is_sliced_the_slices_count():
+    x = jax.ShapeDtypeStruct((4096, WIDTH), jnp.float32)
+
+    def function(x, start):
+        part = jax.lax.dynamic_slice(x, (start, 0), (16, WIDTH))
+        return jnp.sin(part) * 2 + jnp.cos(part)
+
+    program = hlo.Program(compiled(function, x, 3).as_text())
+    taken = 16 * WIDTH * 4
+    assert 2 * taken <= sum(one.bytes for one in program.accesses()) < 4 * taken
+
+
 def test_a_loop_whose_rounds_are_decided_as_it_runs_counts_once():
     program = compiled(lambda x: jax.lax.while_loop(lambda x: x < 100, lambda x: x * x, x), 3.0)
     read = hlo.Program(program.as_text())

@@ -31,6 +31,7 @@ from inti_jax import plan
 from inti_jax.host.command import run_command
 from inti_jax.config.backbones import BACKBONES
 BACKBONES["tiny"] = dataclasses.replace(BACKBONES["tiny"], layers=2)
+BACKBONES["clip_vit_b32"] = dataclasses.replace(BACKBONES["tiny"], layers=1, width=128, heads=2, patch=4)
 common, *each = json.loads(sys.argv[1])
 found = []
 for arguments in each:
@@ -41,16 +42,19 @@ for arguments in each:
 print(json.dumps(found))
 """
 NONE = ("--config.model.compression.kind=none", "--config.model.compression.after=()")
+TILES = (*NONE, "--config.model.backbone=clip_vit_b32")  # whose heads fill tiles
 LORA = ("--config.model.adaptation=lora", "--config.model.pretrained=absent")
 
 
 @pytest.fixture(scope="module")
 def compiled():
-    """The compiled steps of three models."""
+    """The compiled steps of a few models."""
     steps = {
         "none": NONE,
         "inti": ("--config.mesh.fsdp=4", "--config.model.scan=on"),
         "lora": (*NONE, *LORA, "--config.model.scan=on"),
+        "kernel": TILES,
+        "no kernel": (*TILES, "--config.model.attention=xla"),
     }
     environment = os.environ | {"JAX_EXEC_TIME_OPTIMIZATION_EFFORT": "-1.0"}
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
@@ -86,6 +90,12 @@ def test_compressed_frames_cost_less(compiled):
     none, inti = compiled["none"], compiled["inti"]
     for key in ("flops_per_device", "bytes_per_device"):
         assert 0.5 < inti[key] / none[key] < 0.95
+
+
+def test_attention_in_a_kernel_accesses_less_for_the_same_operations(compiled):
+    kernel, plain = compiled["kernel"], compiled["no kernel"]
+    assert kernel["bytes_per_device"] < 0.8 * plain["bytes_per_device"]
+    assert kernel["flops_per_device"] == pytest.approx(plain["flops_per_device"], rel=0.03)
 
 
 def parameters(method):
