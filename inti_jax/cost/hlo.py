@@ -376,10 +376,10 @@ class Program:
                 first = text[0].removeprefix("ENTRY ")
                 lines += ["ENTRY " + first if name == computation else first, *text[1:], ""]
         # The metadata refers to a table of source locations that the text lacks.
-        text = re.sub(r", metadata=\{[^}]*\}", "", "\n".join(lines))
+        whole = re.sub(r", metadata=\{[^}]*\}", "", "\n".join(lines))
         # XLA for TPUs counts what a kernel says of itself. Here it knows nothing of kernels.
-        kernels = (Cost(float(flops), float(moved)) for flops, moved in _KERNEL.findall(text))
-        return sum(kernels, start=count(text))
+        kernels = (Cost(float(flops), float(moved)) for flops, moved in _KERNEL.findall(whole))
+        return sum(kernels, start=count(whole))
 
     def _instructions(self, computation: str) -> Mapping[str, _Instruction]:
         if computation not in self._parsed:
