@@ -180,7 +180,8 @@ def _by_matrix(linear: nnx.LinearGeneral, x: Float[Array, "B N I"]) -> Float[Arr
 
     XLA for TPUs otherwise takes it for a convolution, and makes tokens the fastest dimension.
     """
-    kernel, bias = (one[...].astype(linear.dtype) for one in (linear.kernel, linear.bias))
+    kernel = linear.kernel[...].astype(linear.dtype)
+    bias = linear.bias[...].astype(linear.dtype)  # type: ignore[index]  # it has one
     return jnp.einsum("bni,io->bno", x, kernel.reshape(x.shape[-1], -1)) + bias.reshape(1, 1, -1)
 
 

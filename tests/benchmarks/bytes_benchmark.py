@@ -70,7 +70,9 @@ def show(text: str, once: Any, longest: int) -> None:
     print(f"{total / 1e9:.2f} GB, of which {hbm / 1e9:.2f} GB in HBM.\n")
     table: dict[str, dict[str, float]] = defaultdict(functools.partial(defaultdict, float))
     for one in found:
-        row = "collectives" if one.opcode.removesuffix("-start") in hlo.KINDS else part(one.name)
+        opcode = one.opcode.removesuffix("-start")
+        row = "collectives" if opcode in hlo.KINDS else part(one.name)
+        row = "moves" if one.opcode in ("copy-start", "slice-start") else row
         table[row][direction(one.name)] += one.count * one.bytes / 1e9
     print("| part | " + " | ".join(PASSES) + " | sum, GB |\n|---|" + "---|" * (len(PASSES) + 1))
     for name, row in sorted(table.items(), key=lambda item: -sum(item[1].values())):
