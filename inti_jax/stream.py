@@ -15,7 +15,7 @@ from inti_jax.cli.callable_module import make_callable
 from inti_jax.errors import UsageError, UserError
 from inti_jax.evaluation import inputs
 from inti_jax.host.command import run_command
-from inti_jax.streaming import pace
+from inti_jax.streaming import frame_arguments
 
 if TYPE_CHECKING:
     from inti_jax.streaming.engine import Stream
@@ -42,7 +42,7 @@ def main(prog: str = "python -m inti_jax.stream") -> None:
         "with --size, raw frames",
     )
     inputs.add_model_arguments(parser)
-    pace.add_arguments(parser)
+    frame_arguments.add_arguments(parser)
     parser.add_argument(
         "--topk", type=int, default=5, metavar="K", help="number of labels in a line (default 5)"
     )
@@ -77,7 +77,7 @@ def main(prog: str = "python -m inti_jax.stream") -> None:
         raise UsageError(f"--timeout is {arguments.timeout}: it should be seconds, or 0 to wait for ever")
     if arguments.rate is not None and arguments.size is None:
         raise UsageError("--rate is of raw frames: give their --size too")
-    pace.check(arguments)
+    frame_arguments.check(arguments)
     cli.setup_logging()
 
     # Imported late: --help and a wrong argument should not wait for JAX.
@@ -107,7 +107,7 @@ def main(prog: str = "python -m inti_jax.stream") -> None:
         stream.compile()
     frames = feed.Feed(
         source,
-        pace.chooser(arguments, model.config.data, stream.frames),
+        frame_arguments.chooser(arguments, model.config.data, stream.frames),
         2 * stream.frames,
         drops=drops,
         timeout=timeout if source.may_stall else None,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from inti_jax.errors import UsageError, UserError, naming
 from inti_jax.evaluation import inputs
 from inti_jax.host.paths import output_path
-from inti_jax.streaming import pace
+from inti_jax.streaming import frame_arguments
 
 if TYPE_CHECKING:
     from inti_jax.streaming.timeline import Point
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "labels over time", "of one video of any length, from windows that slide over it"
     )
     group.add_argument("--timeline", action="store_true", help="give labels over time instead of one answer")
-    pace.add_arguments(group)
+    frame_arguments.add_arguments(group)
     group.add_argument("--start", type=float, metavar="S", help="second at which to start")
     group.add_argument("--end", type=float, metavar="S", help="second at which to end")
     group.add_argument(
@@ -54,7 +54,7 @@ def check(arguments: argparse.Namespace) -> None:
         if given:
             raise UsageError(f"--{given[0]} is of labels over time: give --timeline too")
         return
-    pace.check(arguments)
+    frame_arguments.check(arguments)
     for name in ("start", "smooth"):
         value = getattr(arguments, name)
         if value is not None and not 0 <= value < math.inf:
@@ -99,7 +99,7 @@ def label(arguments: argparse.Namespace, path: Path, labels: Sequence[str] | Non
     stream = Stream(VideoClassifier(*found.for_inference(), found.record), arguments.every, stride=1)
     reader = feed.Feed(
         sources.Source(str(path), lambda: sources.video(path, start, end), may_stall=False),
-        pace.chooser(arguments, settings.data, stream.frames),
+        frame_arguments.chooser(arguments, settings.data, stream.frames),
         2 * stream.frames,
     )
     curve = timeline.Curve()
