@@ -217,7 +217,7 @@ class CheckpointManager:
         All processes wait for the writing. Process 0 alone does the rest. Raises UserError where it fails.
         """
         try:
-            writing.result()  # returns on each host once all have written their part
+            _wait_for(writing)  # ends on each host once all have written their part
             if self._first:
                 _check_restorable(path, shapes)
                 checksums.write(self._directory / str(step))
@@ -411,6 +411,17 @@ def _start_writing(path: epath.Path, parts: dict[str, Any]) -> Any:
     context.array_options.saving.enable_write_sharding_file = False
     with context:
         return ocp.save_checkpointables_async(path, parts)
+
+
+def _wait_for(writing: Any) -> None:
+    """Wait for what `_start_writing` returned. Raises what failed in it, at once.
+
+    Its own `result` raises only when all threads of the writing have ended. Some may wait at a barrier for
+    minutes: where a part fails here and another part on another host, no host comes to the other's barrier.
+    Orbax has no public way to the outcome alone.
+    """
+    writing._thread_runner._future.result()
+    writing.result()
 
 
 def _abstract(tree: Any) -> Any:

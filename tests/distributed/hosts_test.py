@@ -213,12 +213,12 @@ def test_processes_that_are_not_alike_or_fail_alone_do_not_start(motion_data, tm
             assert "Traceback" not in pair.logs[index].read_text()
 
 
-def test_a_save_that_fails_is_told_while_the_others_wait_for_it(tmp_path):
-    """Below a name that Orbax would not take, which both have to call alike: see `paths.plain`."""
-    workdir, address = tmp_path / os.fsdecode(b"run[1]\xff"), free_address()
+def save_together(workdir, *arguments):
+    """What both processes of `tests.runs.save_together` say until they end with status 1."""
+    address = free_address()
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.runs.save_together", address, str(index), workdir],
+            [sys.executable, "-m", "tests.runs.save_together", address, str(index), workdir, *arguments],
             env=environment(1), stderr=subprocess.PIPE,
         )
         for index in (0, 1)
@@ -228,7 +228,20 @@ def test_a_save_that_fails_is_told_while_the_others_wait_for_it(tmp_path):
     finally:
         for process in processes:
             process.kill()
-    assert [process.returncode for process in processes] == [1, 1]
+    assert [process.returncode for process in processes] == [1, 1], said
+    return said
+
+
+def test_a_save_that_fails_in_different_parts_ends_at_once(tmp_path):
+    for text in save_together(tmp_path, "apart"):
+        assert b"/checkpoints/2 cannot be written (No space left on device)" in text.splitlines()[-1], text
+    assert checkpoint.find(tmp_path) == 1
+
+
+def test_a_save_that_fails_is_told_while_the_others_wait_for_it(tmp_path):
+    """Below a name that Orbax would not take, which both have to call alike: see `paths.plain`."""
+    workdir = tmp_path / os.fsdecode(b"run[1]\xff")
+    said = save_together(workdir)
     reason = os.fsencode(
         f"process 1 on {socket.gethostname()} failed: {workdir}/checkpoints/2 cannot be written"
     )
