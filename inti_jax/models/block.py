@@ -154,7 +154,8 @@ class Attention(nnx.Module):
         with jax.named_scope("attention"):
             mixed = keep(jax.checkpoint(attend)(q, k, v, bias))
         with jax.named_scope("out"):
-            return self._updated(self.out(mixed), mixed.reshape(*mixed.shape[:2], -1), added)
+            # Not `reshape` to -1, which an empty batch leaves open.
+            return self._updated(self.out(mixed), rearrange(mixed, "b n a h -> b n (a h)"), added)
 
     def _updated(
         self, out: Float[Array, "B M D"], mixed: Float[Array, "B M D"], added: BlockAdapters

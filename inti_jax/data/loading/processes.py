@@ -218,8 +218,10 @@ class _Watch(threading.Thread):
             seconds = Counter({task: seconds[task] + 1 for task in self._at_work()})
             if late := [task for task, count in seconds.items() if count >= ROW_SECONDS]:
                 self.stuck = min(late)
-                self._send(_SHOW)
-                self._ended.wait(_SHOW_SECONDS)
+                at_work = self._at_work()
+                for process in {at_work[task] for task in late if task in at_work}:
+                    _send(_SHOW, process)
+                    self._ended.wait(_SHOW_SECONDS)  # one after the other, so that their lines do not mix
                 self.kill()
                 return
 
@@ -230,17 +232,19 @@ class _Watch(threading.Thread):
 
     def kill(self) -> None:
         """Kill the workers that are at a task."""
-        self._send(signal.SIGKILL)
-
-    def _send(self, number: signal.Signals) -> None:
         for process in set(self._at_work().values()):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process, number)
+            _send(signal.SIGKILL, process)
 
     def _at_work(self) -> dict[int, int]:
         """Return the live workers by the task that they are at; the desk still lists those that died."""
         alive = {process.pid for process in multiprocessing.active_children()}
         return {task: process for task, process in self._desk.workers().items() if process in alive}
+
+
+def _send(number: signal.Signals, process: int) -> None:
+    """Send a signal to a process, if it is still there."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, number)
 
 
 # --------------------------------------------------------------------------------------------------
