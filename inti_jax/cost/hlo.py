@@ -66,7 +66,7 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Access:
-    """What one instruction reads and writes, each time that it runs, with padding.
+    """The bytes that one instruction reads and writes each time that it runs, with padding.
 
     A fusion is one instruction. Of an operand that it only takes slices of, the slices count.
     """

@@ -14,7 +14,7 @@ from inti_jax.export.portable import Portable
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-    """What a file says of itself, and the `difference` of its outputs from the model's."""
+    """The metadata of a file that was written, and the `difference` of its outputs from the model's."""
 
     metadata: dict[str, Any]
     difference: float

@@ -54,7 +54,7 @@ class Portable:
 
     @property
     def name(self) -> str:
-        """What the model is, for errors: its method and compression, or the tower."""
+        """The model for errors: its method and compression, or the tower."""
         if not self.frames:
             return f"the image tower of {self.origin['backbone']}"
         return f"method {self.origin['method']} with compression {self.origin['compression']}"

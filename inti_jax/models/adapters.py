@@ -199,7 +199,7 @@ class BlockAdapters(nnx.Module):
 
     @property
     def relates_frames(self) -> bool:
-        """Whether what a block makes of a frame depends on other frames of its video."""
+        """True where a block's output for a frame depends on other frames of its video."""
         over_time = (self.before_attn, self.before_mlp, self.temporal_out)
         merges_alike = self.merging > 0 and self.merges_alike
         return merges_alike or bool(self.shifts) or any(module is not None for module in over_time)

@@ -20,7 +20,7 @@ from inti_jax.models.video import Stage, VideoModel
 
 
 class Kept(NamedTuple):
-    """What a stream keeps of consecutive frames, a row for each that the compressors left of them.
+    """The values that a stream keeps of consecutive frames, a row for each that the compressors left of them.
 
     `values` are pixels [S, H, W, 3], tokens [S, N, D] or features [S, D], by `blocks_apart`. `sizes` are the
     patches that each token stands for, None as long as that is one.

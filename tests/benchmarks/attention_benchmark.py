@@ -1,4 +1,4 @@
-"""What one attention layer of B/16 accesses on TPU, by the implementation, on a host without a TPU.
+"""Print what one attention layer of B/16 accesses on TPU, by the implementation, on a host without a TPU.
 
     python -m tests.benchmarks.attention_benchmark [--kinds xla,splash,flash,ours] [--topology v5e:1x1]
 

@@ -1,4 +1,4 @@
-"""Where the bytes of a training step go, as TPU's own compiler arranged it, on a host without a TPU.
+"""Print where the bytes of a training step go, as TPU's compiler arranged it, on a host without a TPU.
 
     python -m tests.benchmarks.bytes_benchmark [--config k400_vit_b16:compression=none] [--topology v5e:4x4]
         [--config.model.scan=off]

@@ -214,7 +214,7 @@ def test_processes_that_are_not_alike_or_fail_alone_do_not_start(motion_data, tm
 
 
 def save_together(workdir, *arguments):
-    """What both processes of `tests.runs.save_together` say until they end with status 1."""
+    """Return what both processes of `tests.runs.save_together` say until they end with status 1."""
     address = free_address()
     processes = [
         subprocess.Popen(

@@ -1,4 +1,4 @@
-"""What the pages of the documentation hold: their blocks of code, and the commands in them."""
+"""Read the pages of the documentation: their blocks of code, and the commands in them."""
 
 import importlib.util
 import re

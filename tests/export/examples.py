@@ -10,7 +10,7 @@ CODE = {block["file"]: block["code"] for block in _BLOCK.finditer(PAGE)}
 
 
 def module(file: str) -> SimpleNamespace:
-    """What the example defines, imported as a module."""
+    """Import the example as a module."""
     names: dict[str, object] = {"__name__": "example"}
     exec(compile(CODE[file], file, "exec"), names)
     return SimpleNamespace(**names)

@@ -44,7 +44,7 @@ def trained(method: str, compression: str, **changes) -> Trained:
 
 
 def classifier(found: Trained) -> VideoClassifier:
-    """What `inti_jax.load` makes of it."""
+    """Make of it what `inti_jax.load` returns."""
     return VideoClassifier(*found.for_inference(), found.record)
 
 
@@ -59,7 +59,7 @@ def relative(found: np.ndarray, expected: np.ndarray) -> float:
 
 
 def check_printed(text: str, logits: np.ndarray, labels: Sequence[str]) -> None:
-    """What the examples print is the five likeliest labels, with their probabilities."""
+    """Check that the examples print the five likeliest labels, with their probabilities."""
     probabilities = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
     lines = [line.split("  ") for line in text.splitlines()]
     best = np.argsort(-probabilities)[:5]

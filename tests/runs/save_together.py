@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def failing_apart(path, parts):
-    """What Orbax returns, of a writing that fails while a thread of it waits."""
+    """Return what Orbax does, of a writing that fails while a thread of it waits."""
 
     async def write():
         waiting = asyncio.get_running_loop().create_task(asyncio.to_thread(time.sleep, 120))
