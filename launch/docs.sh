@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 . launch/common.sh
 ensure_venv requirements-dev.txt
 
-python launch/reference.py
+PYTHONPATH=. python launch/reference.py
 case ${1:-build} in
   build) zensical build --clean --strict ;;
   serve) zensical serve ;;

@@ -1,4 +1,4 @@
-"""Write the pages of the reference that follow from the code: `python launch/reference.py`.
+"""Write the pages of the reference that follow from the code, for ./launch/docs.sh.
 
 Writes `docs/reference/commands.md`, from each command's `--help`; `config.md`, from the dataclasses of
 `inti_jax.config.schema` and the comments beside their keys; and `changelog.md`.
