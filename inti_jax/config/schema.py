@@ -23,8 +23,10 @@ Share = Annotated[float, Field(gt=0, le=1)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 
-# A training loss; see training/losses.py.
+# The way in which a block attends in training; see models/block.py.
 AttentionKernel = Literal["auto", "xla"]
+
+# A training loss; see training/losses.py.
 LossName = Literal["cross_entropy", "binary_cross_entropy", "contrastive"]
 # Those for datasets with one label a video, and those for datasets with one or more.
 SINGLE_LABEL_LOSSES: tuple[LossName, ...] = ("cross_entropy", "contrastive")
@@ -432,7 +434,7 @@ class Train:
     # The length of training, unless `epochs` sets it. A run that has ended goes on when it is given more.
     # From there its learning rate is that of a run of the new length.
     steps: NonNegative = 0
-    epochs: Annotated[float, Field(ge=0)] = 0.0  # the length in epochs, in place of `steps`
+    epochs: Annotated[float, Field(ge=0)] = 0.0  # the length in epochs; then `steps` has to be 0
     learning_rate: PositiveFloat = 1e-3  # the highest, at the end of the warmup
     # Share of all steps in which the learning rate rises linearly. Then it falls along a cosine.
     warmup_fraction: Fraction = 0.05
