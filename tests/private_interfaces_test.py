@@ -23,7 +23,7 @@ from tests.processes import environment, free_address
 
 ROOT = Path(inti_jax.__file__).parent
 # Modules without a leading underscore that are as private.
-UNDOCUMENTED = ("jaxlib", "multiprocessing.util", "tensorboardX.event_file_writer", "tensorboardX.proto")
+UNDOCUMENTED = ("jaxlib", "multiprocessing.util", "tensorboard.compat")
 
 
 def private_imports(path):
