@@ -53,8 +53,10 @@ def main(prog: str = "python -m inti_jax.explain") -> None:
     from inti_jax.evaluation.explanation import Explainer
     from inti_jax.reports import animation
     from inti_jax.reports.explanation_page import Page
+    from inti_jax.runs import compilation
     from inti_jax.runs.writers.progress import Progress
 
+    compilation.cache_for_user()
     model = classifier.load(
         arguments.checkpoint,
         pretrained=arguments.pretrained,

@@ -71,6 +71,11 @@ def main(prog: str = "python -m inti_jax.features") -> None:
     inputs.check_output(arguments.out, ".npz")
     cli.setup_logging()
     videos = inputs.collect(arguments)
+
+    # Imported late: --help and a wrong argument should not wait for JAX.
+    from inti_jax.runs import compilation
+
+    compilation.cache_for_user()
     missing = write(
         arguments.out,
         arguments.checkpoint,

@@ -71,6 +71,11 @@ def main(prog: str = "python -m inti_jax.predict") -> None:
     cli.setup_logging()
     videos = inputs.collect(arguments)
     labels = None if arguments.labels is None else _labels(arguments.labels)
+
+    # Imported late: --help and a wrong argument should not wait for JAX.
+    from inti_jax.runs import compilation
+
+    compilation.cache_for_user()
     if arguments.timeline:
         long_videos.label(arguments, _single(videos), labels)
         return

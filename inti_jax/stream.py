@@ -84,9 +84,11 @@ def main(prog: str = "python -m inti_jax.stream") -> None:
     import numpy as np
 
     from inti_jax.evaluation import classifier
+    from inti_jax.runs import compilation
     from inti_jax.streaming import feed, sources
     from inti_jax.streaming.engine import Stream
 
+    compilation.cache_for_user()
     timeout = arguments.timeout or None
     source = sources.find(
         arguments.source,

@@ -17,6 +17,7 @@ from PIL import Image
 from inti_jax import predict
 from inti_jax.data.codec import decode
 from inti_jax.data.dataset import FileDataset, open_dataset
+from inti_jax.data.loading import batches
 from inti_jax.errors import UsageError, UserError
 from inti_jax.evaluation import inference
 from tests.data import clips
@@ -212,6 +213,25 @@ def test_results_come_while_later_ones_are_computed(trained_run, good, tmp_path,
     first = next(results)
     assert "predictions" in first and len(read) < 150
     results.close()
+
+
+def test_worker_processes_find_the_same(trained_run, good, tmp_path, monkeypatch):
+    """Where the model is on an accelerator, worker processes decode a long list."""
+    bad = tmp_path / "bad.mp4"
+    bad.write_bytes(b"no video")
+    paths = [bad, good, tmp_path / "absent.mp4"]
+    expected = list(predict.predict_files(trained_run, paths, topk=2))
+    monkeypatch.setattr(inference, "_MANY", 1)
+    monkeypatch.setattr(batches, "worker_count", lambda data, rows: 2 if data.workers < 0 else data.workers)
+    pools, make = [], batches.worker_pool
+
+    def noted(data, rows):
+        pools.append(make(data, rows))
+        return pools[-1]
+
+    monkeypatch.setattr(batches, "worker_pool", noted)
+    assert list(predict.predict_files(trained_run, paths, topk=2)) == expected
+    assert pools != [None]
 
 
 def test_any_name_is_printed_and_a_reader_may_leave(trained_run, good):

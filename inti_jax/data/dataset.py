@@ -42,6 +42,11 @@ class Example(NamedTuple):
     decoded: Mapping[int, np.ndarray] | None = None
     decoder: decode.Decoder = decode.decode_frames
 
+    @property
+    def info(self) -> decode.VideoInfo:
+        """The facts of the video that decoding found."""
+        return decode.VideoInfo(self.frames, self.fps, self.height, self.width)
+
     def frames_at(self, indices: Int64[np.ndarray, " T"]) -> UInt8[np.ndarray, "T H W 3"]:
         """Return the frames at `indices`. Raises DecodeError."""
         if self.decoded is None:
@@ -228,26 +233,20 @@ class FileDataset:
     """Plain video files and frame folders, by index, without labels.
 
     A video is decoded once, when it is read. `choose` maps a video's number of frames to the indices of the
-    frames to keep. `found` has the facts or the decoding error of each file that was read.
+    frames to keep.
     """
 
     def __init__(self, paths: Sequence[Path], choose: Callable[[int], Int64[np.ndarray, " T"]]):
         self._paths = tuple(paths)
         self._choose = choose
-        self.found: dict[int, decode.VideoInfo | decode.DecodeError] = {}
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def __getitem__(self, index: int) -> Example:
         path = self._paths[index]
-        try:
-            video = frames.read(Frames(path, USUAL_RATE)) if path.is_dir() else read_file(path)
-            info, decoded = decode.decode_and_validate(video, self._choose)
-        except decode.DecodeError as error:
-            self.found[index] = error
-            raise
-        self.found[index] = info
+        video = frames.read(Frames(path, USUAL_RATE)) if path.is_dir() else read_file(path)
+        info, decoded = decode.decode_and_validate(video, self._choose)
         return Example(str(path), -1, video, info.frames, info.fps, info.height, info.width, decoded)
 
 

@@ -8,7 +8,7 @@ step at which the run was started or resumed.
 import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 from jaxtyping import Bool, Int, Int32, Int64, UInt8
@@ -17,7 +17,7 @@ from inti_jax import config
 from inti_jax.data import balance, sampling
 from inti_jax.data.augmentation import augment, opposites
 from inti_jax.data.codec import decode
-from inti_jax.data.dataset import Example, LabelledSource, MultiLabelSource, Source, multi_hot
+from inti_jax.data.dataset import Example, FileDataset, LabelledSource, MultiLabelSource, Source, multi_hot
 from inti_jax.data.loading import batches
 from inti_jax.data.loading.workers import Workers
 
@@ -42,7 +42,8 @@ class EvalBatch(TypedDict):
     """This host's part of an evaluation batch.
 
     V is clips x crops, clip by clip. `mask` marks a video that decoded, `missing` one that did not. Rows
-    that pad the last batch have neither, and index -1.
+    that pad the last batch have neither, and index -1. Batches of a FileDataset have `found`: the VideoInfo
+    of each video, or the DecodeError.
     """
 
     video: UInt8[np.ndarray, "b V T H W 3"]
@@ -50,6 +51,7 @@ class EvalBatch(TypedDict):
     mask: Bool[np.ndarray, " b"]
     missing: Bool[np.ndarray, " b"]
     index: Int32[np.ndarray, " b"]
+    found: NotRequired[np.ndarray]
 
 
 class TrainOrder:
@@ -291,21 +293,25 @@ def _say_masked(index: int, reason: str) -> None:
 
 def _load_eval(dataset: Source, cfg: config.Data, eval_cfg: config.Eval, index: int) -> dict[str, Any]:
     shape = (eval_cfg.clips * eval_cfg.crops, *_shape(cfg))
-    row = {
+    row: dict[str, Any] = {
         "video": np.zeros(shape, np.uint8),
         "label": _label(dataset, ()),
         "mask": np.bool_(False),
         "missing": np.bool_(index >= 0),
         "index": np.int32(index),
     }
+    found: decode.VideoInfo | decode.DecodeError | None = None
     if index >= 0:
         try:
             example = dataset[index]
             row["label"] = _label(dataset, example.label)
             row["video"] = load_views(example, cfg, eval_cfg)
             row["mask"], row["missing"] = np.bool_(True), np.bool_(False)
-        except decode.DecodeError:
-            pass  # never replaced: it stays counted as missing
+            found = example.info
+        except decode.DecodeError as error:
+            found = error  # the video is never replaced: it stays counted as missing
+    if isinstance(dataset, FileDataset):
+        row["found"] = np.array(found, object)
     return row
 
 

@@ -109,7 +109,8 @@ def forward_batches(
     """Run every video of `source` through the model, over all hosts, and yield the rows batch by batch.
 
     Every host calls `after_batch` the same number of times; it may raise to end the evaluation. Videos are
-    loaded by `workers` if they are given, else by processes or threads of its own.
+    loaded by `workers` if they are given, else by processes or threads of its own. Rows of a FileDataset
+    keep what was `found`, see `pipeline.EvalBatch`.
     """
     sharding.check_batch(settings.batch, "eval.batch", mesh)
     rows = sharding.host_rows(mesh, settings.batch)
@@ -117,15 +118,20 @@ def forward_batches(
     liveness.note("evaluation: batch 1", slow=True)
     with pipeline.eval_batches(source, data, settings, rows=rows, workers=workers) as batches:
         for number, batch in enumerate(batches, start=2):
-            result = forward(params, sharding.place_batch(batch, mesh))
+            here = {key: batch.pop(key) for key in ("found",) if key in batch}
+            result = forward(params, sharding.place_batch(batch, mesh)), here
             # Fetch one batch late, so that the host loads videos while the devices compute.
             if pending is not None:
-                yield jax.device_get(pending)
+                yield _fetched(*pending)
             pending = result
             liveness.note(f"evaluation: batch {number}", slow=number == 2)  # compiling may still go on
             after_batch()
     if pending is not None:
-        yield jax.device_get(pending)
+        yield _fetched(*pending)
+
+
+def _fetched(result: dict[str, Array], here: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return jax.device_get(result) | here
 
 
 def predict(

@@ -29,7 +29,7 @@ from inti_jax.runs.writers.progress import Progress
 log = logging.getLogger("inti_jax")
 
 _SAY_SECONDS = 60  # between progress lines, where no terminal shows a bar
-_UNUSABLE = "its frames are unusable"
+_MANY = 64  # files that are worth the start of worker processes
 
 
 def load_model(
@@ -94,8 +94,8 @@ class FileModel:
         self.record: RunRecord = found.record
         output = output or evaluate.output_of(found.record.config.train)
         self._forward = evaluate.make_forward(graphdef, self._mesh, output)
-        # Decode in threads, not processes: this process keeps the information found for each file.
-        self.data: config.Data = dataclasses.replace(found.record.config.data, workers=0)
+        # Not the training's number of workers: this may be another machine.
+        self.data: config.Data = dataclasses.replace(found.record.config.data, workers=-1)
         self.settings: config.Eval = found.record.config.eval
         if clips is not None:
             self.settings = dataclasses.replace(self.settings, clips=clips)
@@ -103,28 +103,25 @@ class FileModel:
     def __call__(self, paths: Sequence[Path], *, progress: str = "") -> Generator[Outcome, None, None]:
         """Yield an outcome for each path, in order, in memory that does not grow with their number.
 
-        Outcomes come in batches of the run's `eval.batch`. `progress` is the name of a progress bar; without
+        Outcomes come in batches of the run's `eval.batch`. Many files are decoded by worker processes where
+        the model is on an accelerator, and else by threads. `progress` is the name of a progress bar; without
         it there is none. Raises UserError where the model's outputs are not finite.
         """
+        data = self.data if len(paths) >= _MANY else dataclasses.replace(self.data, workers=0)
         settings = dataclasses.replace(self.settings, batch=min(self.settings.batch, len(paths)))
-        source = FileDataset(
-            paths, functools.partial(pipeline.view_indices, cfg=self.data, eval_cfg=settings)
-        )
-        batches = evaluate.forward_batches(
-            self._forward, self._params, source, self.data, settings, self._mesh
-        )
+        source = FileDataset(paths, functools.partial(pipeline.view_indices, cfg=data, eval_cfg=settings))
+        batches = evaluate.forward_batches(self._forward, self._params, source, data, settings, self._mesh)
         missing, said = 0, time.monotonic()
         with contextlib.closing(batches), contextlib.ExitStack() as stack:
             bar = None
             if progress:
                 bar = stack.enter_context(contextlib.closing(Progress(progress, len(paths))))
             for rows in batches:
-                for index, mask, values in zip(rows["index"], rows["mask"], rows["values"], strict=True):
+                for index, found, values in zip(rows["index"], rows["found"], rows["values"], strict=True):
                     if index < 0:  # padding of the last batch
                         continue
-                    found = source.found.pop(int(index))
-                    yield self._outcome(paths[index], found, values if mask else None)
-                    missing += not mask
+                    yield self._outcome(paths[index], found, values)
+                    missing += isinstance(found, DecodeError)
                     if bar is not None:
                         bar.advance()
                 if bar is not None and time.monotonic() - said > _SAY_SECONDS:
@@ -140,9 +137,9 @@ class FileModel:
         """Return the frame numbers of each clip that is taken of a video."""
         return pipeline.view_indices(info.frames, self.data, self.settings).reshape(self.settings.clips, -1)
 
-    def _outcome(self, path: Path, found: VideoInfo | DecodeError, values: np.ndarray | None) -> Outcome:
-        if isinstance(found, DecodeError) or values is None:
-            return Outcome(path, None, None, str(found) if isinstance(found, DecodeError) else _UNUSABLE)
+    def _outcome(self, path: Path, found: VideoInfo | DecodeError, values: np.ndarray) -> Outcome:
+        if isinstance(found, DecodeError):
+            return Outcome(path, None, None, str(found))
         if not np.isfinite(values).all():
             raise UserError(f"{path}: the model's outputs are not finite")
         needed = sampling.span(self.data.num_frames, self.data.sampling, self.data.stride)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import logging
 import platform
 import threading
 from collections import defaultdict
@@ -11,16 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from etils import epath
 from jax.experimental.compilation_cache import compilation_cache
 
 from inti_jax.distributed import agreement
-from inti_jax.host import paths
+from inti_jax.host import paths, stores
 from inti_jax.runs import layout
+
+log = logging.getLogger("inti_jax")
 
 _TRACED = "/jax/core/compile/jaxpr_trace_duration"
 _LOWERED = "/jax/core/compile/jaxpr_to_mlir_module_duration"
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 _CACHE_HIT = "/jax/compilation_cache/cache_hits"
+
+
+_USERS_BYTES = 2 * 10**9  # the most that the user's cache takes: JAX removes what was unused longest
 
 
 @contextlib.contextmanager
@@ -30,14 +37,10 @@ def cached(workdir: Path) -> Iterator[None]:
     Does nothing where JAX was given another directory (`JAX_COMPILATION_CACHE_DIR`). Of several processes JAX
     lets only the first one write.
     """
-    if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
+    if _is_set():
         yield
         return
-    directory = layout.compiled_dir(workdir)
-    if jax.default_backend() == "cpu":
-        # JAX's key does not tell processors apart, and code for another may stop at an illegal instruction.
-        directory /= f"cpu-{_processor()}"
-    directory.mkdir(parents=True, exist_ok=True)
+    directory = _made(layout.compiled_dir(workdir))
     # The path has to be the same in all processes, since XLA is given it.
     with paths.plain(directory, agreement.gather) as plain:
         _keep_in(str(plain))
@@ -45,6 +48,36 @@ def cached(workdir: Path) -> Iterator[None]:
             yield
         finally:
             _keep_in(None)
+
+
+def cache_for_user() -> None:
+    """Use a cache of the user's, as `cached`, until the process ends.
+
+    It is for commands that use a run, whose directory may not be theirs to write to. Where the user has no
+    place for a cache either, programs are compiled each time.
+    """
+    if _is_set():
+        return
+    try:
+        directory = _made(epath.Path(stores.cache(), "compiled"))
+    except OSError as error:
+        log.warning("compiled programs are not kept for the next start: %s", error)
+        return
+    jax.config.update("jax_compilation_cache_max_size", _USERS_BYTES)
+    _keep_in(str(directory))
+
+
+def _is_set() -> bool:
+    return jax.config.jax_compilation_cache_dir is not None  # type: ignore[attr-defined]
+
+
+def _made(directory: epath.Path) -> epath.Path:
+    """Make the cache for this kind of machine, in `directory`."""
+    if jax.default_backend() == "cpu":
+        # JAX's key does not tell processors apart, and code for another may stop at an illegal instruction.
+        directory /= f"cpu-{_processor()}"
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
 
 
 def _keep_in(directory: str | None) -> None:

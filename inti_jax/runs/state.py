@@ -5,6 +5,7 @@ rules for sharding, weight decay and freezing are regular expressions on one str
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -59,8 +60,12 @@ def build_model(record: RunRecord, rngs: nnx.Rngs, *, folded: bool = False) -> V
     )
 
 
+@functools.lru_cache(maxsize=8)  # a start asks for it four times, each of half a second for 12 blocks
 def abstract_model(record: RunRecord, *, folded: bool = False) -> VideoModel:
-    """Build the model of a run with shapes instead of weights, for counting and planning."""
+    """Build the model of a run with shapes instead of weights, for counting and planning.
+
+    Callers share it, so none may change it.
+    """
     return nnx.eval_shape(lambda: build_model(record, make_rngs(0), folded=folded))
 
 

@@ -509,5 +509,5 @@ def test_plain_files_are_evaluated_by_the_same_path(videos, tmp_path):
     np.testing.assert_array_equal(batch["index"], [0, 1, 2, -1])
     (reference, *_) = pipeline.eval_batches(videos, CFG, config.Eval(clips=2, batch=4))
     np.testing.assert_array_equal(batch["video"][1], reference["video"][0])
-    assert files.found[1] == decode.validate(videos[0].video)
-    assert "Invalid data" in str(files.found[0]) and "cannot be read" in str(files.found[2])
+    assert batch["found"][1] == decode.validate(videos[0].video) and batch["found"][3] is None
+    assert "Invalid data" in str(batch["found"][0]) and "cannot be read" in str(batch["found"][2])

@@ -8,12 +8,13 @@ import time
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from inti_jax import config
 from inti_jax.data.dataset import open_dataset
 from inti_jax.distributed import sharding
 from inti_jax.errors import UsageError
-from inti_jax.runs import monitor, state, utilization
+from inti_jax.runs import compilation, monitor, state, utilization
 from inti_jax.runs.compilation import Compilations, cached
 from inti_jax.runs.profiling import Steps
 from inti_jax.runs.writers.jsonl import read_metrics
@@ -175,6 +176,29 @@ def test_what_was_compiled_is_found_again(name, no_cache, compilations, tmp_path
     compile_anew()  # outside, nothing is kept or found
     assert compiled() == [False]
     assert jax.config.jax_compilation_cache_dir is None
+
+
+def test_commands_that_use_a_run_keep_programs_for_the_user(
+    no_cache, compilations, tmp_path, monkeypatch, caplog
+):
+    most = jax.config.jax_compilation_cache_max_size
+    try:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        compilation.cache_for_user()
+        assert jax.config.jax_compilation_cache_max_size > 0
+        for found in (False, True):
+            compile_anew()
+            assert [each.cached for each in compilations.take() if each.what == "wave"] == [found]
+        assert any((tmp_path / "inti_jax" / "compiled").glob("cpu-*/*wave*"))
+        jax.config.update("jax_compilation_cache_dir", None)
+        (tmp_path / "file").touch()
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+        compilation.cache_for_user()
+        assert jax.config.jax_compilation_cache_dir is None
+        assert "compiled programs are not kept for the next start: " in caplog.text
+    finally:
+        jax.config.update("jax_compilation_cache_max_size", most)
+        compilation_cache.reset_cache()
 
 
 def test_a_damaged_program_is_compiled_again(no_cache, compilations, tmp_path):
