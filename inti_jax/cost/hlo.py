@@ -177,6 +177,10 @@ class Program:
                 )
         return found
 
+    def hbm_bytes(self) -> int:
+        """Count the bytes that the program reads and writes in HBM, by operands and results."""
+        return sum(access.count * access.hbm for access in self.accesses())
+
     def _touched(self, known: Mapping[str, _Instruction], instruction: _Instruction) -> Iterator[str]:
         """Yield the shapes of what an instruction reads and writes."""
         opcode, operands = instruction.opcode, [known[name].shape for name in instruction.operands]

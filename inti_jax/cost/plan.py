@@ -404,6 +404,8 @@ def render_compiled(compiled: "topology.Compiled") -> str:
         f"a step       {compiled.flops_per_device:.4g} FLOPs (2 for a MAC, forward and backward), "
         f"{compiled.bytes_per_device:.4g} bytes: {compiled.arithmetic_intensity:.0f} FLOPs a byte",
     ]
+    if compiled.hbm_bytes_per_device is not None:
+        lines.append(f"             {compiled.hbm_bytes_per_device:.4g} of these bytes are in HBM")
     if compiled.roofline is not None:
         bound = compiled.roofline
         lines.append(

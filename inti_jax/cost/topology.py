@@ -55,8 +55,9 @@ class Compiled:
     """One compiled training step. Figures are for one device.
 
     FLOPs are XLA's, two for a multiply-accumulate, forward and backward. Bytes are those that instructions
-    read and write, in HBM and in the chip's own memory. Both are None where the compiler finds too little
-    memory. A step that does not fit has `remedies`, the cheapest first.
+    read and write, in HBM and in the chip's own memory; on TPUs `hbm_bytes_per_device` are those in HBM.
+    These figures are None where the compiler finds too little memory. A step that does not fit has
+    `remedies`, the cheapest first.
     """
 
     topology: str
@@ -65,6 +66,7 @@ class Compiled:
     seconds: float  # taken by compiling
     flops_per_device: float | None
     bytes_per_device: float | None
+    hbm_bytes_per_device: float | None
     arithmetic_intensity: float | None  # FLOPs a byte
     state_gib: float  # parameters, the average of those that train, and optimizer state
     peak_hbm_gib: float | None
@@ -175,12 +177,13 @@ def compile_step(
     except JaxRuntimeError as error:
         if not str(error).startswith("RESOURCE_EXHAUSTED"):
             raise
-        cost, peak = None, _asked(str(error))
+        cost, hbm_bytes, peak = None, None, _asked(str(error))
         collectives: list[Collective] = []
     else:
         program = hlo.Program(compiled.as_text())
         counted = compiled.cost_analysis()
         cost = program.cost(hlo.Cost(counted["flops"], counted["bytes accessed"]))
+        hbm_bytes = program.hbm_bytes() if target.devices[0].platform == "tpu" else None
         collectives = program.collectives()
         memory = compiled.memory_analysis()
         peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes
@@ -196,21 +199,24 @@ def compile_step(
         seconds=seconds,
         flops_per_device=None if cost is None else cost.flops,
         bytes_per_device=None if cost is None else cost.bytes,
+        hbm_bytes_per_device=hbm_bytes,
         arithmetic_intensity=None if cost is None else cost.flops / cost.bytes,
         state_gib=state_bytes / 2**30,
         peak_hbm_gib=None if peak is None else peak / 2**30,
         hbm_gib=hbm,
         fits=fits,
         collectives=_by_kind(collectives),
-        roofline=None if cost is None or chip is None else _roofline(cost, collectives, chip),
+        roofline=None if cost is None or chip is None else _roofline(cost, hbm_bytes, collectives, chip),
         remedies=[] if fits else _remedies(config, model, mesh, shapes, hbm),
     )
 
 
-def _roofline(cost: "Cost", collectives: "list[Collective]", chip: Chip) -> Roofline:
+def _roofline(cost: "Cost", hbm_bytes: float | None, collectives: "list[Collective]", chip: Chip) -> Roofline:
+    # A GPU's programs do not say where arrays are: then all bytes count, which a cache may serve.
+    moved = cost.bytes if hbm_bytes is None else hbm_bytes
     seconds = {
         "compute": cost.flops / chip.flops,
-        "hbm": cost.bytes / chip.memory_bandwidth,
+        "hbm": moved / chip.memory_bandwidth,
         "interconnect": sum(one.count * one.sent for one in collectives) / chip.link_bandwidth,
     }
     return Roofline(**seconds, binds=max(seconds, key=lambda name: seconds[name]))

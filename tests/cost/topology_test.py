@@ -80,6 +80,7 @@ def test_the_json_has_what_the_compiler_says(compiled):
         assert found["flops_per_device"] / found["bytes_per_device"] == found["arithmetic_intensity"] > 0
         bounds = found["roofline"]
         assert bounds["compute"] == found["flops_per_device"] / 197e12
+        assert bounds["hbm"] == found["hbm_bytes_per_device"] / 819e9 > 0  # not of what stays in the chip
         assert bounds[bounds["binds"]] == max(bounds[key] for key in ("compute", "hbm", "interconnect"))
         assert found["collectives"] and found["seconds"] > 0
     assert compiled["none"]["mesh"] == {"data": 4, "fsdp": 1, "tensor": 1}
