@@ -1,5 +1,6 @@
 """Adapt CLIP image transformers to video, with InTI layers that blend neighbouring frames between blocks."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,26 +14,21 @@ __all__ = ["explain", "load", "load_clip", "load_tower", "stream"]
 __version__ = "0.1.0"
 
 
+_MODULES = {
+    "explain": "inti_jax.evaluation.explanation",
+    "load": "inti_jax.evaluation.classifier",
+    "load_clip": "inti_jax.pretrained.api",
+    "load_tower": "inti_jax.pretrained.api",
+    "stream": "inti_jax.streaming.engine",
+}
+
+
 def __getattr__(name: str) -> Any:
     # Imported on first use, so that a command's --help does not wait for JAX.
-    if name == "explain":
-        from inti_jax.evaluation.explanation import explain
-
-        return explain
-    if name == "load":
-        from inti_jax.evaluation.classifier import load
-
-        return load
-    if name == "load_clip":
-        from inti_jax.pretrained.api import load_clip
-
-        return load_clip
-    if name == "load_tower":
-        from inti_jax.pretrained.api import load_tower
-
-        return load_tower
-    if name == "stream":
-        from inti_jax.streaming.engine import stream
-
-        return stream
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,4 +1,4 @@
-"""The wheel holds all that the commands need: they run from it, installed in another environment."""
+"""The source distribution and its wheel hold all that the commands need: they run, installed elsewhere."""
 
 import json
 import os
@@ -6,6 +6,8 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -16,28 +18,47 @@ from tests.data import clips
 from tests.processes import QUICK_TO_COMPILE
 
 ROOT = Path(__file__).parents[1]
+# What a build reads beside the packages; MANIFEST.in adds the last two to the source distribution.
+FILES = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff")
+
+
+PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
+OFFLINE = ("--no-index", "--no-deps")
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory):
+def built(tmp_path_factory):
+    """The source distribution, unpacked, the wheel of that, and the wheel of the checkout."""
+    directory = tmp_path_factory.mktemp("built")
+    tree = directory / "tree"  # a copy, because setuptools writes beside what it builds
+    for name in ("inti_jax", "configs"):
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in FILES:
+        shutil.copy(ROOT / name, tree)
+    program = "from setuptools import build_meta; build_meta.build_sdist('..')"
+    run(sys.executable, "-c", program, cwd=tree)
+    (archive,) = directory.glob("*.tar.gz")
+    with tarfile.open(archive) as opened:
+        opened.extractall(directory, filter="data")
+    source = directory / archive.name.removesuffix(".tar.gz")
+    wheels = []
+    for place in (source, tree):
+        to = directory / f"wheel of {place.name}"
+        run(*PIP, "wheel", *OFFLINE, "--no-build-isolation", "--wheel-dir", to, place)
+        wheels += to.glob("*.whl")
+    shutil.rmtree(tree)
+    return source, *wheels
+
+
+@pytest.fixture(scope="module")
+def installed(built, tmp_path_factory):
     """The directory of the programs of an environment that has the wheel, and the others' packages."""
-    built = tmp_path_factory.mktemp("wheel")
-    for name in ("inti_jax", "configs"):  # a copy, because setuptools writes beside what it builds
-        shutil.copytree(ROOT / name, built / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, built)
-    environment = built / "environment"
+    environment = tmp_path_factory.mktemp("environment")
     python = environment / "bin" / "python"
-    pip = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
-    offline = ("--no-index", "--no-deps")
-    run(*pip, "wheel", *offline, "--no-build-isolation", "--wheel-dir", built, built)
     run(sys.executable, "-m", "venv", "--without-pip", environment)
-    (wheel,) = built.glob("*.whl")
-    run(*pip, "--python", python, "install", *offline, "--no-compile", wheel)
+    run(*PIP, "--python", python, "install", *OFFLINE, "--no-compile", built[1])
     (packages,) = environment.glob("lib/*/site-packages")
     (packages / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"])
-    shutil.rmtree(built / "inti_jax")
-    shutil.rmtree(built / "configs")
     return environment / "bin"
 
 
@@ -47,6 +68,20 @@ def run(*command, cwd=None):
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=cwd, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def test_the_source_distribution_holds_what_a_wheel_is_built_from(built):
+    source, *wheels = built
+    assert set(FILES) <= {path.name for path in source.iterdir()}
+    members = []
+    for wheel in wheels:
+        with zipfile.ZipFile(wheel) as opened:
+            members.append({each.filename: each.CRC for each in opened.infolist()})
+    from_source, from_tree = members
+    assert from_source == from_tree
+    assert {"inti_jax/py.typed", "inti_jax/configs/quickstart.py"} <= set(from_source)
+    for path in (ROOT / "inti_jax").rglob("*.py"):
+        assert str(path.relative_to(ROOT)) in from_source
 
 
 def test_every_recipe_is_found_by_name(installed, tmp_path):

@@ -125,6 +125,13 @@ def load(
     `pretrained`, by default those that the run named, which are converted first where they are not yet. What
     can be folded into the backbone is folded. Raises UserError where `path` holds no finished checkpoint or
     no such `weights`, or the two do not belong together.
+
+    Example:
+        >>> import inti_jax, numpy
+        >>> model = inti_jax.load("runs/mine")
+        >>> logits = model(numpy.zeros((8, 240, 320, 3), numpy.uint8))
+        >>> model.labels[logits.argmax()] in model.labels
+        True
     """
     mesh = sharding.one_device_mesh()
     backbone = None if pretrained is None else names.place(pretrained)

@@ -246,5 +246,13 @@ def explain(
 
     `video` is uint8 `[T, H, W, 3]`, T a multiple of the model's `ratio`, or a path. The other arguments are
     those of `inti_jax.load`. To explain several videos, keep an `Explainer`. Raises UserError as the two do.
+
+    Example:
+        >>> import inti_jax, numpy
+        >>> found = inti_jax.explain("runs/mine", numpy.zeros((8, 240, 320, 3), numpy.uint8))
+        >>> [layer.weights.shape[-1] for layer in found.layers]  # one InTI layer, on pairs of frames
+        [2]
+        >>> found.frame_shares.shape  # the share of each frame's patches in the answer
+        (8,)
     """
     return Explainer(load(path, pretrained=pretrained, step=step, weights=weights))(video)

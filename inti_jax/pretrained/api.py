@@ -163,12 +163,27 @@ def load_clip(path: str | Path) -> ClipModel:
 
     A checkpoint is converted once, into a file beside it. `path` may be the name of a checkpoint on the
     Hugging Face Hub, such as `openai/clip-vit-base-patch16`. Raises UserError where it cannot be converted.
+
+    Example:
+        >>> import inti_jax, numpy
+        >>> clip = inti_jax.load_clip("clip.safetensors")
+        >>> image = clip.encode_image(numpy.zeros((1, 224, 224, 3), numpy.uint8))
+        >>> text = clip.encode_text(["a photo of a dog"])
+        >>> image.shape == text.shape
+        True
     """
     backend.start()
     return ClipModel(open_converted(path))
 
 
 def load_tower(path: str | Path) -> TowerModel:
-    """Load the image tower of a file or checkpoint that `load_clip` takes, or of DINOv2 or SigLIP."""
+    """Load the image tower of a file or checkpoint that `load_clip` takes, or of DINOv2 or SigLIP.
+
+    Example:
+        >>> import inti_jax, numpy
+        >>> tower = inti_jax.load_tower("dinov2.safetensors")
+        >>> tower.features(numpy.zeros((2, 224, 224, 3), numpy.uint8)).shape
+        (2, 384)
+    """
     backend.start()
     return TowerModel(open_converted(path))

@@ -136,6 +136,16 @@ def stream(
     a run whose clips are spread over whole videos (`data.sampling` = "uniform"). The other arguments are
     those of `inti_jax.load`; for several streams of one model, load it and make a `Stream` for each. Raises
     UserError as `inti_jax.load`, and for another `every`.
+
+    Example:
+        >>> import inti_jax, numpy
+        >>> stream = inti_jax.stream("runs/mine")
+        >>> for frame in numpy.zeros((30, 240, 320, 3), numpy.uint8):
+        ...     for prediction in stream.push(frame[None]):
+        ...         label = stream.labels[prediction.probabilities.argmax()]
+        ...         print(prediction.start, prediction.end, label in stream.labels)
+        0 15 True
+        8 23 True
     """
     return Stream(load(path, pretrained=pretrained, step=step, weights=weights), every, stride=stride)
 
