@@ -409,7 +409,9 @@ def _verify(path: Path, source: Place) -> None:
     # `not <=` also finds a difference that is NaN.
     wrong = [found.stage for found in differences if not found.relative <= _TOLERANCE]
     if wrong:
-        raise UserError(f"{path} differs from {named}, first at stage {wrong[0]}")
+        raise UserError(
+            f"{path} differs from {named}, first at stage {wrong[0]}: do not use it; convert the source again"
+        )
 
 
 def _print_written(out: Path, arrays: "Mapping[str, LazyArray]", digest: str, start: float) -> None:

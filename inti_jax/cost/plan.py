@@ -295,7 +295,8 @@ def _backbone(settings: Config) -> "Backbone":
     if model.head.init == "text" and model.backbone not in _EMBED:
         raise UsageError(
             f'config: `model.head.init` is "text" and {model.pretrained} is not there: without it, the width '
-            f"of the space that {model.backbone} shares with texts is not known"
+            f"of the space that {model.backbone} shares with texts is not known: give the file as "
+            "--config.model.pretrained=F"
         )
     embed = _EMBED[model.backbone] if model.head.init == "text" else None
     return dataclasses.replace(published(model.backbone), embed=embed)

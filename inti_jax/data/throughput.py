@@ -1,6 +1,7 @@
 """Measure how fast a host loads training clips of a dataset, and how the time splits into stages."""
 
 import dataclasses
+import shlex
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -96,7 +97,10 @@ def measure(dataset: VideoDataset, cfg: config.Data, *, batch: int, clips: int, 
         for stage, start, end in zip(STAGES, times, times[1:], strict=False):
             seconds[stage] += end - start
     if not loaded:
-        raise UserError(f"none of the {clips} clips of the dataset could be decoded")
+        raise UserError(
+            f"none of the {clips} clips of {dataset.directory} could be decoded: look for the reason with "
+            f"`python -m inti_jax.prepare --check {shlex.quote(str(dataset.directory))} --decode`"
+        )
     seconds = {stage: total / len(loaded) for stage, total in seconds.items()}
     seconds["transfer"] = _transfer_seconds(np.stack(loaded[:batch]))
     cores = limits.cores()

@@ -203,7 +203,7 @@ class Preemption:
         with self._changed:
             self._disagreement = UserError(
                 f"{signal.Signals(number).name}, but not all hosts report their step ({reason}): ending "
-                "without another checkpoint"
+                "without another checkpoint; run the same command to go on from the last one"
             )
             self._agreeing = False
             self._changed.notify_all()

@@ -163,7 +163,10 @@ def _in_order(rows: dict[str, np.ndarray]) -> Predictions:
     views, index = rows["values"][order], rows["index"][order]
     if not np.isfinite(views).all():
         bad = index[~np.isfinite(views).all(axis=(1, 2))]
-        raise UserError(f"the model's probabilities are not finite, first for video {bad[0]}")
+        raise UserError(
+            f"the model's probabilities are not finite, first for video {bad[0]}: its training "
+            "diverged; train with a lower `train.learning_rate`, or evaluate an earlier step"
+        )
     return Predictions(index, rows["label"][order], views, np.sort(rows["index"][rows["missing"]]))
 
 
@@ -186,7 +189,10 @@ def evaluate(
     started = time.perf_counter()
     found = predict(forward, params, dataset, data, settings, mesh, after_batch, workers)
     if not len(found.index):
-        raise UserError(f"none of the {len(dataset)} videos of the evaluation could be decoded")
+        raise UserError(
+            f"none of the {len(dataset)} videos of the evaluation could be decoded: look for the reason with "
+            "`python -m inti_jax.prepare --check DATASET --decode`"
+        )
     middle = found.views[:, (settings.clips // 2) * settings.crops + settings.crops // 2]
     compute = accuracies if found.labels.ndim == 1 else precisions
     figures = {

@@ -182,7 +182,10 @@ class Explainer:
         occluded = np.asarray(self._occluded(params, clip))
         all_logits = np.stack([logits, *occluded])
         if not np.isfinite(all_logits).all():
-            raise UserError(f"{name}: the model's outputs are not finite")
+            raise UserError(
+                f"{name}: the model's outputs are not finite: its training diverged; take the "
+                "checkpoint of an earlier step"
+            )
         multi_label = self.record.config.train.multi_label
         probabilities = np.asarray((jax.nn.sigmoid if multi_label else jax.nn.softmax)(all_logits))
         best = int(logits.argmax())

@@ -141,7 +141,10 @@ class FileModel:
         if isinstance(found, DecodeError):
             return Outcome(path, None, None, str(found))
         if not np.isfinite(values).all():
-            raise UserError(f"{path}: the model's outputs are not finite")
+            raise UserError(
+                f"{path}: the model's outputs are not finite: its training diverged; take the "
+                "checkpoint of an earlier step"
+            )
         needed = sampling.span(self.data.num_frames, self.data.sampling, self.data.stride)
         if found.frames < needed:
             log.warning(

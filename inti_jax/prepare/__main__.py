@@ -160,7 +160,9 @@ def _check(args: argparse.Namespace) -> None:
         print(difference)
         found += 1
     if found:
-        raise UserError(f"{args.check} does not match its manifest: differences: {found}")
+        raise UserError(
+            f"{args.check} does not match its manifest, differences: {found}; delete it and prepare it again"
+        )
     contents = manifest.read(args.check)
     print(f"{shown(str(args.check))} matches its manifest, sha256 {contents.sha256[:16]}")
 

@@ -94,7 +94,7 @@ class ClipModel:
         Raises UserError where the file has none.
         """
         if "projection.kernel" not in self._params:
-            raise UserError(f"{self._path} has no projection to the space of texts")
+            raise UserError(f"{self._path} has no projection to the space of texts: convert a whole CLIP")
         return np.asarray(self._params["projection.kernel"])
 
     @property

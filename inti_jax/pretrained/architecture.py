@@ -218,7 +218,7 @@ def _from_hf(source: ForeignCheckpoint, matched: Matched, given: Activation | No
         )
     settings = source.directory / "config.json"
     if config.get("model_type") not in ("clip", "clip_vision_model"):
-        raise UserError(f"{settings} is of model type {config.get('model_type')!r}, not clip")
+        raise UserError(f"{settings} is of model type {config.get('model_type')!r}, not clip: {SUPPORTED}")
     whole = config["model_type"] == "clip"
     vision = config.get("vision_config") or {} if whole else config
     text = config.get("text_config") or {}
@@ -253,7 +253,9 @@ def _from_hf(source: ForeignCheckpoint, matched: Matched, given: Activation | No
                 mlp=None if text_inner == 4 * text_width else text_inner,
             )
             if _hf_numerics(text, given, source) != numerics:
-                raise UserError(f"{settings}: the towers differ in activation or epsilon")
+                raise UserError(
+                    f"{settings}: the towers differ in activation or epsilon, which is not supported"
+                )
     except (TypeError, ValueError) as error:
         raise UserError(f"{settings}: {error}") from None
     sizes = [(image.width, image.heads)] + ([(text_size.width, text_size.heads)] if text_size else [])
@@ -279,16 +281,22 @@ def _from_dinov2(
     settings = source.directory / "config.json"
     known = {"dinov2": "plain", "dinov2_with_registers": "antialiased"}
     if config.get("model_type") not in known:
-        raise UserError(f"{settings} is of model type {config.get('model_type')!r}, not {' or '.join(known)}")
+        raise UserError(
+            f"{settings} is of model type {config.get('model_type')!r}, not {' or '.join(known)}: {SUPPORTED}"
+        )
     width = _size(matched, "tower.class_embedding", 2)
     try:
         heads, eps = int(config.get("num_attention_heads", 12)), float(config.get("layer_norm_eps", 1e-6))
     except (TypeError, ValueError) as error:
         raise UserError(f"{settings}: {error}") from None
     if config.get("hidden_act", "gelu") != "gelu":
-        raise UserError(f"{settings}: hidden_act {config['hidden_act']!r} is not gelu")
+        raise UserError(
+            f"{settings}: hidden_act {config['hidden_act']!r} is not gelu, the only one supported"
+        )
     if heads < 1 or width % heads:
-        raise UserError(f"{settings}: the width {width} is no multiple of {heads} heads")
+        raise UserError(
+            f"{settings}: the width {width} is no multiple of {heads} heads: correct num_attention_heads"
+        )
     numerics = Numerics("gelu", eps, known[config["model_type"]])  # type: ignore[arg-type]
     return Architecture(_dinov2_size(matched, heads), None, None, numerics)
 
@@ -359,7 +367,9 @@ def _from_siglip(
             "supported: give a checkpoint of fixed resolution, such as siglip2-base-patch16-224"
         )
     if kind not in ("siglip", "siglip_vision_model"):
-        raise UserError(f"{settings} is of model type {kind!r}, not siglip or siglip_vision_model")
+        raise UserError(
+            f"{settings} is of model type {kind!r}, not siglip or siglip_vision_model: {SUPPORTED}"
+        )
     if "tower.pooling.probe" not in matched.parts:
         raise UserError(
             f"{source.path} is a SigLIP without its attention pooling (vision_model.head), as other models "
@@ -378,14 +388,17 @@ def _from_siglip(
     positions = _size(matched, "tower.positional_embedding", 0)
     if positions != (resolution // patch) ** 2:
         raise UserError(
-            f"{settings}: image_size {resolution} and patches of {patch} do not make {positions} positions"
+            f"{settings}: image_size {resolution} and patches of {patch} do not make the {positions} "
+            "positions of the weights: correct image_size"
         )
     text_width = _size(matched, "text.ln_final.scale", 0) if _has_text(matched) else 0
     for size, count in ((width, heads), (text_width, text_heads)):
         if count < 1 or size % count:
-            raise UserError(f"{settings}: the width {size} is no multiple of {count} heads")
+            raise UserError(
+                f"{settings}: the width {size} is no multiple of {count} heads: correct num_attention_heads"
+            )
     if _has_text(matched) and text_numerics != numerics:
-        raise UserError(f"{settings}: the towers differ in activation or epsilon")
+        raise UserError(f"{settings}: the towers differ in activation or epsilon, which is not supported")
     return _siglip(matched, heads, text_heads, resolution, numerics)
 
 

@@ -35,6 +35,7 @@ FORMAT, VERSION = "inti_jax.clip", "1"
 # Where a file of what a run trained also holds the tower, its metadata describes the tower as a converted
 # file's does, with the tower's own hash under this key.
 TRAINED, TOWER_HASH = "inti_jax.trained", "tower_hash"
+_ANEW = "`python -m inti_jax.convert SRC --out F` writes it anew"
 _DTYPE_NAMES = {np.dtype(np.float32): "F32"}
 
 Index = tuple[slice, ...]
@@ -101,7 +102,9 @@ def read_header(path: Path) -> Header:
         handle: Any = safetensors.safe_open(path, "numpy")
         metadata = handle.metadata() or {}
     except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"{path} is damaged, truncated or not a safetensors file: {error}") from None
+        raise UserError(
+            f"{path} is damaged, truncated or not a safetensors file ({error}): {_ANEW}"
+        ) from None
     within = metadata.get("format") == TRAINED and TOWER_HASH in metadata
     if metadata.get("format") == TRAINED and not within:
         raise UserError(
@@ -115,13 +118,13 @@ def read_header(path: Path) -> Header:
         )
     if metadata.get("format_version") != VERSION:
         raise UserError(
-            f"{path} has format {metadata.get('format_version')}, and this version reads {VERSION}"
+            f"{path} has format {metadata.get('format_version')}, and this version reads {VERSION}: {_ANEW}"
         )
     try:
         description = _from_metadata(metadata)
         digest = metadata[TOWER_HASH if within else "hash"]
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} has damaged metadata: {type(error).__name__}: {error}") from None
+        raise UserError(f"{path} has damaged metadata ({type(error).__name__}: {error}): {_ANEW}") from None
     return Header(handle, description, digest, metadata.get("made_from"), within)
 
 
@@ -153,7 +156,8 @@ class ClipFile(Mapping[str, LazyArray]):
         )
         if differs:
             raise UserError(
-                f"{path} does not match the architecture that it states: see {', '.join(differs[:3])}"
+                f"{path} does not match the architecture that it states, see {', '.join(differs[:3])}: "
+                f"{_ANEW}"
             )
 
     def __getitem__(self, name: str) -> LazyArray:

@@ -53,7 +53,7 @@ def read_archive(path: Path) -> Contents:
             continue
         info = entries.get(f"data/{tensor.key}")
         if info is None:
-            raise UserError(f"{path} is damaged: the data of {name} is missing")
+            raise UserError(f"{path} is damaged, get it again: the data of {name} is missing")
         arrays[name] = _lazy(tensor, _stored_bytes(contents, info, path), f"{path}: {name}")
     return Contents(arrays, "constants.pkl" in entries)
 
@@ -83,7 +83,7 @@ def read_legacy(path: Path) -> Contents:
             size = struct.unpack("<q", header)[0] * weights.storages[key].itemsize if len(header) == 8 else -1
             start += 8 + size
             if size < 0 or start > len(contents):
-                raise UserError(f"{path} is truncated or damaged")
+                raise UserError(f"{path} is truncated or damaged: get it again")
             storages[key] = contents[start - size : start]
         arrays = {
             name: _no_tensor(f"{path}: {name}")
@@ -102,7 +102,7 @@ def _reading(path: Path) -> Iterator[None]:
     except UserError:
         raise
     except zipfile.BadZipFile as error:
-        raise UserError(f"{path} is damaged or truncated: {error}") from None
+        raise UserError(f"{path} is damaged or truncated, get it again: {error}") from None
     except inert.RefusedError as error:
         raise UserError(
             f"{path}: its pickle asks for {error}, which weights never need: nothing was executed"
@@ -123,12 +123,12 @@ def _stored_bytes(contents: np.ndarray, info: zipfile.ZipInfo, path: Path) -> np
         raise UserError(f"{path} is compressed, which torch does not do: unpack it and save it again")
     header = contents[info.header_offset : info.header_offset + 30].tobytes()
     if len(header) < 30 or header[:4] != b"PK\x03\x04":
-        raise UserError(f"{path} is damaged: {info.filename} is not at the offset in its index")
+        raise UserError(f"{path} is damaged, get it again: {info.filename} is not at the offset in its index")
     name_length, extra_length = struct.unpack("<HH", header[26:30])
     start = info.header_offset + 30 + name_length + extra_length
     stored = contents[start : start + info.file_size]
     if len(stored) < info.file_size:
-        raise UserError(f"{path} is truncated in {info.filename}")
+        raise UserError(f"{path} is truncated in {info.filename}: get it again")
     return stored
 
 
@@ -147,7 +147,7 @@ def _lazy(tensor: inert.Tensor, storage: np.ndarray, name: str) -> LazyArray:
     needed = 0 if 0 in tensor.shape else tensor.offset + extent + 1
     valid = len(tensor.shape) == len(tensor.strides)
     if not valid or min(*tensor.shape, *tensor.strides, tensor.offset, 0) < 0 or needed > elements:
-        raise UserError(f"{name} exceeds its data: the file is damaged")
+        raise UserError(f"{name} exceeds its data: the file is damaged, get it again")
 
     def read() -> np.ndarray:
         # as_strided does not support all 8-bit dtypes.

@@ -91,14 +91,14 @@ def is_run(path: Path) -> bool:
 def read(path: Path) -> ForeignCheckpoint:
     """Read the checkpoint at `path`, a file or a directory. Raises UserError where it cannot be read."""
     if not path.exists():
-        raise UserError(f"{path} does not exist")
+        raise UserError(f"{path} does not exist: give a file with weights, or the directory of a checkpoint")
     arrays: dict[str, LazyArray] = {}
     torchscript = False
     for file in weight_files(path):
         found = _read_file(file)
         twice = arrays.keys() & found.arrays.keys()
         if twice:
-            raise UserError(f"{file} holds {min(twice)}, which another shard holds too")
+            raise UserError(f"{file} holds {min(twice)}, which another shard holds too: get the shards again")
         arrays.update(found.arrays)
         torchscript |= found.torchscript
     return ForeignCheckpoint(path, arrays, torchscript)
@@ -124,7 +124,7 @@ def _files_of(directory: Path) -> list[Path]:
     files = [found.parent / name for name in shard_names(found)]
     for file in files:
         if not file.is_file():
-            raise UserError(f"{found} names the shard {file.name}, which is not beside it")
+            raise UserError(f"{found} names the shard {file.name}, which is not beside it: put it there")
     return files
 
 
@@ -146,14 +146,14 @@ def preferred(has: Callable[[str], bool], directory: Path) -> str:
     for name in sorted(names, key=lambda name: ".bin" in name):
         if has(name):
             return name
-    raise UserError(f"{directory} has no weights: none of {', '.join(names)} is there")
+    raise UserError(f"{directory} has no weights: put one of {', '.join(names)} there")
 
 
 def shard_names(index: Path) -> list[str]:
     """Read the names of the shards in an index. Raises UserError where it has none, or one elsewhere."""
     names = (_settings(index) or {}).get("weight_map")
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
-        raise UserError(f"{index} has no weight_map of file names")
+        raise UserError(f"{index} has no weight_map of file names: get it again")
     for name in names.values():
         if Path(name).name != name:
             raise UserError(f"{index} names the shard {printable(Path(name).name)}, which is not beside it")
@@ -181,13 +181,15 @@ def _read_safetensors(path: Path) -> dict[str, LazyArray]:
         handle = safetensors.safe_open(path, "numpy")
         slices = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118
         if not all(name.isprintable() for name in slices):
-            raise UserError(f"{path} is damaged: its array names cannot be printed")
+            raise UserError(f"{path} is damaged, get it again: its array names cannot be printed")
         return {
             name: LazyArray(tuple(part.get_shape()), _dtype(part), _reader(handle, name))
             for name, part in slices.items()
         }
     except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"{path} is damaged, truncated or not a safetensors file: {error}") from None
+        raise UserError(
+            f"{path} is damaged, truncated or not a safetensors file, get it again: {error}"
+        ) from None
 
 
 def _reader(handle: Any, name: str) -> Any:

@@ -31,7 +31,11 @@ def compare(path: Path, against: Path) -> list[Difference]:
     backend.start()
     file = ClipFile(path)
     if content_hash(file) != file.hash:
-        raise UserError(f"{path} was changed after it was written: the hash of its weights differs")
+        raise UserError(
+            f"{path} was changed after it was written, as the hash of its weights differs: convert the "
+            "source "
+            "again"
+        )
     source = sources.read(against)
     others.refuse(source)
     matched = matching.match(against, source.arrays)

@@ -314,7 +314,10 @@ def _find(workdir: Path, step: Step) -> int | None:
     elif step == "best":
         candidates = _best(workdir)
         if not candidates:
-            raise UserError(f"{workdir} has no evaluated checkpoint, so `best` is undefined")
+            raise UserError(
+                f"{workdir} has no evaluated checkpoint, so `best` is undefined: leave it out to take "
+                "the newest, or name a step"
+            )
     else:
         candidates = saved[::-1]
     faults: dict[int, str] = {}
@@ -347,7 +350,9 @@ def _load(workdir: Path, step: int, parts: dict[str, Any], *, some: bool = False
         with paths.plain(directory) as path, context:
             return ocp.load_checkpointables(path / str(step), parts)
     except Exception as error:  # Orbax raises many kinds, none of which helps the user
-        raise UserError(f"{directory / str(step)} cannot be restored ({_reason(error)})") from error
+        raise UserError(
+            f"{directory / str(step)} cannot be restored ({_reason(error)}): take another step"
+        ) from error
 
 
 def _check_restorable(checkpoint: epath.Path, shapes: Shapes) -> None:

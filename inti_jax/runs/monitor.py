@@ -161,7 +161,8 @@ class Monitor:
         named = ", ".join(ids[:16]) + (f" and {len(ids) - 16} more in metrics.jsonl" if len(ids) > 16 else "")
         raise TrainingError(
             f"step {step}: the loss is {figures['loss']} and its gradient's norm {figures['grad_norm']}; "
-            f"earlier checkpoints stay valid. The batch: {named}"
+            "earlier checkpoints stay valid. Lower `train.learning_rate` or `train.clip_norm`. The batch: "
+            f"{named}"
         )
 
     def _log_blends(self, step: int, blends: Mapping[int, Metrics]) -> None:

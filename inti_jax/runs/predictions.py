@@ -26,6 +26,8 @@ _LEVEL = 1
 # Videos whose views are rounded at a time, so that no second float32 array of all of them is made.
 _BLOCK = 1024
 
+_ANEW = "`python -m inti_jax.main --mode eval` writes it anew"
+
 _NAME = re.compile(r"(0|[1-9]\d*)-([1-9]\d*)x([1-9]\d*)-(raw|ema)-(\w{1,8})\.npz")
 
 # The arrays of a file, `views` apart, with their kinds of type and numbers of dimensions.
@@ -171,7 +173,7 @@ def read(path: Path) -> SavedPredictions:
     try:
         return _checked(arrays)
     except (ValueError, OverflowError) as error:
-        raise UserError(f"{path} holds no predictions that can be used: {error}") from None
+        raise UserError(f"{path} holds no predictions that can be used ({error}): {_ANEW}") from None
 
 
 def read_views(path: Path) -> Float16[np.ndarray, "M V K"]:
@@ -179,9 +181,9 @@ def read_views(path: Path) -> Float16[np.ndarray, "M V K"]:
     saved, views = read(path), archives.read(path, ["views"])["views"]
     shape = (len(saved.ids), saved.clips * saved.crops, len(saved.classes))
     if views.dtype != np.float16 or views.shape != shape:
-        raise UserError(f"{path} holds views of {views.dtype} {views.shape}, not float16 {shape}")
+        raise UserError(f"{path} holds views of {views.dtype} {views.shape}, not float16 {shape}: {_ANEW}")
     if not _are_probabilities(views):
-        raise UserError(f"{path} holds views that are no probabilities")
+        raise UserError(f"{path} holds views that are no probabilities: {_ANEW}")
     return views
 
 

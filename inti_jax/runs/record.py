@@ -116,7 +116,10 @@ class RunRecord:
                 facts["size"] = dataclasses.asdict(BACKBONES[values["model"]["backbone"]])
             backbone = pydantic.TypeAdapter(Backbone).validate_python(facts)
         except (AttributeError, KeyError, TypeError, pydantic.ValidationError):
-            raise ConfigError(f"{path} does not describe the run's dataset and backbone") from None
+            raise ConfigError(
+                f"{path} does not describe the run's dataset and backbone: put back the file that the "
+                "training wrote"
+            ) from None
         return RunRecord(config.from_dict(values, backbone.size), dataset, backbone)
 
     def check_continues(self, earlier: "RunRecord", workdir: Path) -> None:

@@ -146,7 +146,7 @@ def read_record(path: Path) -> RunRecord:
     try:
         return RunRecord.from_json(json.loads(metadata["record"]), path)
     except (KeyError, ValueError):
-        raise UserError(f"{path} has damaged metadata") from None
+        raise UserError(f"{path} has damaged metadata: {_MAKES.format('RUN')} writes it anew") from None
 
 
 def read_weights(path: Path) -> Weights:
@@ -168,13 +168,16 @@ def leaves(path: Path, record: RunRecord) -> dict[str, Callable[[Index], np.ndar
     found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     if found != expected:
         differs = sorted(name for name in found.keys() | expected if found.get(name) != expected.get(name))
-        raise UserError(f"{path} does not match the model that it states: see {', '.join(differs[:3])}")
+        raise UserError(
+            f"{path} does not match the model that it states, see {', '.join(differs[:3])}: "
+            f"{_MAKES.format('RUN')} writes it anew"
+        )
 
     def read(name: str, index: Index) -> np.ndarray:
         try:
             return file.get_slice(name)[index] if index else file.get_tensor(name)
         except (safetensors.SafetensorError, OSError) as error:
-            raise UserError(f"{path} is damaged: {error}") from None
+            raise UserError(f"{path} is damaged, get it again: {error}") from None
 
     return {name: functools.partial(read, name) for name in trained}
 
@@ -190,18 +193,19 @@ def check_fits(path: Path, theirs: RunRecord, ours: RunRecord) -> None:
             f"{path} holds its own backbone: set `model.pretrained` to the same file"
             if holds_tower(path)
             else f"{path} was trained on the backbone {theirs.backbone.sha256}, but "
-            f"{ours.config.model.pretrained} holds the backbone {ours.backbone.sha256}"
+            f"{ours.config.model.pretrained} holds the backbone {ours.backbone.sha256}: set "
+            "`model.pretrained` to the file that it was trained on"
         )
     for index, (label, here) in enumerate(zip(theirs.dataset.labels, ours.dataset.labels, strict=False)):
         if label != here:
             raise ConfigError(
                 f"{path} was trained on other labels: class {index} is `{label}` there, and `{here}` in "
-                f"{ours.dataset.name}"
+                f"{ours.dataset.name}: prepare the dataset with --labels in the order of that run's"
             )
     if len(theirs.dataset.labels) != len(ours.dataset.labels):
         raise ConfigError(
             f"{path} was trained on {len(theirs.dataset.labels)} labels, and {ours.dataset.name} has "
-            f"{len(ours.dataset.labels)}"
+            f"{len(ours.dataset.labels)}: both runs should have the same labels"
         )
     expected, found = _settings(theirs.config.model), _settings(ours.config.model)
     if size.alike(ours.backbone.size):  # one of them may be "auto"
@@ -210,7 +214,7 @@ def check_fits(path: Path, theirs: RunRecord, ours: RunRecord) -> None:
         if expected.get(key) != found.get(key):
             raise ConfigError(
                 f"{path} has another model: its `model.{key}` is {expected.get(key)}, here it is "
-                f"{found.get(key)}"
+                f"{found.get(key)}: set it to the same"
             )
     # Trained parameters with a vector for each frame, or for each patch.
     sized = []
@@ -221,7 +225,9 @@ def check_fits(path: Path, theirs: RunRecord, ours: RunRecord) -> None:
     for key in sized:
         size, ours_size = getattr(theirs.config.data, key), getattr(ours.config.data, key)
         if size != ours_size:
-            raise ConfigError(f"{path} has an embedding for `data.{key}` = {size}, here it is {ours_size}")
+            raise ConfigError(
+                f"{path} has an embedding for `data.{key}` = {size}, here it is {ours_size}: set it to {size}"
+            )
 
 
 def _settings(model: Model) -> dict[str, Any]:

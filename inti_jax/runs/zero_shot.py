@@ -50,7 +50,9 @@ def with_labels(
             f"other labels need the text tower of the run's `model.pretrained`: {error}"
         ) from None
     if file.hash != record.backbone.sha256:
-        raise UserError(f"{path} holds other weights than those that the run started from")
+        raise UserError(
+            f"{path} holds other weights than those that the run started from: give the same as `pretrained`"
+        )
     if freezing.trains(model, _CLASSES, record.backbone.size.layers):
         log.warning(
             "the run trained its class embeddings, so embeddings of other labels do not match them: train "

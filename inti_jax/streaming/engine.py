@@ -114,7 +114,10 @@ class Stream:
         self, first: int, logits: Float[np.ndarray, " K"], probabilities: Float[np.ndarray, " K"]
     ) -> Prediction:
         if not np.isfinite(logits).all():
-            raise UserError("the model's outputs are not finite")
+            raise UserError(
+                "the model's outputs are not finite: its training diverged; take the checkpoint of an "
+                "earlier step"
+            )
         start = self._origin + first * self.stride
         return Prediction(start, start + (self.frames - 1) * self.stride + 1, logits, probabilities)
 

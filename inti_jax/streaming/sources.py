@@ -236,7 +236,9 @@ def _naming(name: str) -> Iterator[None]:
     try:
         yield
     except av.ExitError:
-        raise UserError(f"{name}: no data came in time") from None
+        raise UserError(
+            f"{name}: no data came in time: check the source, or give a longer --timeout"
+        ) from None
     except av.FFmpegError as error:
         raise UserError(f"{name}: it cannot be read: {error.strerror}") from None
     except decode.DecodeError as error:

@@ -177,7 +177,9 @@ def class_weights(
     total = (weights * counts).sum()
     if total <= 0:
         raise ConfigError(
-            f"config: `train.class_weights` is {chosen}: it is 0 for all classes with training videos"
+            f"config: `train.class_weights` is {chosen}: it is 0 for all classes with training videos, "
+            "and one "
+            "at least should be above 0"
         )
     return (weights * counts.sum() / total).astype(np.float32)
 

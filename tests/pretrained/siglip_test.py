@@ -213,7 +213,7 @@ def test_a_video_model_starts_from_class_names(case, monkeypatch, resolution):
         ({"model_type": "vit"}, "is of model type 'vit', not siglip or siglip_vision_model"),
         ({"num_attention_heads": 5}, "no multiple of 5 heads"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not gelu_pytorch_tanh"),
-        ({"image_size": 224}, "image_size 224 and patches of 14 do not make 16 positions"),
+        ({"image_size": 224}, "image_size 224 and patches of 14 do not make the 16 positions"),
     ],
 )
 @pytest.mark.parametrize("case", ["vision"], indirect=True)

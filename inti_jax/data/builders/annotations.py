@@ -219,10 +219,10 @@ def quoted(names: Iterable[str]) -> str:
 
 def _unique(labels: Sequence[str], path: Path) -> tuple[str, ...]:
     if not labels:
-        raise UserError(f"{path} has no label")
+        raise UserError(f"{path} has no label: write one in each line")
     seen = set()
     for label in labels:
         if label in seen:
-            raise UserError(f"{path} has the label {shown(label)} twice")
+            raise UserError(f"{path} has the label {shown(label)} twice: remove one of them")
         seen.add(label)
     return tuple(labels)

@@ -11,6 +11,7 @@ from inti_jax.data.builders.annotations import (
     Listed,
     check_label,
     check_name,
+    quoted,
     read_table,
     shown,
     unknown_label,
@@ -82,7 +83,9 @@ def _rows(path: Path) -> Iterator[tuple[str, Listed]]:
         if "split" in cells:
             split = _SPLITS.get(cells["split"].lower())
             if split is None:
-                raise UserError(f"{where}: unknown split {shown(cells['split'])}")
+                raise UserError(
+                    f"{where}: unknown split {shown(cells['split'])}; splits are {quoted(_SPLITS)}"
+                )
         elif named is None:
             raise UserError(
                 f"{path} has no column `split`, and its name states no split: name it train.csv or val.csv"

@@ -51,5 +51,5 @@ def _below(path: str, root: Path, where: str) -> str:
     top = os.path.normpath(root.absolute())
     absolute = Path(os.path.normpath(Path(top, path)))
     if not absolute.is_relative_to(top) or absolute == Path(top):
-        raise UserError(f"{where}: {shown(path)} is not below {root}")
+        raise UserError(f"{where}: {shown(path)} is not below {root}, which --source names")
     return absolute.relative_to(top).as_posix()

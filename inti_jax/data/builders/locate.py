@@ -132,7 +132,7 @@ def _check_ids(annotations: Annotations) -> dict[str, Listed]:
         for row in listed:
             if split_of.setdefault(row.id, split) != split:
                 raise UserError(
-                    f"{row.where}: {row.id} is already in {first[row.id].where}, in another split"
+                    f"{row.where}: {row.id} is already in {first[row.id].where}, in another split: keep one"
                 )
             first.setdefault(row.id, row)
     return first
