@@ -4,12 +4,15 @@
 #   ./launch/docs.sh [serve]
 set -euo pipefail
 cd "$(dirname "$0")/.."
+case $* in
+  '') command=(build --clean --strict) ;;
+  serve) command=(serve) ;;
+  *) echo "error: give nothing or serve, not '$*'" >&2; exit 2 ;;
+esac
 . launch/common.sh
 ensure_venv requirements-dev.txt
 
-PYTHONPATH=. python launch/reference.py
-case ${1:-build} in
-  build) zensical build --clean --strict ;;
-  serve) zensical serve ;;
-  *) echo "error: give nothing or serve, not '$1'" >&2; exit 2 ;;
-esac
+export PYTHONPATH=.
+python launch/notebook.py
+python launch/reference.py
+zensical "${command[@]}"

@@ -61,6 +61,19 @@ def opened(browser: Any, place: Path | str, *, width: int = 1400, scheme: str = 
     context.close()
 
 
+def barriers(page: Any) -> list[str]:
+    """What axe-core finds on a page that keeps somebody from reading it, of serious or critical impact."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    found = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
+    return [
+        f"{each['id']} ({each['impact']}): {node['html'][:200]}"
+        for each in found
+        if each["impact"] in ("serious", "critical")
+        for node in each["nodes"]
+    ]
+
+
 # Counts the pixels that each chart has drawn, on canvases inside shadow trees.
 INK = """
 () => {

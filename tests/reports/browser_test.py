@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from inti_jax.reports import writing
-from tests.browser import INK, browser, opened  # noqa: F401 - a fixture
+from tests.browser import INK, barriers, browser, opened  # noqa: F401 - a fixture
 from tests.configs import INTI, tiny
 from tests.reports import made_up
 
@@ -41,6 +41,8 @@ def test_a_page_draws_every_chart_and_asks_no_network(browser, pages, name, widt
         assert all(pixels > 1000 for pixels in ink.values()), ink
         assert found.page.evaluate("document.documentElement.scrollWidth") <= width
         assert not found.problems and not found.requests
+        if name == "run":
+            assert barriers(found.page) == []
 
 
 def test_searches_find_classes_and_videos(browser, pages):  # noqa: F811
