@@ -1,5 +1,6 @@
 """Run the commands of the tutorial and of README's first steps, on small videos and for a few steps."""
 
+import shlex
 import shutil
 
 import pytest
@@ -8,7 +9,7 @@ import inti_jax
 from tests.commands import call
 from tests.data import clips
 from tests.docs.code_test import of_package
-from tests.docs.pages import ROOT, commands
+from tests.docs.pages import ROOT, blocks, commands
 from tests.pretrained.weights import write_tiny
 
 pytestmark = pytest.mark.usefixtures("shallow")
@@ -33,6 +34,29 @@ def videos(tmp_path, monkeypatch):
             (tmp_path / "my_videos" / label / f"{name}.mp4").write_bytes(video)
     write_tiny(tmp_path / "clip.safetensors")
     return tmp_path
+
+
+@pytest.mark.usefixtures("unreported")
+def test_the_lines_that_readme_starts_with_work_exactly_as_written(videos):
+    """From nothing to labels, but for the installation, which wheel_test.py tries; the model is shallower."""
+    start = (ROOT / "README.md").read_text().partition("\n## Try it")[0]
+    assert start.count("\n") < 40  # on the first screen
+    (block,) = [block for block in blocks(ROOT / "README.md") if block.kind == "sh" and block.code in start]
+    lines = block.code.splitlines()
+    assert len(lines) == 5
+    ran = []
+    for line in lines:
+        words = shlex.split(line)
+        if (found := of_package(words)) is None:
+            assert words[0] in ("python3.11", "pip")
+            continue
+        name, arguments = found
+        done = call("main" if name == "train" else name, *arguments)
+        assert done.returncode == 0, (line, done.stderr)
+        ran.append(name)
+    assert ran == ["prepare", "train", "predict"]
+    labels = (videos / "labels.csv").read_text()
+    assert labels.count(".mp4") == 8 and "clap" in labels and "wave" in labels
 
 
 def test_every_command_works_as_written(videos):
