@@ -50,8 +50,8 @@ def docstring(function):
 
 def test_the_package_says_what_it_has():
     assert set(inti_jax.__all__) <= set(dir(inti_jax))
-    with pytest.raises(AttributeError, match="no attribute 'lod'"):
-        inti_jax.lod  # noqa: B018
+    with pytest.raises(AttributeError, match="no attribute 'train'"):
+        inti_jax.train  # noqa: B018
 
 
 def test_one_version_everywhere():
