@@ -8,7 +8,8 @@
 - `clip_file` is the project's own file; `converted` makes and opens it.
 - `peers` reads fine-tuned checkpoints of published methods, and names models that are not read.
 - `loading` brings its weights into a model, `posemb` resamples its positions, `text_head` embeds class names.
-- `api` is `inti_jax.load_clip`; `verify` compares a file with its source, which `reference` runs in torch.
+- `api` is `inti_jax.load_clip`, and `encoders` has what it returns; `verify` compares a file with its source,
+  which `reference` runs in torch.
 
 The package may import config, distributed, errors, host and models, never runs or data.
 """

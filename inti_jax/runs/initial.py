@@ -16,8 +16,8 @@ from inti_jax.models import freezing, parameters
 from inti_jax.models.parameters import Params
 from inti_jax.models.rngs import make_rngs
 from inti_jax.pretrained import loading, text_head
-from inti_jax.pretrained.api import TextEncoder
 from inti_jax.pretrained.converted import open_converted
+from inti_jax.pretrained.encoders import TextEncoder
 from inti_jax.runs import state, trained_file
 from inti_jax.runs.record import RunRecord
 from inti_jax.runs.state import TrainState

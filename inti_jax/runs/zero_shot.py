@@ -11,8 +11,8 @@ from inti_jax.hub.names import Place
 from inti_jax.models import freezing
 from inti_jax.models.parameters import Params
 from inti_jax.pretrained import text_head
-from inti_jax.pretrained.api import TextEncoder
 from inti_jax.pretrained.converted import open_converted
+from inti_jax.pretrained.encoders import TextEncoder
 from inti_jax.runs.record import RunRecord
 
 log = logging.getLogger("inti_jax")

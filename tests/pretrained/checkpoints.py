@@ -8,7 +8,7 @@ import torch
 import transformers
 from torch import nn
 
-from inti_jax.pretrained.api import ClipModel
+from inti_jax.pretrained.encoders import ClipModel
 
 # (image width, heads, patch, text width, text heads, feature width) of CLIP's own models.
 SIZES = {
