@@ -110,6 +110,21 @@ def piped(data):
     return io.TextIOWrapper(os.fdopen(read, "rb"))
 
 
+def test_a_pipe_whose_writer_is_killed_is_answered_as_far_as_it_came(
+    trained_run, model, tmp_path, monkeypatch
+):
+    encoded = clips.encode(clips.moving_square(48), container="mpegts", gop=1, b_frames=0)
+    path = tmp_path / "part.ts"
+    path.write_bytes(encoded[: len(encoded) // 2])  # in the middle of a frame
+    writer = subprocess.Popen(["sh", "-c", f"cat {path}; exec sleep 60"], stdout=subprocess.PIPE)
+    threading.Timer(0.5, writer.kill).start()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(writer.stdout))
+    lines, said = run(trained_run, "-")
+    writer.wait()
+    assert lines[-1]["end"] <= 24 and "Traceback" not in said
+    check_lines(lines, model, clips.decode_all(encoded), [0, 8][: len(lines)])
+
+
 def test_a_camera_is_labelled_until_it_hangs_up(trained_run, model):
     frames = clips.moving_square(60)
     with rtsp.serving(frames) as url:
