@@ -21,6 +21,7 @@ COMMANDS = {
     "plan": ("plan", "show what a config costs before anything runs"),
     "predict": ("predict", "label video files with a trained run"),
     "stream": ("stream", "label a camera, a pipe or a file while it runs"),
+    "serve": ("serve", "label videos over HTTP"),
     "features": ("features", "write features of video files"),
     "explain": ("explain", "show which frames and patches a trained run's answers come from"),
     "evaluate": ("evaluate", "print figures with intervals from kept predictions, compare and ensemble runs"),

@@ -88,6 +88,15 @@ def check_opens(file: io.BufferedIOBase) -> None:
         pass
 
 
+def announced_size(file: io.BufferedIOBase) -> tuple[int, int]:
+    """Read the height and width that a video's head announces, as stored; decode no more than FFmpeg must.
+
+    Raises DecodeError unless `file` opens as a video.
+    """
+    with _opened(file) as (_, stream):
+        return stream.codec_context.height, stream.codec_context.width
+
+
 def decode_and_validate(
     video: bytes, choose: Callable[[int], Int64[np.ndarray, " T"]]
 ) -> tuple[VideoInfo, dict[int, UInt8[np.ndarray, "H W 3"]]]:
