@@ -1,11 +1,14 @@
 """Measure what a prediction in a stream costs beside a whole window, and an hour of video in constant memory.
 
+    python -m tests.benchmarks.stream_benchmark parity
     python -m tests.benchmarks.stream_benchmark hops
     python -m tests.benchmarks.stream_benchmark hour
 
-`hops` times a window and a hop in turns, of random weights. `hour` repeats the packets of a short clip to a
-video of the given minutes, and labels it over time: resident memory by the minute of the video, the number of
-frames decoded, and the time as a multiple of decoding alone.
+`parity` compares the streamed logits of decoded H.264 with the model's on each window, for each method with
+each compressor, with one and two layers that compress. `hops` times a window and a hop in turns, of random
+weights. `hour` repeats the packets of a short clip to a video of the given minutes, and labels it over time:
+resident memory by the minute of the video, the number of frames decoded, and the time as a multiple of
+decoding alone.
 """
 
 import argparse
@@ -30,18 +33,21 @@ from inti_jax.streaming import feed, pacing, sources, timeline
 from inti_jax.streaming.engine import Stream
 from tests.configs import record, tiny
 from tests.data import clips
+from tests.streaming import engine_test
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("hops", "hour"))
+    parser.add_argument("what", choices=("parity", "hops", "hour"))
     parser.add_argument("--backbone", default="clip_vit_b16")
     parser.add_argument("--every", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--methods", nargs="+", default=["full", "st_adapter"])
     parser.add_argument("--minutes", type=int, default=60)
     arguments = parser.parse_args()
-    if arguments.what == "hops":
+    if arguments.what == "parity":
+        parity()
+    elif arguments.what == "hops":
         hops(arguments.backbone, arguments.every, arguments.rounds, arguments.methods)
     else:
         hour(arguments.minutes)
@@ -67,6 +73,22 @@ def random_model(backbone: str, frames: int, resolution: int, **changes: object)
         rngs=make_rngs(0),
     )
     return VideoClassifier(nnx.graphdef(model), parameters.flatten(nnx.state(model, nnx.Param)), run)
+
+
+def parity() -> None:
+    video = clips.decode_all(clips.encode(clips.moving_square(40, 48, 40)))
+    print(f"{'method':<12}{'compressor':<12}{'one layer':>12}{'two layers':>12}")
+    for method in (*engine_test.METHODS, "linear", "lora"):
+        for kind in engine_test.COMPRESSIONS:
+            cells = []
+            for layers in (1, 2):
+                model = engine_test.compressed(kind, layers, model__adaptation=method)
+                stream = Stream(model, every=4)
+                found = stream.push(video)
+                windows = np.stack([video[each.start : each.end : stream.stride] for each in found])
+                expected = model(windows)
+                cells.append(np.abs(np.stack([each.logits for each in found]) - expected).max())
+            print(f"{method:<12}{kind:<12}" + "".join(f"{cell:>12.1e}" for cell in cells), flush=True)
 
 
 def hops(backbone: str, every: int, rounds: int, methods: list[str]) -> None:
