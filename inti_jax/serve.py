@@ -69,7 +69,9 @@ def main(prog: str = "python -m inti_jax.serve") -> None:
             "'inti_jax[serve]'`"
         ) from None
     from inti_jax.evaluation.inference import FileModel
+    from inti_jax.runs import compilation
 
+    compilation.cache_for_user()
     listening = server.listen(arguments.host, arguments.port)
     server.run(
         listening,
