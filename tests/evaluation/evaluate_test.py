@@ -52,7 +52,7 @@ class WithoutVideo3:
 def model():
     """A random model: its graph and its parameters, on the host."""
     settings = tiny(**INTI)
-    graphdef, params = nnx.split(state.build_model(record(settings), nnx.Rngs(3)))
+    graphdef, params = nnx.split(state.build_model(record(settings), make_rngs(3)))
     return graphdef, {path: np.asarray(leaf) for path, leaf in parameters.flatten(params).items()}
 
 
@@ -111,7 +111,7 @@ def test_probabilities_that_are_not_finite_are_an_error_not_an_accuracy(model, m
 
 def test_order_blind_models_stay_under_the_ceiling(motion_data):
     """The dataset's promise: without the order of frames, right for one of each two videos at most."""
-    graphdef, params = nnx.split(state.build_model(record(tiny()), nnx.Rngs(0)))
+    graphdef, params = nnx.split(state.build_model(record(tiny()), make_rngs(0)))
     found = predictions((graphdef, parameters.flatten(params)), motion_data, Eval(batch=10))
     partners = found.probabilities.reshape(-1, 2, 10)
     np.testing.assert_allclose(partners[:, 0], partners[:, 1], atol=1e-5)

@@ -14,6 +14,7 @@ from inti_jax.models import attribution
 from inti_jax.models.adapters import NOTHING
 from inti_jax.models.block import Attention
 from inti_jax.models.inti import InTI
+from inti_jax.models.rngs import make_rngs
 from inti_jax.models.trace import Blend, Trace
 from inti_jax.models.video import VideoModel
 from inti_jax.models.vit import ImageTower
@@ -79,7 +80,7 @@ def traced(monkeypatch, family="clip", **changes):
     size = dataclasses.replace(BACKBONES["tiny"], layers=2, width=24, **FAMILIES[family])
     monkeypatch.setitem(BACKBONES, "tiny", size)
     settings = Model(pretrained="random", **changes)
-    model = nnx.eval_shape(lambda: VideoModel(settings, 10, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: VideoModel(settings, 10, rngs=make_rngs(0)))
     rng = np.random.default_rng(0)
     graphdef, shapes = nnx.split(model)
     params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.2, leaf.shape), jnp.float32), shapes)
@@ -167,7 +168,7 @@ def test_without_compression_every_token_is_its_own(monkeypatch):
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("sized", [False, True])
 def test_attention_mixes_by_its_probabilities(causal, sized):
-    attention = initialize(lambda: Attention(24, 3, causal=causal, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    attention = initialize(lambda: Attention(24, 3, causal=causal, dtype=jnp.float32, rngs=make_rngs(0)))
     rng = np.random.default_rng(0)
     q, k, v = (jnp.asarray(rng.standard_normal((2, 7, 3, 8), np.float32)) for _ in range(3))
     sizes = jnp.asarray(rng.integers(1, 5, (2, 7)), jnp.float32) if sized else None
@@ -181,7 +182,7 @@ def test_attention_mixes_by_its_probabilities(causal, sized):
 def test_the_pooling_reduces_by_its_weights():
     for family in ("clip", "patches"):
         size = dataclasses.replace(BACKBONES["tiny"], layers=1, **FAMILIES[family])
-        tower = initialize(lambda size=size: ImageTower(size, rngs=nnx.Rngs(0)))
+        tower = initialize(lambda size=size: ImageTower(size, rngs=make_rngs(0)))
         rng = np.random.default_rng(0)
         x = jnp.asarray(rng.standard_normal((2, 5, 96), np.float32))
         sizes = jnp.asarray(rng.integers(1, 4, (2, 5)), jnp.float32)

@@ -8,6 +8,7 @@ from flax import nnx
 
 from inti_jax.config import GROUPS, SCALES, Compression
 from inti_jax.models.compressors import Compressor, build_compressor
+from inti_jax.models.rngs import make_rngs
 from tests.cost.compiled import call, initialize
 
 GRID = (3, 4)
@@ -16,7 +17,7 @@ KINDS = ("inti", "mean", "static", "drop")
 
 def build(kind, group, size=24, grid=GRID, prefix_tokens=1, **changes) -> Compressor:
     settings = Compression(kind=kind, after=(1,), group=group, **{"width": 8} | changes)
-    rngs = nnx.Rngs(0)
+    rngs = make_rngs(0)
     return build_compressor(settings, size, grid, prefix_tokens=prefix_tokens, dtype=jnp.float32, rngs=rngs)
 
 

@@ -11,6 +11,7 @@ from inti_jax.config import Compression, Lora, Model, ZeroI2V
 from inti_jax.config.backbones import BACKBONES
 from inti_jax.models import parameters
 from inti_jax.models.fold import fold
+from inti_jax.models.rngs import make_rngs
 from inti_jax.models.video import VideoModel
 from tests.configs import FAMILIES
 
@@ -29,7 +30,7 @@ FOLDING = {
 
 
 def build(config: Model, *, folded: bool = False) -> VideoModel:
-    return nnx.eval_shape(lambda: VideoModel(config, 5, folded=folded, rngs=nnx.Rngs(0)))
+    return nnx.eval_shape(lambda: VideoModel(config, 5, folded=folded, rngs=make_rngs(0)))
 
 
 def random_params(model: VideoModel) -> dict[str, jax.Array]:

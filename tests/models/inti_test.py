@@ -10,6 +10,7 @@ from flax import nnx
 
 from inti_jax.config import SCALES, Compression
 from inti_jax.models.inti import InTI
+from inti_jax.models.rngs import make_rngs
 from tests.cost.compiled import call, initialize
 
 GRID = (3, 4)
@@ -20,7 +21,7 @@ WIDTH = 24
 def make_layer(scales=SCALES, seed=0, prefix_tokens=1, **changes) -> InTI:
     """A layer as after training: the last projection is not zero."""
     settings = Compression(kind="inti", after=(1,), scales=scales, width=8, **changes)
-    layer = initialize(lambda: InTI(WIDTH, settings, GRID, prefix_tokens=prefix_tokens, rngs=nnx.Rngs(seed)))
+    layer = initialize(lambda: InTI(WIDTH, settings, GRID, prefix_tokens=prefix_tokens, rngs=make_rngs(seed)))
     kernel = layer.out.kernel
     layer.out.kernel[...] = jax.random.normal(jax.random.key(seed), kernel.shape)
     return layer

@@ -16,6 +16,7 @@ from inti_jax.config.backbones import BACKBONES, CLIP_MEAN, CLIP_STD, BackboneSi
 from inti_jax.models import tome
 from inti_jax.models.freezing import trains
 from inti_jax.models.parameters import merge, parameter_shapes
+from inti_jax.models.rngs import make_rngs
 from inti_jax.models.video import VideoModel
 from tests.configs import PREFIXES
 from tests.models import torch_references as references
@@ -171,7 +172,7 @@ def compare(method: Method, blocks: int, monkeypatch: pytest.MonkeyPatch, **chan
     )
     monkeypatch.setitem(BACKBONES, "tiny", size)
     settings = Model(pretrained="random", **method.settings)
-    model = nnx.eval_shape(lambda: VideoModel(settings, 10, num_frames=FRAMES, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: VideoModel(settings, 10, num_frames=FRAMES, rngs=make_rngs(0)))
     graphdef = nnx.graphdef(model)
     params = random_parameters({path: leaf.shape for path, leaf in parameter_shapes(model).items()})
     names = [path for path in params if trains(settings, path, blocks) and not path.startswith("head.")]

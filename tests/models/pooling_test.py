@@ -5,9 +5,9 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from inti_jax.config.backbones import BACKBONES
+from inti_jax.models.rngs import make_rngs
 from inti_jax.models.vit import ImageTower
 from tests.configs import FAMILIES
 from tests.cost.compiled import call, initialize
@@ -16,7 +16,7 @@ from tests.cost.compiled import call, initialize
 @pytest.mark.parametrize("family", ["patches", "siglip"])
 def test_a_token_of_several_patches_counts_as_often(family):
     size = dataclasses.replace(BACKBONES["tiny"], layers=1, **FAMILIES[family])
-    tower = initialize(lambda: ImageTower(size, rngs=nnx.Rngs(0)))
+    tower = initialize(lambda: ImageTower(size, rngs=make_rngs(0)))
     x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 96), np.float32))
     sizes = jnp.asarray([[2.0, 1, 3], [1, 4, 1]])
     merged = call(tower, x, sizes, method="reduce")

@@ -8,6 +8,7 @@ from flax import nnx
 
 from inti_jax.config.backbones import BackboneSize
 from inti_jax.models.parameters import flatten
+from inti_jax.models.rngs import make_rngs
 from inti_jax.models.vit import ImageTower
 from tests.cost.compiled import call
 from tests.models import torch_references as references
@@ -28,7 +29,7 @@ CALLS = {
 
 @pytest.fixture(scope="module")
 def tower() -> ImageTower:
-    built = ImageTower(SIZE, rngs=nnx.Rngs(0))
+    built = ImageTower(SIZE, rngs=make_rngs(0))
     rng = np.random.default_rng(0)
     for _, parameter in nnx.to_flat_state(nnx.state(built, nnx.Param)):
         parameter[...] = parameter[...] + 0.1 * rng.standard_normal(parameter.shape, np.float32)

@@ -8,6 +8,7 @@ from flax import nnx
 
 from inti_jax.config import Compression, Model, StAdapter
 from inti_jax.config.backbones import BACKBONES, published
+from inti_jax.models.rngs import make_rngs
 from inti_jax.models.video import VideoModel, normalize
 from tests.configs import FAMILIES, SHALLOW
 from tests.cost.compiled import call, initialize, products
@@ -16,7 +17,7 @@ from tests.cost.compiled import call, initialize, products
 def build(kind="none", after=(), backbone="tiny", group=2, dtype=jnp.float32, **changes) -> VideoModel:
     compression = Compression(kind=kind, after=after, group=group)
     settings = Model(backbone=backbone, pretrained="random", compression=compression, **changes)
-    return VideoModel(settings, 10, dtype=dtype, rngs=nnx.Rngs(0))
+    return VideoModel(settings, 10, dtype=dtype, rngs=make_rngs(0))
 
 
 def make_model(*arguments, **changes) -> VideoModel:

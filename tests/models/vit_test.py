@@ -8,6 +8,7 @@ from flax import nnx
 
 from inti_jax.config.backbones import BackboneSize
 from inti_jax.models.block import quick_gelu
+from inti_jax.models.rngs import make_rngs
 from inti_jax.models.vit import ImageTower
 
 SIZE = BackboneSize(width=128, layers=3, heads=2, patch=8, resolution=32)
@@ -54,7 +55,7 @@ def layer_norm(x: torch.Tensor, norm: nnx.LayerNorm) -> torch.Tensor:
 
 def random_tower() -> ImageTower:
     """With every parameter random: at their start, biases are zero and hide mistakes."""
-    tower = ImageTower(SIZE, rngs=nnx.Rngs(0))
+    tower = ImageTower(SIZE, rngs=make_rngs(0))
     rng = np.random.default_rng(0)
     for _, parameter in nnx.to_flat_state(nnx.state(tower, nnx.Param)):
         parameter[...] = parameter[...] + 0.1 * rng.standard_normal(parameter.shape, np.float32)

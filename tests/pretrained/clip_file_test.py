@@ -12,6 +12,7 @@ from inti_jax.config.backbones import BackboneSize, Numerics
 from inti_jax.errors import UserError
 from inti_jax.models import parameters
 from inti_jax.models.clip import CLIP, Architecture
+from inti_jax.models.rngs import make_rngs
 from inti_jax.models.text import TextSize
 from inti_jax.models.tokenizer import Vocabulary
 from inti_jax.pretrained import sources
@@ -35,7 +36,7 @@ DESCRIPTION = Description(
 
 @pytest.fixture(scope="module")
 def arrays():
-    model = initialize(lambda: CLIP(DESCRIPTION.architecture, rngs=nnx.Rngs(0)))
+    model = initialize(lambda: CLIP(DESCRIPTION.architecture, rngs=make_rngs(0)))
     params = parameters.flatten(nnx.state(model, nnx.Param))
     return {name: held(np.asarray(value)) for name, value in params.items()}
 

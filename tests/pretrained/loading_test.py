@@ -14,6 +14,7 @@ from inti_jax.config.backbones import BACKBONES
 from inti_jax.distributed import sharding
 from inti_jax.errors import UserError
 from inti_jax.models import parameters
+from inti_jax.models.rngs import make_rngs
 from inti_jax.models.video import VideoModel
 from inti_jax.pretrained.api import load_clip
 from inti_jax.pretrained.clip_file import ClipFile
@@ -29,7 +30,7 @@ GRID = TINY.grid
 @pytest.fixture
 def model():
     settings = config.Model(compression=config.Compression(kind="inti", after=(2,)))
-    return nnx.eval_shape(lambda: VideoModel(settings, 5, rngs=nnx.Rngs(0)))
+    return nnx.eval_shape(lambda: VideoModel(settings, 5, rngs=make_rngs(0)))
 
 
 def _one_device(shapes):
@@ -112,7 +113,7 @@ def test_fewer_layers_than_the_model(tmp_path, model):
 
 def test_equal_frames_give_the_image_feature(tmp_path):
     path = write_tiny(tmp_path / "f.safetensors")
-    model = initialize(lambda: VideoModel(config.Model(), 5, rngs=nnx.Rngs(0)))
+    model = initialize(lambda: VideoModel(config.Model(), 5, rngs=make_rngs(0)))
     graphdef, params = nnx.graphdef(model), parameters.flatten(nnx.state(model, nnx.Param))
     shapes = {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in params.items()}
     loaded, _ = load(path, shapes, _one_device(shapes), grid=GRID)

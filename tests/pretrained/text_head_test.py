@@ -6,11 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from flax import nnx
 from PIL import Image
 
 from inti_jax.errors import UserError
 from inti_jax.models.heads import TextHead
+from inti_jax.models.rngs import make_rngs
 from inti_jax.pretrained import text_head
 from inti_jax.pretrained.api import load_clip
 from tests.commands import convert
@@ -53,7 +53,7 @@ def test_zero_shot_logits_are_transformers(model, clip):
 def test_a_text_head_gives_the_same_logits_of_the_towers_feature(model, clip):
     images, _ = checkpoints.inputs(model)
     classes = text_head.class_embeddings(clip.encode_text, NAMES, TEMPLATES)
-    head = initialize(lambda: TextHead(128, 32, len(NAMES), rngs=nnx.Rngs(0)))
+    head = initialize(lambda: TextHead(128, 32, len(NAMES), rngs=make_rngs(0)))
     head.projection.kernel[...] = clip.projection
     head.classes.kernel[...] = classes.T
     head.logit_scale[...] = np.log(clip.logit_scale)
