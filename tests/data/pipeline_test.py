@@ -25,36 +25,7 @@ from inti_jax.data.loading.workers import LoadingError
 from inti_jax.errors import UserError
 from inti_jax.host import limits, memory
 from tests.data import clips
-
-BAD = 3  # the index of the video that does not decode
-CFG = config.Data(name="x", data_dir="x", num_frames=4, stride=2, resolution=24, flip=True, threads=2)
-
-
-class Videos:
-    """Seven videos in memory, all different, one of them damaged."""
-
-    labels = ("push", "pull", "turn")
-
-    def __init__(self):
-        self._videos = [clips.encode(clips.moving_square(14 + i, 32, 40 + 2 * i)) for i in range(7)]
-        self._videos[BAD] = self._videos[BAD][:300]
-
-    def __len__(self):
-        return len(self._videos)
-
-    def __getitem__(self, index):
-        return Example(f"v{index}", index % 3, self._videos[index], 14 + index, 25.0, 32, 40 + 2 * index)
-
-
-class Decoded(Videos):
-    """The same, decoded by `decoder`."""
-
-    def __init__(self, decoder):
-        super().__init__()
-        self._decoder = decoder
-
-    def __getitem__(self, index):
-        return super().__getitem__(index)._replace(decoder=self._decoder)
+from tests.data.videos import BAD, CFG, Decoded, Videos
 
 
 class Sided(Videos):
@@ -171,7 +142,7 @@ def test_a_step_does_not_depend_on_threads(videos, threads):
 
 
 @pytest.mark.parametrize(
-    ("workers", "hosts", "start"), [(0, 1, 3), (0, 2, 0), (0, 2, 1), (2, 2, 3), (4, 1, 2)]
+    ("workers", "hosts", "start"), [(0, 1, 3), (0, 2, 0), (0, 2, 1), (1, 2, 3), (3, 1, 2)]
 )
 def test_a_step_does_not_depend_on_workers_hosts_or_where_the_run_started(videos, workers, hosts, start):
     cfg = dataclasses.replace(CFG, workers=workers)
@@ -224,7 +195,7 @@ def test_a_worker_that_is_killed_is_replaced(videos, caplog, monkeypatch):
 _ENDLESS = """
 import dataclasses, multiprocessing, sys, time
 from inti_jax.data import pipeline
-from tests.data.pipeline_test import CFG, Videos
+from tests.data.videos import CFG, Videos
 
 if __name__ == "__main__":
     cfg = dataclasses.replace(CFG, workers=2)
@@ -269,7 +240,7 @@ def _deadly(video, indices, total=None):
 
 def test_workers_that_keep_dying_end_the_run_with_the_reason(monkeypatch):
     monkeypatch.setattr(workers, "_DEATHS", 2)
-    cfg = dataclasses.replace(CFG, workers=2, threads=1)
+    cfg = dataclasses.replace(CFG, workers=1, threads=1)
     with (
         pipeline.train_batches(Decoded(_deadly), cfg, seed=5, global_batch=7, num_steps=5) as batches,
         pytest.raises(LoadingError, match=r"killed by SIGSEGV.* indices .*2") as caught,
@@ -287,12 +258,12 @@ def test_epochs_augment_differently(videos):
     assert any(not np.array_equal(first, second) for first, second, *_ in rows.values())
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, 1])
 def test_a_mirrored_clip_has_the_label_of_its_mirror_image(workers):
     cfg = dataclasses.replace(CFG, workers=workers)
     sided = Sided()
     batches = _collect(sided, cfg, num_steps=20)
-    plain = _collect(sided, dataclasses.replace(cfg, flip=False), num_steps=20)
+    plain = _collect(sided, dataclasses.replace(CFG, flip=False), num_steps=20)
     mirrored = 0
     for batch, reference in zip(batches, plain, strict=True):
         np.testing.assert_array_equal(reference["label"], reference["index"] % 3)
@@ -402,7 +373,7 @@ def _black(video, indices, total=None):
     return np.full((len(indices), 20, 30, 3), total, np.uint8)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, 1])
 def test_another_decoder_can_take_the_place(motion_data, workers):
     dataset = open_dataset("motion_digits", motion_data, "train", decoder=_black)
     (batch,) = _collect(dataset, dataclasses.replace(CFG, workers=workers, flip=False), num_steps=1)

@@ -15,10 +15,11 @@ import pytest
 from inti_jax.data import pipeline
 from inti_jax.data.codec import decode
 from inti_jax.data.loading import processes, rows
-from inti_jax.data.loading.workers import LoadingError
-from tests.data.pipeline_test import CFG, Decoded, Videos
+from inti_jax.data.loading.workers import LoadingError, Workers
+from tests.data.videos import CFG, Decoded, Videos
 
-WORKERS = dataclasses.replace(CFG, workers=2, threads=1)
+# Each worker imports JAX, by way of Grain: seconds. So most tests start one.
+ONE = dataclasses.replace(CFG, workers=1, threads=1)
 
 
 def _open_memory():
@@ -33,7 +34,7 @@ def test_closing_leaves_no_memory_and_no_process():
     gc.collect()
     before = _open_memory()
     for _ in range(2):
-        with pipeline.train_batches(Videos(), WORKERS, seed=0, global_batch=2, num_steps=50) as batches:
+        with pipeline.train_batches(Videos(), ONE, seed=0, global_batch=2, num_steps=50) as batches:
             next(batches)
             assert _open_memory() >= before + 2
         assert not multiprocessing.active_children()
@@ -44,7 +45,7 @@ def test_closing_leaves_no_memory_and_no_process():
 def test_what_is_dropped_without_closing_is_gone():
     gc.collect()
     before = _open_memory()
-    batches = pipeline.train_batches(Videos(), WORKERS, seed=0, global_batch=2, num_steps=10_000)
+    batches = pipeline.train_batches(Videos(), ONE, seed=0, global_batch=2, num_steps=10_000)
     next(batches)
     del batches
     deadline = time.monotonic() + 20
@@ -63,7 +64,7 @@ def _endless(video, indices, total=None):
 def test_a_worker_that_comes_to_no_end_ends_the_run_with_the_reason(monkeypatch, capfd):
     monkeypatch.setattr(processes, "ROW_SECONDS", 3)
     with (
-        pipeline.train_batches(Decoded(_endless), WORKERS, seed=5, global_batch=7, num_steps=5) as batches,
+        pipeline.train_batches(Decoded(_endless), ONE, seed=5, global_batch=7, num_steps=5) as batches,
         pytest.raises(LoadingError, match=r"video of index 2 did not finish in 3 s"),
     ):
         list(batches)
@@ -73,7 +74,7 @@ def test_a_worker_that_comes_to_no_end_ends_the_run_with_the_reason(monkeypatch,
 
 def test_closing_does_not_wait_for_a_worker_that_comes_to_no_end(monkeypatch):
     monkeypatch.setattr(processes, "_LAST_ROW_SECONDS", 1)
-    with pipeline.train_batches(Decoded(_endless), WORKERS, seed=5, global_batch=1, num_steps=50) as batches:
+    with pipeline.train_batches(Decoded(_endless), ONE, seed=5, global_batch=1, num_steps=50) as batches:
         assert next(batches)["index"] != 2
         time.sleep(1)
         started = time.monotonic()
@@ -83,8 +84,8 @@ def test_closing_does_not_wait_for_a_worker_that_comes_to_no_end(monkeypatch):
 
 def test_batches_of_one_are_copies_too():
     batches = {}
-    for count in (0, 2):
-        cfg = dataclasses.replace(WORKERS, workers=count)
+    for count in (0, 1):
+        cfg = dataclasses.replace(ONE, workers=count)
         with pipeline.train_batches(Videos(), cfg, seed=5, global_batch=1, num_steps=60) as loaded:
             batches[count] = list(loaded)
     for one, other in zip(*batches.values(), strict=True):
@@ -110,20 +111,26 @@ def _own_error(video, indices, total=None):
     raise _OwnError(1, 2)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize(
-    ("decoder", "kind", "message"),
-    [
-        (_type_error, TypeError, "no such codec"),
-        (_stop_iteration, RuntimeError, "loading a row: StopIteration"),
-        (_own_error, RuntimeError, "loading a row: _OwnError: 1 and 2"),
-    ],
-)
-def test_an_error_of_a_decoder_ends_the_run_with_it(workers, decoder, kind, message):
-    cfg = dataclasses.replace(WORKERS, workers=workers)
+@pytest.mark.parametrize("count", [0, 1])
+def test_an_error_of_a_decoder_ends_the_run_with_it(count):
+    cfg = dataclasses.replace(ONE, workers=count)
+    with contextlib.ExitStack() as stack:
+        workers = stack.enter_context(contextlib.closing(Workers(count, 1))) if count else None
+        for decoder, kind, message in (
+            (_type_error, TypeError, "no such codec"),
+            (_stop_iteration, RuntimeError, "loading a row: StopIteration"),
+            (_own_error, RuntimeError, "loading a row: _OwnError: 1 and 2"),
+        ):
+            options = {"seed": 5, "global_batch": 2, "num_steps": 9, "workers": workers}
+            with (
+                pipeline.train_batches(Decoded(decoder), cfg, **options) as batches,
+                pytest.raises(kind, match=message),
+            ):
+                list(batches)
+    # Also where the workers are the batches' own.
     with (
-        pipeline.train_batches(Decoded(decoder), cfg, seed=5, global_batch=2, num_steps=9) as batches,
-        pytest.raises(kind, match=message),
+        pipeline.train_batches(Decoded(_type_error), cfg, seed=5, global_batch=2, num_steps=9) as batches,
+        pytest.raises(TypeError, match="no such codec"),
     ):
         list(batches)
     assert not multiprocessing.active_children()
@@ -137,10 +144,10 @@ def test_a_row_of_another_shape_or_type_is_refused(video):
 
 _UNCLOSED = """
 from inti_jax.data import pipeline
-from tests.data.loading.batches_test import WORKERS, Videos
+from tests.data.loading.batches_test import ONE, Videos
 
 if __name__ == "__main__":
-    batches = pipeline.train_batches(Videos(), WORKERS, seed=0, global_batch=2, num_steps=10_000)
+    batches = pipeline.train_batches(Videos(), ONE, seed=0, global_batch=2, num_steps=10_000)
     next(batches)
 """
 
@@ -153,13 +160,12 @@ def test_a_program_that_does_not_close_ends_soon_and_says_nothing(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_workers_leave_it_to_the_run_to_stop(number):
-    with pipeline.train_batches(Videos(), WORKERS, seed=5, global_batch=2, num_steps=200) as batches:
+def test_workers_leave_it_to_the_run_to_stop():
+    two = dataclasses.replace(ONE, workers=2)
+    with pipeline.train_batches(Videos(), two, seed=5, global_batch=2, num_steps=200) as batches:
         next(batches)
         workers = multiprocessing.active_children()
-        assert len(workers) == 2
-        for worker in workers:
+        for worker, number in zip(workers, (signal.SIGINT, signal.SIGTERM), strict=True):
             os.kill(worker.pid, number)
         for _ in range(30):
             next(batches)
@@ -179,7 +185,7 @@ class DiesAtTheStart(Videos):
 
 def test_workers_that_die_as_they_start_end_the_run_with_the_reason():
     with (
-        pipeline.train_batches(DiesAtTheStart(), WORKERS, seed=5, global_batch=7, num_steps=5) as batches,
+        pipeline.train_batches(DiesAtTheStart(), ONE, seed=5, global_batch=7, num_steps=5) as batches,
         pytest.raises(LoadingError, match=r"died 3 times in a row before batch 0.*exited \(3\)"),
     ):
         next(batches)

@@ -23,7 +23,7 @@ from inti_jax.errors import UserError
 from inti_jax.host import limits
 from inti_jax.training import loop
 from tests.configs import tiny
-from tests.data.pipeline_test import CFG, Decoded, Videos
+from tests.data.videos import CFG, Decoded, Videos
 
 TWO = dataclasses.replace(CFG, workers=2, threads=1, prefetch=1)
 EVAL = config.Eval(clips=2, crops=1, batch=2)
@@ -90,7 +90,8 @@ def _broken(video, indices, total=None):
     return decode.decode_frames(video, indices, total)
 
 
-def test_what_loading_raises_comes_to_whom_it_concerns(pool):
+def test_what_loading_raises_comes_to_whom_it_concerns():
+    pool = Workers(1, 1)
     training = pipeline.train_batches(Videos(), TWO, **TRAIN, workers=pool)
     next(training)
     broken = pipeline.eval_batches(Decoded(_broken), TWO, EVAL, workers=pool)
@@ -101,6 +102,7 @@ def test_what_loading_raises_comes_to_whom_it_concerns(pool):
         next(broken)
     broken.close()
     assert len(list(training)) == 11
+    pool.close()
 
 
 def _endless(video, indices, total=None):
@@ -109,7 +111,7 @@ def _endless(video, indices, total=None):
     return decode.decode_frames(video, indices, total)
 
 
-@pytest.mark.parametrize("count", [0, 2])
+@pytest.mark.parametrize("count", [0, 1])
 def test_batches_can_be_closed_while_another_thread_waits_for_one(count, monkeypatch):
     monkeypatch.setattr(processes, "_LAST_ROW_SECONDS", 1)
     slow = _endless if count else decode.decode_frames
@@ -186,10 +188,10 @@ def _script(text, tmp_path, *arguments):
     script = tmp_path / "script.py"
     script.write_text(text)
     command, environment = [sys.executable, script, *arguments], os.environ | {"PYTHONPATH": "."}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
 
-@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("count", [1, 2])
 def test_the_count_of_open_files_is_the_one_that_workers_take(count, tmp_path):
     done = _script(_COUNT, tmp_path, str(count))
     taken, computed = map(int, done.stdout.split())
