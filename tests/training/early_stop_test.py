@@ -6,6 +6,7 @@ import math
 import pytest
 
 from inti_jax.config import ConfigError, EarlyStop, Train
+from inti_jax.reports import writing
 from inti_jax.runs.evaluations import Evaluation, Setting
 from inti_jax.training import early_stop, loop
 from tests.configs import tiny
@@ -42,7 +43,7 @@ def test_evaluations_that_were_not_due_or_have_no_figure_do_not_count():
     assert reason({10: 0.5}, 20, patience=1) is None and reason({}, 20, patience=1) is None
 
 
-def test_a_run_ends_early_once_and_goes_on_with_more_patience(motion_data, tmp_path, caplog):
+def test_a_run_ends_early_once_and_goes_on_with_more_patience(motion_data, tmp_path, caplog, monkeypatch):
     def settings(patience):
         return tiny(
             motion_data,
@@ -62,6 +63,7 @@ def test_a_run_ends_early_once_and_goes_on_with_more_patience(motion_data, tmp_p
     loop.train(settings(1), tmp_path)  # it has ended, and stays so
     assert computed(tmp_path) == ended and (tmp_path / "report.html").exists()
 
+    monkeypatch.setattr(writing, "write_own", lambda workdir: None)
     # A kill between the last checkpoint and its evaluation.
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(line for line in path.open() if json.loads(line)["step"] < 2))
@@ -74,6 +76,7 @@ def test_a_run_ends_early_once_and_goes_on_with_more_patience(motion_data, tmp_p
     assert [r["step"] for r in computed(tmp_path) if r["split"] == "val"] == [1, 2, 3, 4]
 
 
+@pytest.mark.usefixtures("unreported")
 def test_a_run_that_ends_early_by_some_videos_is_evaluated_on_all(motion_data, tmp_path):
     settings = tiny(
         motion_data,

@@ -22,6 +22,7 @@ from inti_jax.data.dataset import open_configured, open_dataset
 from inti_jax.distributed import sharding
 from inti_jax.errors import UserError
 from inti_jax.models import parameters
+from inti_jax.reports import writing
 from inti_jax.runs import checkpoint, initial, predictions, state
 from inti_jax.runs.record import RunRecord
 from inti_jax.runs.writers.jsonl import read_metrics
@@ -179,7 +180,9 @@ def test_bfloat16_and_remat_train():
 # The loop, in this process.
 
 
-def test_a_run_leaves_all_its_files_and_is_continued_only_by_its_own_config(motion_data, tmp_path):
+def test_a_run_leaves_all_its_files_and_is_continued_only_by_its_own_config(
+    motion_data, tmp_path, monkeypatch
+):
     changes = INTI | {"train__global_batch": 16}
     settings = tiny(motion_data, **changes)
     loop.train(settings, tmp_path)
@@ -193,6 +196,7 @@ def test_a_run_leaves_all_its_files_and_is_continued_only_by_its_own_config(moti
     assert validation["dataset"] == RunRecord.read(tmp_path).dataset.sha256
 
     before = (tmp_path / "metrics.jsonl").read_text()
+    monkeypatch.setattr(writing, "write_own", lambda workdir: None)
     # What a smaller mesh needs may differ.
     less_memory = tiny(motion_data, **changes, model__remat=True, train__accumulate=2)
     loop.train(less_memory, tmp_path)
@@ -301,12 +305,13 @@ def test_labels_that_cannot_be_mirrored_leave_no_workdir(motion_data, tmp_path, 
     assert not (tmp_path / "run").exists()
 
 
-def test_an_evaluation_that_a_kill_prevented_is_made_up_for(motion_data, tmp_path):
+def test_an_evaluation_that_a_kill_prevented_is_made_up_for(motion_data, tmp_path, monkeypatch):
     """Even where another one, of more views, was made of that step by `main --mode eval`."""
     settings = tiny(motion_data)
     workdir = tmp_path / "a$5_{$^b"  # which is no formula, and has to be drawn
     loop.train(settings, workdir)
     assert (workdir / "report.html").exists()
+    monkeypatch.setattr(writing, "write_own", lambda workdir: None)
     whole = [r for r in read_metrics(workdir) if r["split"] not in ("compile", "restart")]
     *before, own = whole
     other = own | {"views": 3, "clips": 3}

@@ -4,10 +4,10 @@ The digits are scikit-learn's 8x8 scans (UCI's handwritten digits). `train` and 
 """
 
 import functools
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int64, UInt8
-from sklearn.datasets import load_digits
 
 SIZE = 64  # pixels a side
 
@@ -17,13 +17,20 @@ _VAL_DIGITS = 360  # the last of the 1,797
 @functools.cache
 def glyphs(split: str) -> Float[np.ndarray, "n 8 8"]:
     """Return the scans of a split, in [0, 1]."""
-    return _of_split(load_digits().images / 16, split)
+    return _of_split(_scans().images / 16, split)
 
 
 @functools.cache
 def digits(split: str) -> Int64[np.ndarray, " n"]:
     """Return the digit, 0 to 9, that each of a split's `glyphs` shows."""
-    return _of_split(load_digits().target.astype(np.int64), split)
+    return _of_split(_scans().target.astype(np.int64), split)
+
+
+@functools.cache
+def _scans() -> Any:
+    from sklearn.datasets import load_digits  # imported late: to prepare other datasets needs none of it
+
+    return load_digits()
 
 
 def draw(
