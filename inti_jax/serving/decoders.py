@@ -64,6 +64,7 @@ class Decoders:
         await asyncio.gather(*self._replacing, return_exceptions=True)
         for worker in list(self._all):
             await self._end(worker)
+        self._threads.shutdown()
 
     async def __call__(self, descriptor: int) -> Loaded:
         """Decode the video in an open file. Raises RefusedError where it cannot be, or takes too long."""

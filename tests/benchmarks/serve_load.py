@@ -1,12 +1,14 @@
 """Ask the service with many clients at once, some of which send broken or huge videos or go away.
 
-    python -m tests.benchmarks.serve_load --seconds 300
+    python -m tests.benchmarks.serve_load batches
+    python -m tests.benchmarks.serve_load mixed --seconds 300
 
-The server is the command, in processes of its own, with a tiny model of a few steps. First it is asked for
-`--phase` seconds each with batches of at most 1, 2, 4, ... videos, by clients that send good videos alone:
-answers a second. Then mixed clients ask it for `--seconds`: answers by status, latencies, and the memory of
-the server's processes in the first and the last minute. At last 2 GiB are uploaded twice, with and without
-their size. Ends with status 1 where a client waits longer than a request may take, or memory grows.
+The server is the command, in processes of its own, with a tiny model of a few steps. With `batches` it is
+asked for `--seconds` each with batches of at most 1, 2, 4, ... videos, by clients that send good videos of
+the model's size alone: answers a second. With `mixed`, clients of all kinds ask it: answers by status,
+latencies, and the memory of the server's processes in the first and the last fifth of the time. Then 2 GiB
+are uploaded twice, with and without their size announced. Ends with an error where a client waits longer than
+a request may take, or memory grows.
 """
 
 import argparse
@@ -47,26 +49,29 @@ KINDS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=300)
-    parser.add_argument("--phase", type=float, default=20)
+    parser.add_argument("what", choices=("batches", "mixed"))
+    parser.add_argument("--seconds", type=float, help="by default 15 for each size of batches, and 300 mixed")
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--batches", type=int, nargs="*", default=[1, 2, 4, 8, 16])
     arguments = parser.parse_args()
-    video = clips.encode(clips.moving_square(60, 240, 320))
     with tempfile.TemporaryDirectory() as directory:
         run = make_run(Path(directory))
-        for batch in arguments.batches:
+        for batch in arguments.batches if arguments.what == "batches" else ():
             with started(run, batch) as server:
-                load = Load(server, video, arguments.clients, {"good": 1.0})
-                load.run(arguments.phase)
+                small = clips.encode(clips.moving_square(16, 32, 32))
+                load = Load(server, small, arguments.clients, {"good": 1.0})
+                load.run(arguments.seconds or 15)
                 mean = server.figure("batch_size_sum") / server.figure("batch_size_count")
                 print(
                     f"batches of at most {batch}: {load.rate():.1f} answers a second, {mean:.1f} in a batch",
                     flush=True,
                 )
+        if arguments.what == "batches":
+            return
         with started(run, 8) as server:
+            video = clips.encode(clips.moving_square(60, 240, 320))
             load = Load(server, video, arguments.clients, KINDS)
-            load.run(arguments.seconds)
+            load.run(arguments.seconds or 300)
             load.report()
             assert not load.hung, f"{load.hung} clients waited for more than {TIMEOUT + 10:.0f} s"
             first, last = load.memory()
@@ -166,8 +171,8 @@ class Load:
         return sum(status == "200" for found in self._answers.values() for status, _ in found) / self._seconds
 
     def memory(self) -> tuple[float, float]:
-        """The mean PSS of the first and the last minute, or of a fifth of the time."""
-        count = min(60, max(1, len(self._memory) // 5))
+        """The mean PSS of the first and the last fifth of the time."""
+        count = max(1, len(self._memory) // 5)
         return tuple(
             statistics.mean(total for _, total in part)
             for part in (self._memory[:count], self._memory[-count:])
@@ -181,10 +186,10 @@ class Load:
                 times = sorted(seconds for each, seconds in found if each == status)
                 late = times[int(0.95 * (len(times) - 1))]
                 print(f"{kind} | {status} | {len(times)} | {statistics.median(times):.2f} | {late:.2f}")
-        count = min(60, max(1, len(self._memory) // 5))
+        count = max(1, len(self._memory) // 5)
         for name, part in (("first", self._memory[:count]), ("last", self._memory[-count:])):
             server, total = (statistics.mean(column) for column in zip(*part, strict=True))
-            print(f"memory, {name} {count} s: server {server:.0f} MiB, all processes {total:.0f} MiB")
+            print(f"memory, {name} fifth of the time: server {server:.0f} MiB, all processes {total:.0f} MiB")
         most = max(total for _, total in self._memory)
         print(f"memory, most: all processes {most:.0f} MiB", flush=True)
 
