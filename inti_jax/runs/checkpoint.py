@@ -47,6 +47,10 @@ logging.getLogger("absl").addFilter(lambda record: "_SignalingThread" not in rec
 # The shapes of the arrays in each part of a checkpoint, by the name of the part.
 Shapes = dict[str, list[tuple[int, ...]]]
 
+# Bytes of the smallest slice that a device writes of an array that several have. Smaller ones are written
+# sooner by one device than sliced.
+_LEAST_SLICE = 2**18
+
 # Directories that are not finished checkpoints: Orbax appends to the name while it writes (earlier versions
 # of this project to `N.partial`, and deleted `N.old`), and `N.damaged` was set aside.
 _UNFINISHED = re.compile(r"\d+(\.partial)?\.orbax-checkpoint-tmp.*|\d+\.(partial|old)")
@@ -414,6 +418,8 @@ def _start_writing(path: epath.Path, parts: dict[str, Any]) -> Any:
     context = ocp.Context()
     # The sharding file takes a quarter of Orbax's work and is not needed: restoring states its shardings.
     context.array_options.saving.enable_write_sharding_file = False
+    # Devices share the writing of what they all have. For each slice a program is compiled.
+    context.array_options.saving.min_slice_bytes_for_replica_parallel = _LEAST_SLICE
     with context:
         return ocp.save_checkpointables_async(path, parts)
 
