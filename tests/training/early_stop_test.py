@@ -47,6 +47,7 @@ def test_a_run_ends_early_once_and_goes_on_with_more_patience(motion_data, tmp_p
     def settings(patience):
         return tiny(
             motion_data,
+            data__num_frames=2,
             train__eval_every_steps=1,
             train__early_stop__patience=patience,
             train__early_stop__min_delta=1.0,  # of which no evaluation is better
@@ -80,6 +81,7 @@ def test_a_run_ends_early_once_and_goes_on_with_more_patience(motion_data, tmp_p
 def test_a_run_that_ends_early_by_some_videos_is_evaluated_on_all(motion_data, tmp_path):
     settings = tiny(
         motion_data,
+        data__num_frames=2,
         train__eval_every_steps=1,
         train__eval_videos=10,
         train__early_stop__patience=1,
