@@ -28,6 +28,20 @@ def test_help(script):
     assert result.returncode == 0 and f"launch/{script}" in result.stdout and "set -e" not in result.stdout
 
 
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        ("lock.sh", ("--upgrad",), "error: give nothing or --upgrade, not '--upgrad'"),
+        ("try_versions.sh", ("python3",), "error: give a Python and a lock"),
+        ("try_versions.sh", ("python9.9", "requirements.txt"), "error: python9.9 is not on the PATH"),
+        ("try_versions.sh", ("python3", "absent.txt"), "error: there is no lock absent.txt here"),
+    ],
+)
+def test_scripts_for_locks_refuse_a_mistake_before_they_install(script, arguments, message):
+    result = launch(script, *arguments)
+    assert result.returncode in (1, 2) and result.stdout == "" and result.stderr.startswith(message)
+
+
 def test_a_pod_from_beginning_to_end():
     result = launch(*POD, "--spot", "--bucket", "gs://b", "--slices", "2", "--dry-run", "--", *MAIN)
     assert result.returncode == 0, result.stderr
