@@ -161,7 +161,7 @@ def _check(args: argparse.Namespace) -> None:
         found += 1
     if found:
         raise UserError(
-            f"{args.check} does not match its manifest, differences: {found}; delete it and prepare it again"
+            f"{args.check} does not match its manifest, delete it and prepare it again; differences: {found}"
         )
     contents = manifest.read(args.check)
     print(f"{shown(str(args.check))} matches its manifest, sha256 {contents.sha256[:16]}")
