@@ -142,7 +142,7 @@ def _live(
             format=input_format,
             container_options=options,
             timeout=timeout,
-            metadata_errors="replace",
+            **decode.ANY_NAMES,
         ) as container,
     ):
         if not container.streams.video:

@@ -34,6 +34,8 @@ MOST_DOUBTFUL = 0.5
 _DURATION_SLACK = 1.0
 # Pixels added to the size of a default stream when the largest stream is chosen, as in `ffmpeg`.
 _DEFAULT_PIXELS = 5_000_000
+# Names in a file need not be UTF-8. PyAV takes them so always from version 19 on.
+ANY_NAMES: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 # Allow FFmpeg no protocol: playlists and session descriptions open as videos, and name other files or hosts.
 NOTHING_ELSE = {"protocol_whitelist": ""}
 _AVI_INDEX_ENTRY = 16  # bytes
@@ -147,7 +149,7 @@ def opened(video: bytes | io.BufferedIOBase) -> Iterator[tuple[av.container.Inpu
     if not head:
         raise DecodeError("the file is empty")
     file.seek(0)
-    with av.open(file, "r", metadata_errors="replace", container_options=NOTHING_ELSE) as container:
+    with av.open(file, "r", container_options=NOTHING_ELSE, **ANY_NAMES) as container:
         if container.format.name.endswith("_pipe"):
             if _is_animated_webp(head):
                 raise DecodeError("it is an animated WebP, which FFmpeg cannot decode: save it as MP4 or GIF")

@@ -293,6 +293,7 @@ def test_a_frame_that_is_not_there(index):
         decode.decode_frames(MP4, np.array([0, index]), FRAMES)
 
 
+@pytest.mark.skipif(int(av.__version__.split(".")[0]) > 18, reason="the FFmpeg of PyAV 19 decodes it")
 def test_an_animated_webp_is_called_so_with_a_way_out():
     images = [Image.fromarray(frame) for frame in clips.moving_square(3)]
     animated, still = io.BytesIO(), io.BytesIO()
