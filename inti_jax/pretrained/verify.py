@@ -33,8 +33,7 @@ def compare(path: Path, against: Path) -> list[Difference]:
     if content_hash(file) != file.hash:
         raise UserError(
             f"{path} was changed after it was written, as the hash of its weights differs: convert the "
-            "source "
-            "again"
+            "source again"
         )
     source = sources.read(against)
     others.refuse(source)
