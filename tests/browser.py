@@ -19,6 +19,8 @@ _FLAGS = (
     "--disable-sync",
 )
 
+_PATIENCE = 120  # seconds that a page may take where other tests have the cores
+
 
 class Opened(NamedTuple):
     """A page of Playwright; what went wrong on it, and what it asked a network for."""
@@ -44,6 +46,7 @@ def browser() -> Iterator[Any]:
 @contextlib.contextmanager
 def opened(browser: Any, place: Path | str, *, width: int = 1400, scheme: str = "light") -> Iterator[Opened]:
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    context.set_default_timeout(1000 * _PATIENCE)
     page = context.new_page()
     found = Opened(page, [], [])
     page.on(

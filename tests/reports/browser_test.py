@@ -34,7 +34,7 @@ def pages(tmp_path_factory):
 @pytest.mark.parametrize("name", ["run", "comparison"])
 def test_a_page_draws_every_chart_and_asks_no_network(browser, pages, name, width, scheme):  # noqa: F811
     with opened(browser, pages[name], width=width, scheme=scheme) as found:
-        found.page.wait_for_selector("html[data-charts=drawn]", timeout=120_000)
+        found.page.wait_for_selector("html[data-charts=drawn]")
         found.page.wait_for_timeout(500)
         ink = found.page.evaluate(INK)
         assert len(ink) == (14 if name == "run" else 7)
@@ -68,7 +68,7 @@ def test_searches_find_classes_and_videos(browser, pages):  # noqa: F811
 def test_curves_zoom_together(browser, pages):  # noqa: F811
     with opened(browser, pages["run"]) as found:
         page = found.page
-        page.wait_for_selector("html[data-charts=drawn]", timeout=120_000)
+        page.wait_for_selector("html[data-charts=drawn]")
         box = page.locator("#chart-loss").bounding_box()
         at = [(box["x"] + share * box["width"], box["y"] + 0.6 * box["height"]) for share in (0.4, 0.7)]
         page.mouse.move(*at[0])
