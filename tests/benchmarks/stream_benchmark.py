@@ -1,6 +1,6 @@
 """Measure what a prediction in a stream costs beside a whole window, and an hour of video in constant memory.
 
-    python -m tests.benchmarks.stream_benchmark parity
+    python -m tests.benchmarks.stream_benchmark parity [--video FILE]
     python -m tests.benchmarks.stream_benchmark hops
     python -m tests.benchmarks.stream_benchmark hour
 
@@ -44,9 +44,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--methods", nargs="+", default=["full", "st_adapter"])
     parser.add_argument("--minutes", type=int, default=60)
+    parser.add_argument(
+        "--video", type=Path, help="stream its first 40 frames for `parity`, not a rendered clip's"
+    )
     arguments = parser.parse_args()
     if arguments.what == "parity":
-        parity()
+        parity(arguments.video)
     elif arguments.what == "hops":
         hops(arguments.backbone, arguments.every, arguments.rounds, arguments.methods)
     else:
@@ -75,8 +78,9 @@ def random_model(backbone: str, frames: int, resolution: int, **changes: object)
     return VideoClassifier(nnx.graphdef(model), parameters.flatten(nnx.state(model, nnx.Param)), run)
 
 
-def parity() -> None:
-    video = clips.decode_all(clips.encode(clips.moving_square(40, 48, 40)))
+def parity(path: Path | None) -> None:
+    encoded = clips.encode(clips.moving_square(40, 48, 40)) if path is None else path.read_bytes()
+    video = clips.decode_all(encoded)[:40]
     print(f"{'method':<12}{'compressor':<12}{'one layer':>12}{'two layers':>12}")
     for method in (*engine_test.METHODS, "linear", "lora"):
         for kind in engine_test.COMPRESSIONS:
