@@ -26,7 +26,6 @@ _LOWERED = "/jax/core/compile/jaxpr_to_mlir_module_duration"
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 _CACHE_HIT = "/jax/compilation_cache/cache_hits"
 
-
 _USERS_BYTES = 2 * 10**9  # the most that the user's cache takes: JAX removes what was unused longest
 
 
