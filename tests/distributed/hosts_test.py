@@ -258,7 +258,7 @@ def test_a_process_that_is_done_ends_before_python_finalizes():
     script = """
 import atexit, sys
 from inti_jax import config
-from inti_jax.distributed import joining
+from inti_jax.distributed import agreement, joining
 from inti_jax.errors import Stopped
 from inti_jax.host.command import run_command
 
@@ -271,6 +271,7 @@ last = Last()
 def main():
     with joining.joined(sys.argv[1], 2, int(sys.argv[2]), config.Hosts()):
         atexit.register(print, "exit handlers")
+        agreement.gather(0)  # so that neither is gone before the other is there
         if len(sys.argv) > 3:
             raise Stopped("stopped", int(sys.argv[3]))
 

@@ -172,8 +172,10 @@ def test_a_process_ends_while_its_stdin_hangs(trained_run):
 def test_a_camera_that_stalls_is_one_line(trained_run):
     with rtsp.serving(clips.moving_square(60), then_stalls=True) as url:
         process = call("stream", "--checkpoint", trained_run, url, "--timeout", "1")
-    assert process.returncode == 1 and len(process.stdout.splitlines()) == 6
-    assert process.stderr.splitlines()[-1].startswith("error: rtsp://127.0.0.1:")
+    # A camera's frames are dropped where the machine is busy, so there may be fewer answers than windows.
+    assert process.returncode == 1 and 1 <= len(process.stdout.splitlines()) <= 6
+    last = process.stderr.splitlines()[-1]
+    assert last.startswith("error: rtsp://127.0.0.1:") and "stalled: no frame came for 1 s" in last
 
 
 def test_a_resolution_that_changes_is_answered(trained_run, tmp_path):
