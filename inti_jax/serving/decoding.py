@@ -34,7 +34,7 @@ _SPARE_SECONDS = 5.0  # by which a process outlives its deadline where nobody en
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How a clip is made of a video: the run's sampling and views, and what a video may take."""
+    """Describe how a clip is made of a video: the run's sampling and views, and the limits of a video."""
 
     data: config.Data
     views: config.Eval

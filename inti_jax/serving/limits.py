@@ -12,7 +12,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What one request, and all requests together, may take."""
+    """Limit what one request, and all requests together, may take."""
 
     upload_bytes: int = 64 * MEBIBYTE  # of a request's body, or of a video that is fetched
     frames: int = 20_000  # of a video

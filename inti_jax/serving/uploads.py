@@ -22,7 +22,7 @@ _OVERHEAD = 2**13  # bytes of a form beside its video
 
 
 class Asked(NamedTuple):
-    """What a request asks for: a video as a file without a name, or its URL, and the number of labels."""
+    """Hold what a request asks for: a video as a file without a name or its URL, and how many labels."""
 
     video: IO[bytes] | None
     url: str | None

@@ -29,7 +29,7 @@ class Running(NamedTuple):
         return answer.status_code, answer.json()["error"]
 
     def figures(self) -> dict[str, float]:
-        """What /metrics shows, by name with labels."""
+        """Read the figures of /metrics, by name with labels."""
         lines = self.client.get("/metrics").text.splitlines()
         return {
             name: float(value)
