@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Builds the documentation site into site/, with warnings as errors; with `serve`, shows it while pages change.
+# Builds the documentation into site/ as the pages of this version, with warnings as errors; with `serve`, shows them
+# while they change. To look at site/: python -m http.server --directory site
 #
 #   ./launch/docs.sh [serve]
 set -euo pipefail
@@ -16,3 +17,4 @@ export PYTHONPATH=.
 python launch/notebook.py
 python launch/reference.py
 zensical "${command[@]}"
+[ "${command[0]}" = serve ] || python launch/versions.py

@@ -9,14 +9,14 @@ import pytest
 import inti_jax
 from inti_jax import config
 from inti_jax.__main__ import COMMANDS
-from tests.docs.pages import PAGES, ROOT, blocks, commands, reference
+from tests.docs.pages import PAGES, ROOT, blocks, commands, script
 
 MODULES = {module.partition(".")[0]: name for name, (module, _) in COMMANDS.items()}
 
 
 @functools.cache
 def options(command):
-    return set(re.findall(r"--[a-z_]+", reference().help_of(command)))
+    return set(re.findall(r"--[a-z_]+", script("reference").help_of(command)))
 
 
 def keys(settings=None, path=""):

@@ -1,7 +1,6 @@
 """The notebook is that of its text, and runs from its first cell to its last, in a kernel of its own."""
 
 import base64
-import importlib.util
 import os
 import re
 import sys
@@ -9,30 +8,23 @@ from pathlib import Path
 
 import nbclient
 import nbformat
-import pytest
 
-from tests.docs.pages import ROOT
+from tests.docs.pages import ROOT, script
 from tests.processes import environment
 
-
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("notebook", ROOT / "launch" / "notebook.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+NOTEBOOK = ROOT / "docs" / "tutorial.ipynb"
 
 
-def test_the_notebook_is_what_its_text_says(script):
-    text = script.notebook()
-    assert script.NOTEBOOK.read_text() == text, "run ./launch/docs.sh, which writes it anew"
+def test_the_notebook_is_what_its_text_says():
+    text = script("notebook").notebook()
+    assert NOTEBOOK.read_text() == text, "run ./launch/docs.sh, which writes it anew"
     nbformat.validate(nbformat.reads(text, as_version=4))
     assert not any(cell.get("outputs") for cell in nbformat.reads(text, as_version=4).cells)
 
 
-def test_it_runs_on_the_embedded_dataset(script, motion_data, tmp_path):
+def test_it_runs_on_the_embedded_dataset(motion_data, tmp_path):
     (tmp_path / "data").symlink_to(motion_data)  # a small one, prepared already
-    notebook = nbformat.read(script.NOTEBOOK, as_version=4)
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
     programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     variables = environment(1) | {"STEPS": "2", "PYTHONPATH": str(ROOT), "PATH": programs}
     client = nbclient.NotebookClient(

@@ -37,9 +37,9 @@ def commands(page: Path) -> list[list[str]]:
     return [words for words in found if words]
 
 
-def reference():
-    """The script that writes the pages of the reference."""
-    spec = importlib.util.spec_from_file_location("reference", ROOT / "launch" / "reference.py")
+def script(name):
+    """A script of launch/, as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "launch" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -5,17 +5,17 @@ import pytest
 from inti_jax import config
 from inti_jax.__main__ import COMMANDS
 from tests.docs.code_test import keys
-from tests.docs.pages import reference
+from tests.docs.pages import script
 
 
 def test_every_key_has_a_type_a_default_and_a_meaning():
-    script = reference()
+    pages = script("reference")
     found = {
         key.path: key
-        for path, section in script.sections("", config.Config)
-        for key in script.keys(path, section)
+        for path, section in pages.sections("", config.Config)
+        for key in pages.keys(path, section)
     }
-    sections = {path for path, _ in script.sections("", config.Config)}
+    sections = {path for path, _ in pages.sections("", config.Config)}
     assert set(found) == set(keys()) - sections
     for key in found.values():
         assert len(key.meaning) > 10 and key.type and key.default
@@ -27,4 +27,4 @@ def test_every_key_has_a_type_a_default_and_a_meaning():
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_its_help(name):
-    assert f"usage: inti-jax {name}" in reference().help_of(name)
+    assert f"usage: inti-jax {name}" in script("reference").help_of(name)

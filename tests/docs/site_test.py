@@ -1,4 +1,7 @@
-"""Build the documentation site and open it in a browser: links lead somewhere, search finds, all can read."""
+"""Build the documentation site and open it in a browser: links lead somewhere, search finds, all can read.
+
+An older version is there before, and stays.
+"""
 
 import functools
 import html.parser
@@ -13,8 +16,11 @@ from urllib.parse import unquote, urldefrag
 
 import pytest
 
+import inti_jax
 from tests.browser import barriers, browser, opened  # noqa: F401 - a fixture
-from tests.docs.pages import ROOT
+from tests.docs.pages import ROOT, script
+
+VERSION = ".".join(inti_jax.__version__.split(".")[:2])
 
 
 @pytest.fixture(scope="module")
@@ -27,10 +33,17 @@ def site(tmp_path_factory):
         shutil.copy(ROOT / name, tree)
     for name in ("inti_jax", "configs"):
         (tree / name).symlink_to(ROOT / name)
+    older = tree / "site" / "0.0"
+    older.mkdir(parents=True)
+    (older / "index.html").write_text("<!doctype html><title>the older version</title>")
+    stale = tree / "site" / VERSION / "stale.html"
+    stale.parent.mkdir()
+    stale.touch()
     (tree / "launch" / "common.sh").write_text("ensure_venv() { :; }\n")  # this environment has it all
     variables = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     built = subprocess.run([tree / "launch" / "docs.sh"], capture_output=True, text=True, env=variables)
     assert built.returncode == 0 and "No issues found" in built.stderr, built.stdout + built.stderr
+    assert not stale.exists()
     assert (tree / "docs" / "tutorial.ipynb").read_bytes() == (ROOT / "docs" / "tutorial.ipynb").read_bytes()
     return tree / "site"
 
@@ -55,7 +68,8 @@ class Page(html.parser.HTMLParser):
 
 
 def test_links_lead_somewhere_and_pictures_have_words(site):
-    pages = {path: Page(path.read_text()) for path in site.rglob("*.html") if path.name != "404.html"}
+    found = (site / VERSION).rglob("*.html")
+    pages = {path: Page(path.read_text()) for path in found if path.name != "404.html"}
     assert len(pages) > 20
     for path, page in pages.items():
         assert page.headings.count(1) == 1 and not page.silent, path
@@ -87,7 +101,7 @@ def address(site):
 )
 @pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1400, "light")])
 def test_pages_open_without_another_host(browser, address, place, width, scheme):  # noqa: F811
-    with opened(browser, f"{address}/{place}", width=width, scheme=scheme) as found:
+    with opened(browser, f"{address}/{VERSION}/{place}", width=width, scheme=scheme) as found:
         assert not found.problems
         assert all(request.startswith(address) for request in found.requests), found.requests
         assert found.page.evaluate("document.documentElement.lang") == "en"
@@ -99,14 +113,45 @@ def test_pages_open_without_another_host(browser, address, place, width, scheme)
 
 
 def test_the_search_finds_a_page(browser, address):  # noqa: F811
-    with opened(browser, address) as found:
+    with opened(browser, f"{address}/{VERSION}/") as found:
         page = found.page
         page.get_by_role("button", name="Search").first.click()
         page.get_by_role("combobox").fill("rank correlation")
-        page.locator(f'a[href^="{address}/explain/"]').first.click()
+        page.locator(f'a[href^="{address}/{VERSION}/explain/"]').first.click()
         page.wait_for_url("**/explain/**")
         assert page.locator("h1").inner_text().startswith("Where an answer came from")
         assert not found.problems and all(request.startswith(address) for request in found.requests)
+
+
+def selected(page):
+    """The versions that a page lets one select, with what it says of the one that it is of."""
+    page.locator(".md-version__current").wait_for()
+    return page.locator(".md-version").inner_text().split(), page.get_by_text(
+        "of an older version"
+    ).is_visible()
+
+
+def test_a_reader_selects_a_version_and_older_ones_lead_to_the_latest(browser, site, address):  # noqa: F811
+    with opened(browser, address) as found:
+        page = found.page
+        page.wait_for_url("**/latest/")
+        assert selected(page) == ([VERSION, VERSION, "0.0"], False) and not found.problems
+        page.locator(".md-version").hover()
+        page.get_by_role("link", name="0.0", exact=True).click()
+        page.wait_for_url("**/0.0/")
+        assert page.title() == "the older version"
+
+    # A later release adds its own to the site.
+    pages = site.parent / "pages"
+    shutil.copytree(site / VERSION, pages)
+    script("versions").add(pages, site, "0.10")
+    with opened(browser, f"{address}/{VERSION}/layer/") as found:
+        page = found.page
+        assert selected(page) == ([VERSION, "0.10", VERSION, "0.0"], True)
+        page.get_by_role("link", name="Read the latest.").click()
+        page.wait_for_url("**/latest/")
+        assert selected(page) == (["0.10", "0.10", VERSION, "0.0"], False)
+        assert not found.problems
 
 
 def test_another_argument_of_the_script_is_refused_before_anything_runs():
