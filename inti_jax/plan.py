@@ -5,12 +5,17 @@ import dataclasses
 import functools
 import json
 import logging
+import math
+from typing import TYPE_CHECKING
 
 from inti_jax import cli, config
-from inti_jax.cost import topology
+from inti_jax.cost import scaling, topology
 from inti_jax.errors import UsageError
 from inti_jax.host.command import run_command
 from inti_jax.hub import names
+
+if TYPE_CHECKING:
+    from inti_jax.runs.record import RunRecord
 
 log = logging.getLogger("inti_jax")
 
@@ -49,9 +54,24 @@ def main(prog: str = "python -m inti_jax.plan") -> None:
     )
     parser.add_argument(
         "--topology",
-        metavar="NAME",
+        metavar="NAME[,NAME...]",
         help="also compile the training step ahead of time for this TPU topology, such as v5e:4x4, or "
-        "v5e:16x16*2 for two slices; needs no TPU and takes minutes",
+        "v5e:16x16*2 for two slices; needs no TPU and takes minutes. Several are compared: predicted time, "
+        "efficiency, and the clips to load",
+    )
+    parser.add_argument(
+        "--videos_per_chip",
+        type=int,
+        metavar="N",
+        help="with --topology: N videos a step for each chip (weak scaling), in place of "
+        "train.global_batch over all chips (strong scaling)",
+    )
+    parser.add_argument(
+        "--clips_per_core",
+        type=float,
+        metavar="C",
+        help="with several topologies: clips a second that one core loads, as `bench` measures them, for the "
+        "cores that a chip needs",
     )
     parser.add_argument(
         "--platform", choices=["cuda"], help="also compile the training step for this host's devices"
@@ -69,6 +89,13 @@ def main(prog: str = "python -m inti_jax.plan") -> None:
         raise UsageError(f"--classes is {arguments.classes}: it should be at least 1")
     if arguments.topology and arguments.platform:
         raise UsageError("--topology and --platform exclude each other")
+    topologies = arguments.topology.split(",") if arguments.topology else []
+    if arguments.videos_per_chip is not None and not (arguments.topology and arguments.videos_per_chip > 0):
+        raise UsageError("--videos_per_chip takes a number from 1 on, and --topology")
+    if arguments.clips_per_core is not None and not (
+        len(topologies) > 1 and 0 < arguments.clips_per_core < math.inf
+    ):
+        raise UsageError("--clips_per_core takes a number above 0, and --topology with several names")
     cli.setup_logging()
     if arguments.topology:
         topology.prepare_environment()
@@ -79,11 +106,9 @@ def main(prog: str = "python -m inti_jax.plan") -> None:
 
     # Leave accelerators alone: they may be in use.
     jax.config.update("jax_platforms", f"{arguments.platform},cpu" if arguments.platform else "cpu")
-    target = None
-    if arguments.topology:
-        target = topology.tpu_target(arguments.topology)
-    elif arguments.platform:
-        target = topology.local_target(arguments.platform)
+    targets = [topology.tpu_target(name) for name in topologies]
+    if arguments.platform:
+        targets.append(topology.local_target(arguments.platform))
     if settings is None:
         from inti_jax.runs import trained
 
@@ -91,31 +116,50 @@ def main(prog: str = "python -m inti_jax.plan") -> None:
     else:
         record = costs.record_of(settings, arguments.classes)
     plan, budget = costs.make_plan(record, arguments.budget, arguments.every)
-    compiled = None
-    if target is not None:
-        from inti_jax.runs import state
-        from inti_jax.training import train_step
-
-        log.info("compiling the training step for %s", target.name)
-        compiled = topology.compile_step(
-            record.config,
-            state.abstract_model(record),
-            target,
-            functools.partial(train_step.lower_step, record),
-        )
+    records = [_with_batch(record, target, arguments.videos_per_chip) for target in targets]
+    compiled = [_compile(one, target) for one, target in zip(records, targets, strict=True)]
+    scales = None
+    if len(topologies) > 1:
+        batches = [one.config.train.global_batch for one in records]
+        scales = scaling.compare(compiled, batches, arguments.clips_per_core)
     if arguments.json:
         values = dataclasses.asdict(plan)
         if budget is not None:
             values["budget"] = dataclasses.asdict(budget)
-        if compiled is not None:
-            values["compile"] = dataclasses.asdict(compiled)
+        if scales is not None:
+            values["scaling"] = [dataclasses.asdict(scale) for scale in scales]
+        elif compiled:
+            values["compile"] = dataclasses.asdict(compiled[0])
         print(json.dumps(values, indent=2))
     else:
         print(costs.render(plan))
         if budget is not None:
             print("\n" + costs.render_budget(budget))
-        if compiled is not None:
-            print("\n" + costs.render_compiled(compiled))
+        if scales is not None:
+            print("\n" + scaling.render(scales))
+        elif compiled:
+            print("\n" + costs.render_compiled(compiled[0]))
+
+
+def _with_batch(record: "RunRecord", target: topology.Target, videos_per_chip: int | None) -> "RunRecord":
+    """Return `record` with the batch that it has on `target`. Raises ConfigError where that cannot be cut."""
+    from inti_jax.distributed import sharding
+
+    train = record.config.train
+    if videos_per_chip is not None:
+        train = dataclasses.replace(train, global_batch=videos_per_chip * len(target.devices))
+    mesh = sharding.make_mesh(record.config.mesh, target.devices)
+    sharding.check_batch(train.global_batch // train.accumulate, "train.global_batch", mesh)
+    return dataclasses.replace(record, config=dataclasses.replace(record.config, train=train))
+
+
+def _compile(record: "RunRecord", target: topology.Target) -> topology.Compiled:
+    from inti_jax.runs import state
+    from inti_jax.training import train_step
+
+    log.info("compiling the training step for %s", target.name)
+    lower = functools.partial(train_step.lower_step, record)
+    return topology.compile_step(record.config, state.abstract_model(record), target, lower)
 
 
 if __name__ == "__main__":

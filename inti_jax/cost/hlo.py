@@ -9,7 +9,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
@@ -18,6 +18,10 @@ from jaxlib import _hlo, _jax  # type: ignore[attr-defined]
 
 # Opcodes of collectives. Those of asynchronous ones end in `-start`.
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+
+# An exchange between slices is a transfer to the hosts, which say what is to happen with it there.
+_BETWEEN_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
+_SLICES = re.compile(r'_xla_megascale_target="\{([^}]*)\}')
 
 # Opcodes that move no data.
 _FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while")
@@ -55,6 +59,9 @@ class Collective:
     group: int  # devices that take part in one exchange
     count: int
     name: str  # the JAX operation that it comes from, where XLA still knows it
+    # Over the links between chips, or over the data centre's network between slices of TPUs. There `group`
+    # counts slices, and `bytes` are those of one device's part of the arrays.
+    between: Literal["chips", "slices"] = "chips"
 
     @property
     def sent(self) -> float:
@@ -139,6 +146,8 @@ class Program:
             # A reduce-scatter on TPUs is an all-reduce in a computation of this name, which keeps a part.
             scatters = name.startswith("all-reduce-scatter")
             for instruction in self._instructions(name).values():
+                if instruction.opcode == "send" and _BETWEEN_SLICES.search(instruction.line):
+                    found[instruction.name] = self._between_slices(name, instruction, count)
                 kind = instruction.opcode.removesuffix("-start")
                 if kind not in KINDS:
                     continue
@@ -247,6 +256,16 @@ class Program:
             count=count,
             name=name[1] if name else "",
         )
+
+    def _between_slices(self, computation: str, instruction: _Instruction, count: int) -> Collective:
+        exchange, slices = _BETWEEN_SLICES.search(instruction.line), _SLICES.search(instruction.line)
+        if exchange is None or slices is None:
+            raise ValueError(f"not an exchange between slices: {instruction.line}")
+        kind, group = exchange[1].lower().replace("_", "-"), slices[1].count(",") + 1
+        shapes = tuple(_shapes(self._instructions(computation)[instruction.operands[0]].shape))
+        # What is sent of an all-gather is the slice's own part.
+        parts = group if kind == "all-gather" else 1
+        return Collective(kind, shapes, parts * sum(map(_size, shapes)), group, count, "", "slices")
 
     def _runs(self, *, inside: bool = True) -> Mapping[str, int]:
         """Count the runs of each computation; without `inside`, leave out those of fusions."""

@@ -409,11 +409,19 @@ def render_compiled(compiled: "topology.Compiled") -> str:
         lines.append(f"             {compiled.hbm_bytes_per_device:.4g} of these bytes are in HBM")
     if compiled.roofline is not None:
         bound = compiled.roofline
+        network = f", {1000 * bound.network:.1f} by the network between slices" if bound.network else ""
         lines.append(
             f"at least     {1000 * bound.compute:.1f} ms by compute, {1000 * bound.hbm:.1f} by memory, "
-            f"{1000 * bound.interconnect:.1f} by interconnect: {bound.binds} binds"
+            f"{1000 * bound.interconnect:.1f} by interconnect{network}: {bound.binds} binds"
         )
     if compiled.collectives:
-        cells = [[one.kind, str(one.count), f"{one.bytes / 1e6:.2f}"] for one in compiled.collectives]
+        cells = [
+            [
+                one.kind + (" between slices" if one.between == "slices" else ""),
+                str(one.count),
+                f"{one.bytes / 1e6:.2f}",
+            ]
+            for one in compiled.collectives
+        ]
         lines += ["", text_table(["collective", "count", "MB"], cells)]
     return "\n".join(lines)

@@ -33,20 +33,31 @@ _SETTINGS = {"v4": {"chip_config_name": "megacore"}}
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-    """All exchanges of one kind in a step. `bytes` counts the whole arrays gathered, reduced or sent."""
+    """All exchanges of one kind in a step.
+
+    `bytes` counts the whole arrays gathered, reduced or sent; between slices, a device's part of them. `sent`
+    counts what a device sends in rings: of n devices, (n - 1) / n of the bytes, and twice that to reduce them
+    for all.
+    """
 
     kind: str
     count: int
     bytes: int
+    sent: float
+    between: str  # "chips" or "slices"
 
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-    """Lower bounds on the seconds of a step, from the chip's peak rates. `binds` names the largest."""
+    """Lower bounds on the seconds of a step, from the chip's peak rates. `binds` names the largest.
+
+    `network` is what slices exchange; None where they do and the rate is not known.
+    """
 
     compute: float
     hbm: float
     interconnect: float
+    network: float | None
     binds: str
 
 
@@ -214,21 +225,36 @@ def compile_step(
 def _roofline(cost: "Cost", hbm_bytes: float | None, collectives: "list[Collective]", chip: Chip) -> Roofline:
     # A GPU's programs do not say where arrays are: then all bytes count, which a cache may serve.
     moved = cost.bytes if hbm_bytes is None else hbm_bytes
+    sent = {"chips": 0.0, "slices": 0.0}
+    for one in collectives:
+        sent[one.between] += one.count * one.sent
+    network = 0.0 if not sent["slices"] else None
+    if sent["slices"] and chip.network_bandwidth is not None:
+        network = sent["slices"] / chip.network_bandwidth
     seconds = {
         "compute": cost.flops / chip.flops,
         "hbm": moved / chip.memory_bandwidth,
-        "interconnect": sum(one.count * one.sent for one in collectives) / chip.link_bandwidth,
+        "interconnect": sent["chips"] / chip.link_bandwidth,
     }
-    return Roofline(**seconds, binds=max(seconds, key=lambda name: seconds[name]))
+    known = seconds if network is None else seconds | {"network": network}
+    return Roofline(**seconds, network=network, binds=max(known, key=lambda name: known[name]))
 
 
 def _by_kind(collectives: "list[Collective]") -> list[Traffic]:
-    counts: dict[str, int] = defaultdict(int)
-    sizes: dict[str, int] = defaultdict(int)
+    alike: dict[tuple[str, str], list[Collective]] = defaultdict(list)
     for one in collectives:
-        counts[one.kind] += one.count
-        sizes[one.kind] += one.count * one.bytes
-    return [Traffic(kind, counts[kind], sizes[kind]) for kind in sorted(sizes, key=lambda kind: -sizes[kind])]
+        alike[one.between, one.kind].append(one)
+    found = [
+        Traffic(
+            kind,
+            sum(one.count for one in group),
+            sum(one.count * one.bytes for one in group),
+            sum(one.count * one.sent for one in group),
+            between,
+        )
+        for (between, kind), group in alike.items()
+    ]
+    return sorted(found, key=lambda traffic: -traffic.bytes)
 
 
 def _asked(message: str) -> float | None:

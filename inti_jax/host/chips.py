@@ -17,6 +17,7 @@ class Chip:
     memory_gib: int  # the makers' GB, which are GiB
     memory_bandwidth: float  # bytes per second
     link_bandwidth: float  # bytes per second to other chips, one way, over all links
+    network_bandwidth: float | None = None  # bytes per second to other slices: its share of its host's
 
 
 @runtime_checkable
@@ -30,12 +31,13 @@ class Device(Protocol):
 
 # From Cloud TPU's documentation, "Key specifications", one page per chip (cloud.google.com/tpu/docs/v4 and so
 # on). It gives the interconnect in Gbit/s per chip and direction (v5e: 1,600), or over both directions
-# (400 GB/s).
+# (400 GB/s). It gives the network between slices per host of 8 chips (v5e: 2 x 100 Gbit/s, v6e: 4 x 200) or
+# per chip (v5p: 50 Gbit/s), and for v4 not at all.
 _TPUS = (
     Chip("v4", ("TPU v4",), 275e12, 32, 1200e9, 300e9),
-    Chip("v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 16, 819e9, 200e9),
-    Chip("v5p", ("TPU v5", "TPU v5p"), 459e12, 95, 2765e9, 600e9),
-    Chip("v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 32, 1638e9, 400e9),
+    Chip("v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 16, 819e9, 200e9, 200e9 / 8 / 8),
+    Chip("v5p", ("TPU v5", "TPU v5p"), 459e12, 95, 2765e9, 600e9, 50e9 / 8),
+    Chip("v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 32, 1638e9, 400e9, 800e9 / 8 / 8),
 )
 
 

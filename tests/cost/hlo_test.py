@@ -247,3 +247,36 @@ def test_the_forms_of_tpus_are_read():
         ("reduce-scatter", 1, 64 * 32 * 4, 8),
     ]
     assert np.isfinite(hlo.count(TPU).bytes)
+
+
+# As libtpu writes what four slices sum, and gather: through their hosts.
+BETWEEN_SLICES = """HloModule step, is_scheduled=true
+
+ENTRY %main (a: f32[5,8,128]) -> f32[5,8,128] {
+  %a = f32[5,8,128]{2,1,0:T(8,128)} parameter(0)
+  %after-all.1 = token[] after-all()
+  %send.1 = (f32[5,8,128]{2,1,0:T(8,128)}, u32[], token[]) send(%a, %after-all.1), channel_id=12, \
+is_host_transfer=true, frontend_attributes={_xla_megascale_target="{1,2,3,4}x{0:7}",\
+_xla_megascale_transfer_type="ALL_REDUCE"}
+  %send-done.1 = token[] send-done(%send.1), channel_id=12, is_host_transfer=true
+  %send.2 = (f32[5,8,128]{2,1,0:T(8,128)}, u32[], token[]) send(%a, %after-all.1), channel_id=13, \
+is_host_transfer=true, frontend_attributes={_xla_megascale_target="{1,2,3,4}x{0:7}",\
+_xla_megascale_transfer_type="ALL_GATHER"}
+  %send-done.2 = token[] send-done(%send.2), channel_id=13, is_host_transfer=true
+  %recv.1 = (f32[5,8,128]{2,1,0:T(8,128)}, u32[], token[]) recv(%after-all.1), channel_id=11, \
+is_host_transfer=true, frontend_attributes={_xla_megascale_target="{1,2,3,4}x{0:7}",\
+_xla_megascale_transfer_type="ALL_REDUCE"}
+  %recv-done.1 = (f32[5,8,128]{2,1,0:T(8,128)}, token[]) recv-done(%recv.1), channel_id=11, \
+is_host_transfer=true
+  ROOT %got.1 = f32[5,8,128]{2,1,0:T(8,128)} get-tuple-element(%recv-done.1), index=0
+}
+"""
+
+
+def test_exchanges_between_slices_are_told_from_those_between_chips():
+    part = 5 * 8 * 128 * 4
+    found = hlo.Program(BETWEEN_SLICES).collectives()
+    assert [(one.kind, one.between, one.group, one.bytes, one.sent) for one in found] == [
+        ("all-reduce", "slices", 4, part, 2 * 3 / 4 * part),
+        ("all-gather", "slices", 4, 4 * part, 3 * part),
+    ]

@@ -38,7 +38,8 @@ for arguments in each:
     sys.argv = ["plan", *common, *arguments]
     with contextlib.redirect_stdout(io.StringIO()) as out:
         run_command(plan.main)
-    found.append(json.loads(out.getvalue())["compile"])
+    plan_found = json.loads(out.getvalue())
+    found.append(plan_found["compile"] if "compile" in plan_found else plan_found["scaling"])
 print(json.dumps(found))
 """
 NONE = ("--config.model.compression.kind=none", "--config.model.compression.after=()")
@@ -48,9 +49,9 @@ LORA = ("--config.model.adaptation=lora", "--config.model.pretrained=absent")
 
 @pytest.fixture(scope="module")
 def compiled():
-    """The compiled steps of a few models."""
+    """The compiled steps of a few models; under `scaling`, the comparison of that of one on two slices."""
     steps = {
-        "none": NONE,
+        "scaling": (*NONE, "--topology", "v5e:2x2,v5e:2x2*2", "--videos_per_chip", "8"),
         "inti": ("--config.mesh.fsdp=4", "--config.model.scan=on"),
         "lora": (*NONE, *LORA, "--config.model.scan=on"),
         "kernel": TILES,
@@ -66,7 +67,8 @@ def compiled():
         text=True,
     )
     assert process.returncode == 0, process.stderr
-    return dict(zip(steps, json.loads(process.stdout), strict=True))
+    found = dict(zip(steps, json.loads(process.stdout), strict=True))
+    return found | {"none": found["scaling"][0]["compiled"]}
 
 
 def moved(found, *kinds):
@@ -74,7 +76,7 @@ def moved(found, *kinds):
 
 
 def test_the_json_has_what_the_compiler_says(compiled):
-    for found in compiled.values():
+    for found in (compiled[name] for name in compiled if name != "scaling"):
         assert found["devices"] == 4 and found["hbm_gib"] == 16 and found["fits"] and not found["remedies"]
         assert 0 < found["state_gib"] < found["peak_hbm_gib"] < 1
         assert found["flops_per_device"] / found["bytes_per_device"] == found["arithmetic_intensity"] > 0
@@ -114,6 +116,21 @@ def test_gradients_of_what_trains_alone_are_exchanged(compiled, monkeypatch):
         # Besides gradients, a few numbers such as the loss.
         assert moved(compiled[name], "all-reduce", "reduce-scatter") == pytest.approx(trained, rel=0.01)
         assert moved(compiled[name], "all-gather", "all-to-all") == 0
+
+
+def test_slices_exchange_each_gradient_once(compiled):
+    one, two = compiled["scaling"]
+    assert [(scale["compiled"]["devices"], scale["videos"]) for scale in (one, two)] == [(4, 8), (8, 8)]
+    assert one["sent_between_slices"] == one["compiled"]["roofline"]["network"] == 0
+    # A chip sends its quarter of what its slice has summed, padded to tiles.
+    between = [traffic for traffic in two["compiled"]["collectives"] if traffic["between"] == "slices"]
+    whole = 4 * sum(traffic["bytes"] for traffic in between)
+    trained = moved(compiled["none"], "all-reduce", "reduce-scatter")
+    assert trained <= whole < 1.2 * trained
+    assert two["sent_between_slices"] == pytest.approx(whole / 4)
+    seconds = two["sent_between_slices"] / 3.125e9
+    assert two["compiled"]["roofline"]["network"] == pytest.approx(seconds)
+    assert two["in_turn"] >= two["overlapped"] >= seconds and two["efficiency_in_turn"] < 1
 
 
 def test_sliced_parameters_are_gathered_and_activations_are_not(compiled):
