@@ -5,6 +5,7 @@ Each check yields one line for each problem. It names the keys, their values and
 
 import dataclasses
 import fnmatch
+import re
 from collections.abc import Iterator
 
 from inti_jax.config import schema as config
@@ -218,6 +219,12 @@ def _training(train: config.Train) -> Iterator[str]:
             f"`train.accumulate` is {train.accumulate}: it should divide `train.global_batch`, "
             f"which is {train.global_batch}"
         )
+    for option in train.compiler_options:
+        if not re.fullmatch(r"xla_\w+=.*", option):
+            yield (
+                f'`train.compiler_options` has "{option}": write each as NAME=VALUE, such as '
+                "xla_cpu_enable_fast_math=true"
+            )
     if (train.mix.mixup or train.mix.cutmix) and train.global_batch // train.accumulate % 2:
         yield (
             f"`train.global_batch` is {train.global_batch} in {train.accumulate} parts, and `train.mix` "

@@ -479,6 +479,9 @@ class Train:
     accumulate: Positive = 1
     # Type of the computation. Parameters that train are float32; for the others see `model.frozen_dtype`.
     dtype: Literal["float32", "bfloat16"] = "float32"
+    # XLA's options for compiling the step, each NAME=VALUE. They take precedence over those that are chosen
+    # for the platform in distributed/sharding.py. A run may go on with others.
+    compiler_options: tuple[str, ...] = ()
     seed: NonNegative = 0  # of new parameters, the order of videos, augmentation, mixing and dropout
     log_every_steps: Positive = 10  # steps between two logged steps, in metrics.jsonl and on the console
     eval_every_steps: NonNegative = 0  # steps between two evaluations; 0: one at the end only

@@ -21,6 +21,8 @@ from inti_jax.distributed import backend
 
 R = TypeVar("R")
 
+CompilerOptions = dict[str, str | bool]
+
 AXES = ("data", "fsdp", "tensor")
 
 # Leaves with fewer elements are copied to every device: slicing them would not pay for the gather.
@@ -178,7 +180,7 @@ def using(mesh: jax.sharding.Mesh, function: Callable[..., R]) -> Callable[..., 
     return traced
 
 
-def compiler_options(mesh: jax.sharding.Mesh) -> dict[str, str]:
+def compiler_options(mesh: jax.sharding.Mesh) -> CompilerOptions:
     """Return the compiler options for programs on `mesh`."""
     if mesh.devices.flat[0].platform != "tpu":
         return {}

@@ -31,6 +31,7 @@ _FREE = (
     "data.prefetch",
     "data.max_bad_share",
     "train.accumulate",
+    "train.compiler_options",
     "train.ema",  # an average starts from the weights of the checkpoint where there is none
     "train.steps",  # but no fewer than are done
     "train.epochs",

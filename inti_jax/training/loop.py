@@ -31,7 +31,7 @@ from inti_jax.runs.writers import metrics_writer
 from inti_jax.runs.writers.metrics_writer import MetricsWriter
 from inti_jax.runs.writers.progress import Progress
 from inti_jax.training import announce, blends, early_stop, losses, optim
-from inti_jax.training.train_step import compile_step
+from inti_jax.training.train_step import check_compiler_options, compile_step
 
 log = logging.getLogger("inti_jax")
 
@@ -52,6 +52,7 @@ def _train(config: Config, workdir: Path, preemption: Preemption, profile: profi
     agreement.check_workdir(workdir)
     sharding.check_batch(config.train.global_batch // config.train.accumulate, "train.global_batch", mesh)
     sharding.check_batch(config.eval.batch, "eval.batch", mesh)
+    check_compiler_options(config)
     dataset = open_configured(config.data, "train")
     validation = open_configured(config.data, "val")
     check_loss(dataset, config.train.loss)

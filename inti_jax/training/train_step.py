@@ -10,7 +10,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from inti_jax.config import Config, Mix
+from inti_jax.config import Config, ConfigError, Mix
 from inti_jax.distributed import sharding
 from inti_jax.models import parameters
 from inti_jax.models.parameters import Params
@@ -27,6 +27,10 @@ Batch = dict[str, Array]
 # Stands in for the number of steps where that depends on the dataset: it changes only a constant in the
 # learning rate of a step.
 _SOME_STEPS = 1000
+
+
+# JAX takes the value of such an option as a bool only.
+_BOOLEANS = {"true": True, "false": False}
 
 
 def train_step(
@@ -139,8 +143,21 @@ def compile_step(
         sharding.using(mesh, step),
         donate_argnums=0,
         out_shardings=placed,
-        compiler_options=sharding.compiler_options(mesh),
+        compiler_options=sharding.compiler_options(mesh) | _own_options(config),
     )
+
+
+def check_compiler_options(config: Config) -> None:
+    """Raise ConfigError where `train.compiler_options` has an option or a value that XLA does not have."""
+    try:
+        jax.jit(lambda: None, compiler_options=_own_options(config)).lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        raise ConfigError(f"config: `train.compiler_options`: {error}") from None
+
+
+def _own_options(config: Config) -> sharding.CompilerOptions:
+    pairs = (option.split("=", 1) for option in config.train.compiler_options)
+    return {name: _BOOLEANS.get(value, value) for name, value in pairs}
 
 
 def lower_step(record: RunRecord, mesh: jax.sharding.Mesh) -> tuple[TrainState, jax.stages.Lowered]:

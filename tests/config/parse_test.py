@@ -84,6 +84,7 @@ def test_every_field_survives_json():
         (CONTRASTIVE | {"train__mix__cutmix": 1.0}, "`train.mix.cutmix` is 1.0: it should be 0.0"),
         (CONTRASTIVE | {"train__label_smoothing": 0.1}, "`train.label_smoothing` is 0.1: it should be 0.0"),
         (CONTRASTIVE | {"train__class_weights": "inverse"}, "it should be 'none'"),
+        ({"train__compiler_options": ("fast_math",)}, 'has "fast_math": write each as NAME=VALUE'),
         ({"model__pretrained": ""}, 'or to "random"'),
         ({"model__adaptation": "linear"}, "a frozen backbone needs converted weights"),
         ({"model__head__init": "text"}, "class names need a text tower"),

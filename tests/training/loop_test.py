@@ -122,6 +122,13 @@ def test_accumulation_has_the_model_in_the_program_once():
     assert products[0] == products[1] > 10
 
 
+def test_the_step_is_compiled_with_the_runs_own_options(tmp_path):
+    options = (f"xla_dump_to={tmp_path}", "xla_dump_hlo_as_text=true")
+    mesh = sharding.make_mesh(Mesh(), jax.devices()[:1])
+    train_step.lower_step(record(tiny(train__compiler_options=options)), mesh)[1].compile()
+    assert list(tmp_path.glob("*train_step*.txt"))
+
+
 def test_masked_rows_weigh_nothing():
     mesh = sharding.make_mesh(Mesh(), jax.devices()[:1])
     batch = make_batch(mesh, bad=[1, 6])
@@ -290,6 +297,14 @@ def test_too_many_clips_that_do_not_decode_end_the_run(motion_data, tmp_path, mo
 def test_a_mistake_in_the_weights_leaves_no_workdir(motion_data, tmp_path):
     with pytest.raises(UserError, match=r"absent\.safetensors"):
         loop.train(tiny(motion_data, model__pretrained="absent.safetensors"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("option", ["xla_no_such=1", "xla_cpu_enable_fast_math=maybe"])
+def test_an_option_that_the_compiler_does_not_have_leaves_no_workdir(motion_data, tmp_path, option):
+    settings = tiny(motion_data, train__steps=1, train__compiler_options=(option,))
+    with pytest.raises(ConfigError, match=f"`train.compiler_options`.*{option.split('=')[0]}"):
+        loop.train(settings, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
