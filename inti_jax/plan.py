@@ -154,12 +154,19 @@ def _with_batch(record: "RunRecord", target: topology.Target, videos_per_chip: i
 
 
 def _compile(record: "RunRecord", target: topology.Target) -> topology.Compiled:
+    """Compile the step; with `model.remat` = "auto" again with less to keep, if it does not fit."""
     from inti_jax.runs import state
-    from inti_jax.training import train_step
+    from inti_jax.training import memory, train_step
 
+    remat = record.config.model.remat
+    settled = memory.with_remat(record, remat is True)
     log.info("compiling the training step for %s", target.name)
-    lower = functools.partial(train_step.lower_step, record)
-    return topology.compile_step(record.config, state.abstract_model(record), target, lower)
+    lower = functools.partial(train_step.lower_step, settled)
+    found = topology.compile_step(settled.config, state.abstract_model(settled), target, lower)
+    if remat == "auto" and not found.fits:
+        log.info("the step does not fit: compiling it with model.remat=True")
+        return _compile(memory.with_remat(record, True), target)
+    return found
 
 
 if __name__ == "__main__":

@@ -237,7 +237,10 @@ class Model:
     frozen_dtype: Literal["float32", "bfloat16"] = "float32"
     compression: Compression = Compression()
     head: Head = Head()
-    remat: bool = False  # compute each block again in the backward pass: less memory, more time
+    # Compute each block again in the backward pass: less memory, more time. "auto": only where the step does
+    # not fit into a device's memory otherwise. Training and `plan --topology` compile the step to find out;
+    # everything else takes it for False. Read by training/memory.py.
+    remat: bool | Literal["auto"] = False
     # Run consecutive blocks that are alike in one loop: the result is the same, and compiling takes less
     # time. "auto": in towers of 24 blocks or more.
     scan: Literal["auto", "on", "off"] = "auto"

@@ -399,6 +399,8 @@ def render_compiled(compiled: "topology.Compiled") -> str:
         f"memory       {peak}{hbm} a device: {'fits' if compiled.fits else 'does NOT fit'}; parameters and "
         f"optimizer state are {compiled.state_gib:.2f} GiB of it",
     ]
+    if compiled.remat:
+        lines.append("backward     computes the blocks again (model.remat)")
     if not compiled.fits:
         return "\n".join([*lines, *(f"remedy       {remedy}" for remedy in compiled.remedies)])
     lines += [

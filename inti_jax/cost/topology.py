@@ -74,6 +74,7 @@ class Compiled:
     topology: str
     devices: int
     mesh: dict[str, int]
+    remat: bool  # whether blocks are computed again in the backward pass: `model.remat`
     seconds: float  # taken by compiling
     flops_per_device: float | None
     bytes_per_device: float | None
@@ -177,6 +178,7 @@ def compile_step(
 
     from inti_jax.cost import hlo
     from inti_jax.distributed import sharding
+    from inti_jax.runs.compilation import peak_bytes
 
     mesh = sharding.make_mesh(config.mesh, target.devices)
     start = time.perf_counter()
@@ -196,9 +198,7 @@ def compile_step(
         cost = program.cost(hlo.Cost(counted["flops"], counted["bytes accessed"]))
         hbm_bytes = program.hbm_bytes() if target.devices[0].platform == "tpu" else None
         collectives = program.collectives()
-        memory = compiled.memory_analysis()
-        peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-        peak += memory.output_size_in_bytes - memory.alias_size_in_bytes
+        peak = peak_bytes(compiled)
     seconds = time.perf_counter() - start
 
     hbm = None if chip is None else float(chip.memory_gib)
@@ -207,6 +207,7 @@ def compile_step(
         topology=target.name,
         devices=mesh.size,
         mesh={axis: int(size) for axis, size in mesh.shape.items()},
+        remat=config.model.remat is True,
         seconds=seconds,
         flops_per_device=None if cost is None else cost.flops,
         bytes_per_device=None if cost is None else cost.bytes,

@@ -324,7 +324,7 @@ class _Patient:
         from flax import nnx
 
         from inti_jax.distributed import sharding
-        from inti_jax.runs import state
+        from inti_jax.runs import compilation, state
         from inti_jax.runs.record import Dataset, RunRecord
         from inti_jax.training import optim, train_step
 
@@ -340,11 +340,8 @@ class _Patient:
             settings, nnx.graphdef(model), self.transform, schedule, self.target, self.mesh
         )
         self.compiled = step_fn.lower(self.target, self.placed).compile()
-        memory = self.compiled.memory_analysis()
-        if memory is None:
-            return "the training step"
-        needs = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
-        return f"the training step; {(needs - memory.alias_size_in_bytes) / 2**30:.2f} GiB a device"
+        peak = compilation.peak_bytes(self.compiled)
+        return "the training step" if peak is None else f"the training step; {peak / 2**30:.2f} GiB a device"
 
     def step(self) -> str:
         """Run one training step from the initial state."""

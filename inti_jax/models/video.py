@@ -152,7 +152,7 @@ class VideoModel(nnx.Module):
         # For each block, which of its parameters train; None where the method treats all blocks alike.
         self.block_trains = tuple(self._trains(config, i) for i in range(size.layers))
         # The policy for the backward pass, besides a block's input.
-        self.remat_policy = remat.NOTHING if config.remat else remat.NAMED
+        self.remat_policy = remat.NOTHING if config.remat is True else remat.NAMED
         self.scans = config.scan == "on" or (config.scan == "auto" and size.layers >= _DEEP)
         self.dtype = dtype
 

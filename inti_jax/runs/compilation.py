@@ -139,3 +139,12 @@ class Compilations:
             self._found.append(Compiled(what, self._threads.seconds[what], hit))
             self._threads.hit = False
             self._threads.seconds.clear()  # including those of functions traced as a part of it
+
+
+def peak_bytes(compiled: jax.stages.Compiled) -> int | None:
+    """Return the most bytes that a program takes on a device, with its arguments; None where unknown."""
+    memory = compiled.memory_analysis()
+    if memory is None:
+        return None
+    peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
+    return int(peak - memory.alias_size_in_bytes)

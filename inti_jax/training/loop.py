@@ -30,7 +30,7 @@ from inti_jax.runs.record import Dataset, RunRecord
 from inti_jax.runs.writers import metrics_writer
 from inti_jax.runs.writers.metrics_writer import MetricsWriter
 from inti_jax.runs.writers.progress import Progress
-from inti_jax.training import announce, blends, early_stop, losses, optim
+from inti_jax.training import announce, blends, early_stop, losses, memory, optim
 from inti_jax.training.train_step import check_compiler_options, compile_step
 
 log = logging.getLogger("inti_jax")
@@ -77,7 +77,6 @@ def _train(config: Config, workdir: Path, preemption: Preemption, profile: profi
         profile.check_within(start, steps)
     agreement.check(record.flat(), validation.manifest["sha256"], mode="train", step=start)
     model = state.abstract_model(record)
-    graphdef = nnx.graphdef(model)
     transform, schedule = optim.make_optimizer(config.train, steps)
     target = state.abstract_state(record, transform, mesh)
     announce.describe(config, model, target, dataset, mesh, steps)
@@ -108,6 +107,7 @@ def _train(config: Config, workdir: Path, preemption: Preemption, profile: profi
         if jax.process_index() == 0:
             record.write(workdir)
         stack.enter_context(cached(workdir))
+        graphdef = nnx.graphdef(state.abstract_model(memory.settle(record, mesh)))
 
         host_batches = pipeline.train_batches(
             dataset,

@@ -1,6 +1,6 @@
 """Time a CLIP tower on videos on this CPU, in JAX and in PyTorch, beside each other.
 
-    python -m tests.benchmarks.cpu_benchmark [--backbones clip_vit_b32] [--frames 8,16] [--videos 1,4] [--rounds 5]
+    python -m tests.benchmarks.cpu_benchmark [--backbones clip_vit_b32] [--frames 8,16] [--videos 1,4]
 
 Each program classifies clips in float32: the class embeddings of all frames, their mean, and a linear layer
 of 400 classes. PyTorch runs transformers' tower with `scaled_dot_product_attention`, as it is and compiled by
@@ -28,7 +28,6 @@ from inti_jax import config
 from inti_jax.config.backbones import CLIP_MEAN, CLIP_STD, published
 from inti_jax.cost.plan import record_of
 from inti_jax.distributed import sharding
-from inti_jax.models import parameters
 from inti_jax.models.rngs import make_rngs
 from inti_jax.runs import state
 
@@ -51,7 +50,9 @@ def main() -> None:
     torch.set_num_threads(cores)
     print(f"{cores} cores, JAX {jax.__version__}, PyTorch {torch.__version__}, median of {arguments.rounds}")
     columns = ("eager", "compiled", "JAX", "JAX, InTI", "share")
-    print(f"{'backbone':<14}{'frames':>7}{'videos':>7} {'pass':<9}" + "".join(f"{one:>11}" for one in columns))
+    print(
+        f"{'backbone':<14}{'frames':>7}{'videos':>7} {'pass':<9}" + "".join(f"{one:>11}" for one in columns)
+    )
     for backbone in arguments.backbones.split(","):
         for backward in (False, True):
             programs = _torch_programs(backbone, backward) | _jax_programs(backbone, backward)
