@@ -29,6 +29,15 @@ def moving_square(frames: int, height: int = 48, width: int = 64) -> np.ndarray:
     return video
 
 
+def write_classes(directory: Path | str) -> None:
+    """Write a folder of four small videos for each of two classes, `clap` and `wave`."""
+    for number, label in enumerate(("clap", "wave")):
+        folder = Path(directory, label)
+        folder.mkdir(parents=True)
+        for index, name in enumerate("abcd"):
+            (folder / f"{name}.mp4").write_bytes(encode(moving_square(16 + 2 * index + number, 40, 48)))
+
+
 def numbered(frames: int, height: int, width: int) -> np.ndarray:
     """Frames that show their number: the bits, as dark and bright columns, on a noisy ground."""
     video = np.random.default_rng(0).integers(0, 60, (frames, height, width, 3), np.uint8)

@@ -27,18 +27,14 @@ INSTEAD = {
 def videos(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    for number, label in enumerate(("clap", "wave")):
-        (tmp_path / "my_videos" / label).mkdir(parents=True)
-        for index, name in enumerate("abcd"):
-            video = clips.encode(clips.moving_square(16 + 2 * index + number, 40, 48))
-            (tmp_path / "my_videos" / label / f"{name}.mp4").write_bytes(video)
+    clips.write_classes("my_videos")
     write_tiny(tmp_path / "clip.safetensors")
     return tmp_path
 
 
 @pytest.mark.usefixtures("unreported")
 def test_the_lines_that_readme_starts_with_work_exactly_as_written(videos):
-    """From nothing to labels, with fewer steps and without the installation, which wheel_test.py tries."""
+    """With fewer steps and without the installation: launch/first_hour.sh does all of it."""
     start = (ROOT / "README.md").read_text().partition("\n## Try it")[0]
     assert start.count("\n") < 40  # on the first screen
     (block,) = [block for block in blocks(ROOT / "README.md") if block.kind == "sh" and block.code in start]
