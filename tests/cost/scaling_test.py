@@ -14,6 +14,7 @@ def compiled(topology, devices, *seconds, fits=True, collectives=()):
         topology=topology,
         devices=devices,
         mesh={"data": devices, "fsdp": 1, "tensor": 1},
+        remat=False,
         seconds=60.0,
         flops_per_device=1e12 if fits else None,
         bytes_per_device=1e9 if fits else None,
