@@ -176,17 +176,18 @@ class InTI(nnx.Module):
         LayerNorm is linear but for its statistics, so it may follow the product: both passes read the tokens
         less often, and all gradients but the tokens' have few channels.
         """
-        bias, scale, kernel = self.norm.bias[...], self.norm.scale[...], self.down.kernel[...]
-        exact = x.astype(jnp.float32)
+        scale, bias, kernel = self.norm.scale, self.norm.bias, self.down.kernel[...]
+        assert scale is not None and bias is not None  # Flax's norms may have neither
+        dtype, wide = self.down.dtype, jnp.promote_types(x.dtype, jnp.float32)
+        exact = x.astype(wide)
         mean = exact.mean(axis=-1, keepdims=True)
         # Its gradient by the mean is zero.
         variance = jnp.square(exact - jax.lax.stop_gradient(mean)).mean(axis=-1, keepdims=True)
-        scaled = (scale[:, None] * kernel).astype(self.down.dtype)
-        product = jnp.matmul(x.astype(self.down.dtype), scaled, preferred_element_type=jnp.float32)
-        total = scaled.astype(jnp.float32).sum(axis=0)
-        centred = product - mean * total[None, None, None]
-        narrow = centred * jax.lax.rsqrt(variance + self.norm.epsilon) + (bias @ kernel)[None, None, None]
-        return narrow.astype(self.down.dtype)
+        scaled = (scale[...][:, None] * kernel).astype(dtype)
+        product = jnp.matmul(x.astype(dtype), scaled, preferred_element_type=wide)
+        centred = product - mean * scaled.astype(wide).sum(axis=0)[None, None, None]
+        deviation = jnp.sqrt(variance + self.norm.epsilon)
+        return (centred / deviation + (bias[...] @ kernel)[None, None, None]).astype(dtype)
 
     def _context(self, groups: Float[Array, "G N C"]) -> Float[Array, "G N C"]:
         """Sum the branches; those on the grid are added to the patches only."""

@@ -3,8 +3,9 @@
     python -m tests.benchmarks.layer_benchmark [--config k400_vit_b16:compression=inti] [--rounds 15]
 
 Both take the tokens of one video, in float32 and with random weights. The backward pass computes the
-gradients of the tokens and of the part's own parameters. Each round runs each program once, in turn. Prints the medians,
-and the layer's time as a share of the block's: the median of the rounds' shares, with their least and most.
+gradients of the tokens and of the part's own parameters. Each round runs each program once, in turn. Prints
+the medians, and the layer's time as a share of the block's: the median of the rounds' shares, with their
+least and most.
 """
 
 import argparse
