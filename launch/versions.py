@@ -14,7 +14,10 @@ from packaging.version import Version
 import inti_jax
 
 _ROOT = Path(__file__).parents[1]
-_INDEX = '<!doctype html><title>inti_jax</title><meta http-equiv="refresh" content="0; url=latest/">\n'
+# It names an icon, for which a browser would ask otherwise.
+_INDEX = """<!doctype html><title>inti_jax</title><link rel="icon" href="data:,">
+<meta http-equiv="refresh" content="0; url=latest/">
+"""
 
 
 def add(pages: Path, site: Path, version: str) -> None:

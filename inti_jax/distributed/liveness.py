@@ -27,6 +27,8 @@ log = logging.getLogger("inti_jax")
 
 _PLACES = "inti_jax/places/"
 _POLL_SECONDS = 1.0
+# Seconds for which a process that is done hears that the others are too, once process 0 is gone.
+_LEAVING_SECONDS = 10.0
 # Warn of a stalled process after this share of the time after which it ends the run.
 _WARN_SHARE = 0.1
 
@@ -218,6 +220,9 @@ class Watch:
                 log.exception("checking the other processes failed; trying again")
                 continue
             if verdict is not None:
+                # Process 0 may be gone because all are done, which this one is about to hear.
+                if self._place.left and self._stopped.wait(_LEAVING_SECONDS):
+                    return
                 self._end(verdict)
                 return
 

@@ -187,7 +187,8 @@ class InTI(nnx.Module):
         product = jnp.matmul(x.astype(dtype), scaled, preferred_element_type=wide)
         centred = product - mean * scaled.astype(wide).sum(axis=0)[None, None, None]
         deviation = jnp.sqrt(variance + self.norm.epsilon)
-        return (centred / deviation + (bias[...] @ kernel)[None, None, None]).astype(dtype)
+        shift = (bias[...][:, None] * kernel).sum(axis=0)
+        return (centred / deviation + shift[None, None, None]).astype(dtype)
 
     def _context(self, groups: Float[Array, "G N C"]) -> Float[Array, "G N C"]:
         """Sum the branches; those on the grid are added to the patches only."""

@@ -254,11 +254,14 @@ def test_a_save_that_fails_is_told_while_the_others_wait_for_it(tmp_path):
 
 
 def test_a_process_that_is_done_ends_before_python_finalizes():
-    """Then a thread of C++ that asks for the interpreter's lock would abort it."""
+    """Then a thread of C++ that asks for the interpreter's lock would abort it.
+
+    Process 0 is gone for seconds before the other, on a busy machine, knows that all are done.
+    """
     script = """
-import atexit, sys
+import atexit, sys, time
 from inti_jax import config
-from inti_jax.distributed import agreement, joining
+from inti_jax.distributed import agreement, joining, liveness
 from inti_jax.errors import Stopped
 from inti_jax.host.command import run_command
 
@@ -267,6 +270,13 @@ class Last:
         print("finalized")
 
 last = Last()
+
+def late(watch, stop=liveness.Watch.stop):
+    time.sleep(2.5)
+    stop(watch)
+
+if sys.argv[2] == "1":
+    liveness.Watch.stop = late
 
 def main():
     with joining.joined(sys.argv[1], 2, int(sys.argv[2]), config.Hosts()):
