@@ -146,8 +146,8 @@ class Program:
             # A reduce-scatter on TPUs is an all-reduce in a computation of this name, which keeps a part.
             scatters = name.startswith("all-reduce-scatter")
             for instruction in self._instructions(name).values():
-                if instruction.opcode == "send" and _BETWEEN_SLICES.search(instruction.line):
-                    found[instruction.name] = self._between_slices(name, instruction, count)
+                if instruction.opcode == "send" and (exchange := _BETWEEN_SLICES.search(instruction.line)):
+                    found[instruction.name] = self._between_slices(name, instruction, exchange[1], count)
                 kind = instruction.opcode.removesuffix("-start")
                 if kind not in KINDS:
                     continue
@@ -257,11 +257,13 @@ class Program:
             name=name[1] if name else "",
         )
 
-    def _between_slices(self, computation: str, instruction: _Instruction, count: int) -> Collective:
-        exchange, slices = _BETWEEN_SLICES.search(instruction.line), _SLICES.search(instruction.line)
-        if exchange is None or slices is None:
-            raise ValueError(f"not an exchange between slices: {instruction.line}")
-        kind, group = exchange[1].lower().replace("_", "-"), slices[1].count(",") + 1
+    def _between_slices(
+        self, computation: str, instruction: _Instruction, exchange: str, count: int
+    ) -> Collective:
+        slices = _SLICES.search(instruction.line)
+        if slices is None:
+            raise ValueError(f"an exchange between slices that names none: {instruction.line}")
+        kind, group = exchange.lower().replace("_", "-"), slices[1].count(",") + 1
         shapes = tuple(_shapes(self._instructions(computation)[instruction.operands[0]].shape))
         # What is sent of an all-gather is the slice's own part.
         parts = group if kind == "all-gather" else 1

@@ -52,7 +52,7 @@ def _train(config: Config, workdir: Path, preemption: Preemption, profile: profi
     agreement.check_workdir(workdir)
     sharding.check_batch(config.train.global_batch // config.train.accumulate, "train.global_batch", mesh)
     sharding.check_batch(config.eval.batch, "eval.batch", mesh)
-    check_compiler_options(config)
+    check_compiler_options(config, mesh)
     dataset = open_configured(config.data, "train")
     validation = open_configured(config.data, "val")
     check_loss(dataset, config.train.loss)

@@ -147,10 +147,13 @@ def compile_step(
     )
 
 
-def check_compiler_options(config: Config) -> None:
-    """Raise ConfigError where `train.compiler_options` has an option or a value that XLA does not have."""
+def check_compiler_options(config: Config, mesh: jax.sharding.Mesh) -> None:
+    """Raise ConfigError where XLA for the devices of `mesh` lacks an option or value of the config."""
+    if not config.train.compiler_options:
+        return
+    number = jax.ShapeDtypeStruct((), jnp.float32, sharding=sharding.replicated(mesh))
     try:
-        jax.jit(lambda: None, compiler_options=_own_options(config)).lower().compile()
+        jax.jit(lambda x: x, compiler_options=_own_options(config)).lower(number).compile()
     except jax.errors.JaxRuntimeError as error:
         raise ConfigError(f"config: `train.compiler_options`: {error}") from None
 
@@ -163,9 +166,10 @@ def _own_options(config: Config) -> sharding.CompilerOptions:
 def lower_step(record: RunRecord, mesh: jax.sharding.Mesh) -> tuple[TrainState, jax.stages.Lowered]:
     """Lower the run's step for the devices of `mesh`, attached or not; return the state's shapes as well.
 
-    Raises ConfigError where the batch does not suit the mesh.
+    Raises ConfigError where the batch does not suit the mesh, and for an option that the compiler lacks.
     """
     config = record.config
+    check_compiler_options(config, mesh)
     sharding.check_batch(config.train.global_batch // config.train.accumulate, "train.global_batch", mesh)
     transform, schedule = optim.make_optimizer(config.train, config.train.steps or _SOME_STEPS)
     shapes = state.abstract_state(record, transform, mesh)
