@@ -12,7 +12,6 @@ import functools
 import os
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from inti_jax.models import parameters
 from inti_jax.models.rngs import make_rngs
 from inti_jax.runs import state
 from inti_jax.runs.trained import Trained
+from tests.benchmarks import alternation
 from tests.commands import convert
 from tests.configs import record, tiny
 from tests.export import examples
@@ -100,13 +100,9 @@ def _row(name: str, programs: dict[str, Program], pixels: np.ndarray, rounds: in
     outputs = [program(pixels) for program in programs.values()]  # compiles
     for output in outputs[1:]:
         assert np.abs(output - outputs[0]).max() <= 1e-4 * np.abs(outputs[0]).max()
-    taken: dict[str, list[float]] = {program: [] for program in programs}
-    for _ in range(rounds):
-        for program, run in programs.items():
-            start = time.perf_counter()
-            run(pixels)
-            taken[program].append(1e3 * (time.perf_counter() - start))
-    cells = [f"{statistics.median(taken[each]):.0f}" if each in taken else "" for each in _LIBRARIES]
+    ready = {library: functools.partial(run, pixels) for library, run in programs.items()}
+    taken = alternation.seconds(ready, rounds)
+    cells = [f"{1e3 * statistics.median(taken[each]):.0f}" if each in taken else "" for each in _LIBRARIES]
     cells += [f"{(directory / file).stat().st_size / 1e6:.0f}" for file in ("m.onnx", "m.zip")]
     print(f"{name:<14}{len(pixels):>6}" + "".join(f"{cell:>13}" for cell in cells), flush=True)
 

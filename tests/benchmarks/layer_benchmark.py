@@ -12,7 +12,6 @@ import argparse
 import math
 import os
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +23,7 @@ from inti_jax.cost.plan import record_of
 from inti_jax.models.rngs import make_rngs
 from inti_jax.models.video import VideoModel, compress
 from inti_jax.runs import state
+from tests.benchmarks import alternation
 
 Program = Callable[[], Any]
 
@@ -42,8 +42,10 @@ def main() -> None:
     print(f"{len(os.sched_getaffinity(0))} cores, tokens {shape}, median of {arguments.rounds} rounds")
     print(f"{'pass':<24}{'block, ms':>12}{'layer, ms':>12}{'share':>8}{'least':>8}{'most':>8}")
     for name, make in (("forward", _forward), ("forward and backward", _backward)):
-        programs = [make(model, run, tokens, frames) for run in (_block, _layer)]
-        block, layer = _times(programs, arguments.rounds)
+        programs = {run.__name__: make(model, run, tokens, frames) for run in (_block, _layer)}
+        for program in programs.values():
+            program()  # compiles
+        block, layer = alternation.seconds(programs, arguments.rounds).values()
         shares = [one / other for one, other in zip(layer, block, strict=True)]
         cells = [f"{1e3 * statistics.median(taken):>12.1f}" for taken in (block, layer)]
         cells += [f"{choose(shares):>8.3f}" for choose in (statistics.median, min, max)]
@@ -61,7 +63,7 @@ def _layer(model: VideoModel, tokens: jax.Array, frames: int) -> jax.Array:
 def _forward(model: VideoModel, run: Callable[..., jax.Array], tokens: jax.Array, frames: int) -> Program:
     graphdef, params = nnx.split(model)
     program = jax.jit(lambda params, tokens: run(nnx.merge(graphdef, params), tokens, frames))
-    return lambda: program(params, tokens)
+    return lambda: jax.block_until_ready(program(params, tokens))
 
 
 def _backward(model: VideoModel, run: Callable[..., jax.Array], tokens: jax.Array, frames: int) -> Program:
@@ -74,20 +76,7 @@ def _backward(model: VideoModel, run: Callable[..., jax.Array], tokens: jax.Arra
         return (run(nnx.merge(graphdef, own, rest), tokens, frames) ** 2).mean()
 
     program = jax.jit(jax.grad(loss, argnums=(0, 1)))
-    return lambda: program(own, tokens)
-
-
-def _times(programs: list[Program], rounds: int) -> list[list[float]]:
-    """Return the seconds of each program in each round."""
-    for program in programs:
-        jax.block_until_ready(program())  # compiles
-    taken: list[list[float]] = [[] for _ in programs]
-    for _ in range(rounds):
-        for program, seconds in zip(programs, taken, strict=True):
-            start = time.perf_counter()
-            jax.block_until_ready(program())
-            seconds.append(time.perf_counter() - start)
-    return taken
+    return lambda: jax.block_until_ready(program(own, tokens))
 
 
 if __name__ == "__main__":

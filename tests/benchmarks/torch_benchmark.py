@@ -16,7 +16,6 @@ import functools
 import itertools
 import os
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -35,6 +34,7 @@ from inti_jax.host.chips import chip_of
 from inti_jax.models.rngs import make_rngs
 from inti_jax.models.video import VideoModel
 from inti_jax.runs import state
+from tests.benchmarks import alternation
 
 CLASSES = 400
 PROGRAMS = ("eager", "compiled", "JAX", "JAX, InTI")
@@ -92,15 +92,11 @@ def _clips(backbone: str, frames: int, videos: int) -> np.ndarray:
 
 
 def _medians(programs: dict[str, Program], clips: np.ndarray, rounds: int) -> dict[str, float]:
-    for run in programs.values():
-        run(clips)  # compiles
-    taken: dict[str, list[float]] = {name: [] for name in programs}
-    for _ in range(rounds):
-        for name, run in programs.items():
-            start = time.perf_counter()
-            run(clips)
-            taken[name].append(1e3 * (time.perf_counter() - start))
-    return {name: statistics.median(times) for name, times in taken.items()}
+    ready = {name: functools.partial(run, clips) for name, run in programs.items()}
+    for run in ready.values():
+        run()  # compiles
+    taken = alternation.seconds(ready, rounds)
+    return {name: 1e3 * statistics.median(times) for name, times in taken.items()}
 
 
 def _model(backbone: str, compression: str, frames: int, dtype: str) -> VideoModel:
