@@ -34,7 +34,7 @@ def start_logits(config: Compression) -> Float[Array, " {config.group}"]:
     if config.start == "mean":
         return jnp.zeros(config.group)
     others = (1 - _FIRST) / (config.group - 1)
-    weights = jnp.full(config.group, others).at[0].set(_FIRST)
+    weights = jnp.full(config.group, others, jnp.float32).at[0].set(_FIRST)
     return jnp.log(weights) if config.normalizer == "softmax" else jax.scipy.special.logit(weights)
 
 

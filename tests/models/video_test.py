@@ -14,8 +14,10 @@ from tests.configs import FAMILIES, SHALLOW
 from tests.cost.compiled import call, initialize, products
 
 
-def build(kind="none", after=(), backbone="tiny", group=2, dtype=jnp.float32, **changes) -> VideoModel:
-    compression = Compression(kind=kind, after=after, group=group)
+def build(
+    kind="none", after=(), backbone="tiny", group=2, start="mean", dtype=jnp.float32, **changes
+) -> VideoModel:
+    compression = Compression(kind=kind, after=after, group=group, start=start)
     settings = Model(backbone=backbone, pretrained="random", compression=compression, **changes)
     return VideoModel(settings, 10, dtype=dtype, rngs=make_rngs(0))
 
@@ -175,6 +177,28 @@ def test_a_temporal_embedding_takes_another_number_of_frames():
     np.testing.assert_array_equal(known, model.temporal.embedding[...])
     assert longer.shape == (16, 96) and (np.diff(longer[:, 0]) >= 0).all()
     assert jax.eval_shape(model, make_video(16)).shape == (2, 10)
+
+
+@pytest.mark.parametrize(
+    ("method", "kind", "start", "family"),
+    [
+        ("full", "tome", "mean", "dinov2"),
+        ("aim", "inti", "mean", "clip"),
+        ("st_adapter", "inti", "first", "siglip"),
+        ("zero_i2v", "static", "first", "clip"),
+        ("lora", "drop", "mean", "patches"),
+    ],
+)
+def test_a_parameters_type_is_that_of_its_update(method, kind, start, family, monkeypatch):
+    """An update makes a weak type a strong one, for which the step would be compiled again."""
+    monkeypatch.setitem(
+        BACKBONES, "tiny", dataclasses.replace(BACKBONES["tiny"], layers=2, **FAMILIES[family])
+    )
+    after = () if kind in ("none", "tome") else (1,)
+    params = jax.eval_shape(
+        lambda: nnx.state(build(kind, after, start=start, adaptation=method), nnx.Param).to_pure_dict()
+    )
+    assert not [path for path, leaf in jax.tree.leaves_with_path(params) if leaf.weak_type]
 
 
 # Costs: 1 MAC is one multiply-accumulate, as the published tables count.
