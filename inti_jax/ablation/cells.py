@@ -10,6 +10,7 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pydantic
 
@@ -18,6 +19,9 @@ from inti_jax.ablation.experiments import Experiment
 from inti_jax.errors import UserError, naming
 from inti_jax.host.files import write_whole
 from inti_jax.host.paths import run_below
+
+if TYPE_CHECKING:
+    from inti_jax.cost.plan import Plan
 
 log = logging.getLogger("inti_jax")
 
@@ -48,7 +52,7 @@ class Cell:
     config: str  # hash of the settings that decide what is computed
     dataset: str  # hash of the dataset
     gmacs: float  # per view, at inference
-    share: float  # of the cost without compression
+    share: float  # of the cost of the experiment's row without compression
     trained: int  # number of parameters that train
     labels: dict[str, str]
     predicted: dict[str, str]
@@ -106,15 +110,17 @@ def jobs(
 
 def _compute_ratio(experiment: Experiment, method: str, compression: str) -> float:
     """Divide the cost of the forward pass in training without compression by that with it."""
+    costs = [_plan(experiment, method, name).gmacs_per_view_training for name in ("none", compression)]
+    return costs[0] / costs[1]
+
+
+def _plan(experiment: Experiment, method: str, compression: str) -> "Plan":
     from inti_jax.cost.plan import make_plan, record_of
 
-    costs = []
-    for name in ("none", compression):
-        spec = experiment.spec(method, name, experiment.folds[0] if experiment.folds else None, 0, 1)
-        settings = config.load_config(f"{config.recipes()[experiment.recipe]}:{spec}")
-        plan, _ = make_plan(record_of(settings, classes=10))
-        costs.append(plan.gmacs_per_view_training)
-    return costs[0] / costs[1]
+    fold = experiment.folds[0] if experiment.folds else None
+    spec = experiment.spec(method, compression, fold, seed=0, steps=1)
+    plan, _ = make_plan(record_of(config.load_config(f"{config.recipes()[experiment.recipe]}:{spec}"), 10))
+    return plan
 
 
 def train_all(
@@ -140,7 +146,7 @@ def train_all(
                 )
             continue
         log.info("run %d of %d: %s", number, len(wanted), job.run_name)
-        known[job] = _train(job, settings, run_below(out, job.run_name))
+        known[job] = _train(experiment, job, settings, run_below(out, job.run_name))
         _write(out, list(known.values()))
 
 
@@ -180,9 +186,8 @@ def _hash(settings: config.Config) -> str:
     return hashlib.sha256(json.dumps(record.fixed(settings), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _train(job: Job, settings: config.Config, workdir: Path) -> Cell:
+def _train(experiment: Experiment, job: Job, settings: config.Config, workdir: Path) -> Cell:
     """Train and evaluate the run in `workdir`, or take up the one that was begun there."""
-    from inti_jax.cost.plan import make_plan
     from inti_jax.runs import predictions
     from inti_jax.runs.evaluations import Setting
     from inti_jax.runs.record import RunRecord
@@ -191,14 +196,14 @@ def _train(job: Job, settings: config.Config, workdir: Path) -> Cell:
     loop.train(settings, workdir)
     found = RunRecord.read(workdir)
     saved = predictions.read(predictions.Place.of(job.steps, Setting.of_run(found)).path(workdir))
-    plan, _ = make_plan(found)
+    plan, uncompressed = (_plan(experiment, job.method, name) for name in (job.compression, "none"))
     best = saved.probabilities.argmax(axis=1)
     return Cell(
         job=job,
         config=_hash(settings),
         dataset=found.dataset.sha256,
         gmacs=plan.gmacs_per_view,
-        share=plan.share,
+        share=plan.gmacs_per_view / uncompressed.gmacs_per_view,
         trained=plan.params_trainable,
         labels=dict(zip(saved.ids, (saved.classes[k] for k in saved.labels), strict=True)),
         predicted=dict(zip(saved.ids, (saved.classes[k] for k in best), strict=True)),

@@ -111,6 +111,8 @@ EXPERIMENTS = {
         compressions=_NONE
         | _HALVINGS
         | {
+            # Costs less than half of eight frames: is it compression that a row gains by, or fewer frames?
+            "none with 4 frames": "compression=none,frames=4",
             "inti from first": "compression=inti,start=first",
             "inti(region)": "compression=inti,scales=region",
             "inti after 2": "compression=inti,after=(2,)",

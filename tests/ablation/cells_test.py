@@ -34,6 +34,11 @@ def test_equal_compute_gives_compressed_models_more_steps():
     assert plain.steps == 100 and compressed.steps == pytest.approx(100 / 0.625, abs=2)
 
 
+def test_fewer_frames_cost_a_share_of_the_row_without_compression():
+    whole, half = (cells._plan(GESTURES, "st_adapter", name) for name in ("none", "none with 4 frames"))
+    assert half.gmacs_per_view / whole.gmacs_per_view == pytest.approx(0.5, abs=1e-3)
+
+
 def test_cells_are_read_as_they_were_written_without_a_line_that_a_kill_cut(tmp_path):
     assert cells.read(tmp_path) == []
     other = dataclasses.replace(CELL, job=dataclasses.replace(JOB, fold=2))
@@ -56,7 +61,7 @@ def test_finished_cells_are_not_trained_again_and_those_of_other_settings_are_re
     """Trains nothing: the runs are what `_train` would return."""
     trained = []
 
-    def train(job, settings, workdir):
+    def train(experiment, job, settings, workdir):
         trained.append(job)
         return dataclasses.replace(CELL, job=job, config=cells._hash(settings))
 
@@ -76,7 +81,7 @@ def test_a_table_in_a_bucket_goes_on_on_another_machine(bucket, monkeypatch):
     """Trains nothing, as above."""
     trained = []
 
-    def train(job, settings, workdir):
+    def train(experiment, job, settings, workdir):
         trained.append((settings.data.data_dir, settings.model.pretrained, stores.origin(workdir)))
         return dataclasses.replace(CELL, job=job, config=cells._hash(settings))
 
