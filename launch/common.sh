@@ -1,9 +1,10 @@
 # shellcheck shell=bash
 # Sourced by the launch scripts: makes .venv hold exactly what a lock file names.
 
-# ensure_venv LOCK: creates .venv or brings it up to date with LOCK, and activates it.
+# ensure_venv LOCK [OPTION...]: creates .venv or brings it up to date with LOCK, and activates it. Options go to pip.
 ensure_venv() {
   local lock=$1 python stamp satisfied
+  shift
   python=$(command -v python3.11 || command -v python3 || true)
   if [ -z "$python" ] || ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
     echo "error: python3.11 is not on the PATH: install Python 3.11 or newer with venv" >&2
@@ -19,7 +20,7 @@ ensure_venv() {
     echo "installing $lock into .venv"
     "$python" -m venv .venv
     # The locks are complete, and no resolver takes jax2onnx beside our Orbax: see lock.sh.
-    .venv/bin/python -m pip install --quiet --no-deps --requirement "$lock"
+    .venv/bin/python -m pip install --quiet --no-deps "$@" --requirement "$lock"
     rm -f .venv/*.stamp
     # What the tests need holds all that a run needs, in the same versions.
     satisfied="requirements.txt $lock"
