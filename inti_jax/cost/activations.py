@@ -120,7 +120,7 @@ def _kept(
     varied = {path: params[path] for path in own}
     fixed = {path: shape for path, shape in params.items() if path not in own}
 
-    def residuals(data: Any, varied: Any, fixed: Any) -> list[jax.Array]:
+    def residuals(data: Any, varied: Any, fixed: Any) -> list[Any]:  # arrays, and constants of the model
         def run(varied: Any, x: Any) -> jax.Array:
             return part.run(parameters.merge(graphdef, {**varied, **fixed}), (x, *data[1:]))
 

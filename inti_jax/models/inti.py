@@ -67,23 +67,22 @@ class DepthwiseConv(nnx.Module):
 
 
 @jax.custom_vjp
-def _blend(x: Float[Array, "B T N D"], weights: Float[Array, "B S N g"]) -> Float[Array, "B S N D"]:
+def _blend(groups: Float[Array, "B S g N D"], weights: Float[Array, "B S N g"]) -> Float[Array, "B S N D"]:
     """Sum the g frames of each group, weighted; the backward pass accesses memory less often than JAX's."""
-    group = weights.shape[-1]
-    return functools.reduce(jnp.add, (weights[..., i, None] * x[:, i::group] for i in range(group)))
+    frames = (groups[:, :, i] * weights[..., i, None] for i in range(weights.shape[-1]))
+    return functools.reduce(jnp.add, frames)
 
 
-def _blend_forward(x: Array, weights: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _blend(x, weights), (x, weights)
+def _blend_forward(groups: Array, weights: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _blend(groups, weights), (groups, weights)
 
 
 def _blend_backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     """Compute the gradients of all frames in one pass. JAX's pads those of each g-th frame and adds them."""
-    x, weights = kept
-    own = jnp.moveaxis(weights, -1, 2)[..., None]  # [B, S, g, N, 1]
+    groups, weights = kept
     spread = gradient[:, :, None]
-    shares = (x.reshape(*own.shape[:-1], x.shape[-1]) * spread).sum(axis=-1)
-    return (own * spread).reshape(x.shape), jnp.moveaxis(shares, 2, -1)
+    shares = (groups * spread).sum(axis=-1)
+    return jnp.moveaxis(weights, -1, 2)[..., None] * spread, jnp.moveaxis(shares, 2, -1)
 
 
 _blend.defvjp(_blend_forward, _blend_backward)
@@ -147,15 +146,25 @@ class InTI(nnx.Module):
     @jax.named_scope("inti")
     def __call__(self, x: Float[Array, "B T N D"]) -> Float[Array, "B T//{self.ratio} N D"]:
         """Blend each group of frames."""
-        return _blend(x, self.weights(x).astype(x.dtype))
+        groups = self._grouped(x)
+        return _blend(groups, self._weights(groups).astype(x.dtype))
 
     def weights(self, x: Float[Array, "B T N D"]) -> Float[Array, "B T//{self.ratio} N {self.ratio}"]:
         """Compute the weights of a group's frames in each blended token, in float32."""
-        batch = x.shape[0]
-        narrow = self._narrow(x)
-        groups = rearrange(narrow, "b (t g) n d -> (b t) n (g d)", g=self.ratio)
-        logits = self.out(jax.nn.gelu(self._context(groups), approximate=False)).astype(jnp.float32)
-        logits = rearrange(logits, "(b t) n g -> b t n g", b=batch)
+        return self._weights(self._grouped(x))
+
+    def _grouped(self, x: Float[Array, "B T N D"]) -> Float[Array, "B S g N D"]:
+        """Give the frames of a group a dimension of their own.
+
+        All steps have it: XLA for TPUs fuses no broadcast of a gradient with a reshape behind it.
+        """
+        return rearrange(x, "b (s g) n d -> b s g n d", g=self.ratio)
+
+    def _weights(self, groups: Float[Array, "B S g N D"]) -> Float[Array, "B S N g"]:
+        batch = groups.shape[0]
+        narrow = rearrange(self._narrow(groups), "b s g n c -> (b s) n (g c)")
+        logits = self.out(jax.nn.gelu(self._context(narrow), approximate=False)).astype(jnp.float32)
+        logits = rearrange(logits, "(b s) n g -> b s n g", b=batch)
         if self.normalizer == "softmax":
             weights = jax.nn.softmax(logits, axis=-1)
         else:
@@ -170,7 +179,7 @@ class InTI(nnx.Module):
             case _:
                 return weights
 
-    def _narrow(self, x: Float[Array, "B T N D"]) -> Float[Array, "B T N C"]:
+    def _narrow(self, x: Float[Array, "B S g N D"]) -> Float[Array, "B S g N C"]:
         """Compute `down(norm(x))`, where the normalised tokens never exist.
 
         LayerNorm is linear but for its statistics, so it may follow the product: both passes read the tokens
@@ -185,10 +194,10 @@ class InTI(nnx.Module):
         variance = jnp.square(exact - jax.lax.stop_gradient(mean)).mean(axis=-1, keepdims=True)
         scaled = (scale[...][:, None] * kernel).astype(dtype)
         product = jnp.matmul(x.astype(dtype), scaled, preferred_element_type=wide)
-        centred = product - mean * scaled.astype(wide).sum(axis=0)[None, None, None]
+        centred = product - mean * scaled.astype(wide).sum(axis=0)[None, None, None, None]
         deviation = jnp.sqrt(variance + self.norm.epsilon)
         shift = (bias[...][:, None] * kernel).sum(axis=0)
-        return (centred / deviation + shift[None, None, None]).astype(dtype)
+        return (centred / deviation + shift[None, None, None, None]).astype(dtype)
 
     def _context(self, groups: Float[Array, "G N C"]) -> Float[Array, "G N C"]:
         """Sum the branches; those on the grid are added to the patches only."""

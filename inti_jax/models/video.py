@@ -242,9 +242,15 @@ class VideoModel(nnx.Module):
     def embed(self, video: UInt8[Array, "B T H W 3"]) -> Float[Array, "BT N D"]:
         """Compute the tokens that enter the first block."""
         batch, frames = video.shape[:2]
-        images = normalize(rearrange(video, "b t h w c -> (b t) h w c"), self.backbone, self.dtype)
         offset = jnp.tile(self.temporal(frames), (batch, 1)) if hasattr(self, "temporal") else None
-        return self.tower.embed(images, offset)
+
+        def project(video: UInt8[Array, "B T H W 3"]) -> Float[Array, "BT P D"]:
+            images = rearrange(video, "b t h w c -> (b t) h w c")
+            return self.tower.project(normalize(images, self.backbone, self.dtype))
+
+        # The backward pass normalises the pixels again: as floats in the layout of the convolution, they can
+        # take as much memory on TPUs as a block keeps.
+        return self.tower.place(jax.checkpoint(project)(video), offset)
 
     def pool(
         self, x: Float[Array, "BS N D"], sizes: Float[Array, "BS N"] | None, batch: int

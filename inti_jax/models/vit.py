@@ -88,7 +88,6 @@ class ImageTower(nnx.Module):
         self.tokens = patches + size.prefix_tokens
         self.dtype = dtype
 
-    @jax.named_scope("embed")
     def embed(
         self, images: Float[Array, "B H W 3"], offset: Float[Array, "B D"] | None = None
     ) -> Float[Array, "B N D"]:
@@ -96,7 +95,18 @@ class ImageTower(nnx.Module):
 
         `offset` is added to all tokens of an image, before the LayerNorm, as the position embedding is.
         """
-        x = rearrange(self.patch_embed(images), "b h w d -> b (h w) d")
+        return self.place(self.project(images), offset)
+
+    @jax.named_scope("embed")
+    def project(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B P D"]:
+        """Project the patches of normalised images: the first step of `embed`."""
+        return rearrange(self.patch_embed(images), "b h w d -> b (h w) d")
+
+    @jax.named_scope("embed")
+    def place(
+        self, x: Float[Array, "B P D"], offset: Float[Array, "B D"] | None = None
+    ) -> Float[Array, "B N D"]:
+        """Make tokens of projected patches, with their positions: the rest of `embed`."""
         if hasattr(self, "class_embedding"):
             x = self._prepend(self.class_embedding[...][None], x)
         x = x + self.positional_embedding[...].astype(self.dtype)[None]

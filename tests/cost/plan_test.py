@@ -211,6 +211,10 @@ def test_a_recomputed_block_keeps_its_input_alone():
     assert set(found.blocks) == {2 * 17 * 96 * 4}
 
 
+def test_the_embedding_keeps_pixels_as_bytes_and_the_input_of_its_norm():
+    assert kept("full").embedding == 2 * 32 * 32 * 3 + 2 * 17 * 96 * 4
+
+
 def test_less_is_kept_where_less_trains_or_in_bfloat16():
     full = kept("full")
     assert kept("lora").blocks[1] < full.blocks[1]

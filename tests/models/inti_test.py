@@ -173,3 +173,22 @@ def test_the_blend_is_that_of_a_computation_written_out(group, normalizer, class
     # The blend is not near the mean, so equality says something.
     mean = np.reshape(x, (2, 2, group, -1, WIDTH)).mean(axis=2)
     assert np.abs(found - mean)[:, :, prefix_tokens:].max() > 0.5
+
+
+@pytest.mark.parametrize("group", [2, 3])
+def test_the_gradients_are_those_of_the_blend(group):
+    layer = make_layer(group=group)
+    graphdef, params = nnx.split(layer)
+    x = make_tokens(2 * group)
+    direction = jax.random.normal(jax.random.key(1), call(layer, x).shape)
+
+    def written_out(params, x):
+        weights = nnx.merge(graphdef, params).weights(x)
+        groups = x.reshape(len(x), -1, group, *x.shape[2:])
+        return (jnp.einsum("bsng,bsgnd->bsnd", weights, groups) * direction).sum()
+
+    def blended(params, x):
+        return (nnx.merge(graphdef, params)(x) * direction).sum()
+
+    found, expected = (jax.jit(jax.grad(f, argnums=(0, 1)))(params, x) for f in (blended, written_out))
+    jax.tree.map(lambda *pair: np.testing.assert_allclose(*pair, rtol=1e-4, atol=1e-4), found, expected)
