@@ -6,9 +6,10 @@
 Each program classifies clips: the class embeddings of all frames, their mean, and a linear layer of 400
 classes. PyTorch runs transformers' tower with `scaled_dot_product_attention`, as it is and compiled by
 `torch.compile`; in bfloat16 under autocast. The backward pass computes the gradients of all parameters. Each
-round runs each program once, in turn, so that whatever else the machine does falls on all of them. Prints the
-medians in milliseconds, JAX without compression as a share of the faster PyTorch, and, on a chip whose peak
-is known, its utilisation.
+round runs each program once, in turn, so that whatever else the machine does falls on all of them. "products"
+are the tower's linear layers alone in PyTorch, as bare matrix products. Prints the medians in milliseconds,
+and two shares of the faster PyTorch: JAX without compression, and as "floor" the products, which a program
+with products of the same speed cannot go below. On a chip whose peak is known, it prints JAX's utilisation.
 """
 
 import argparse
@@ -37,7 +38,7 @@ from inti_jax.runs import state
 from tests.benchmarks import alternation
 
 CLASSES = 400
-PROGRAMS = ("eager", "compiled", "JAX", "JAX, InTI")
+PROGRAMS = ("eager", "compiled", "products", "JAX", "JAX, InTI")
 # Takes clips [B, T, H, W, 3] and returns once all is computed.
 Program = Callable[[np.ndarray], Any]
 
@@ -60,7 +61,7 @@ def main() -> None:
     device = f"{cores} cores" if arguments.device == "cpu" else jax.devices()[0].device_kind
     print(f"{device}, {arguments.dtype}, JAX {jax.__version__}, PyTorch {torch.__version__}")
     print(f"milliseconds, median of {arguments.rounds} rounds")
-    columns = "".join(f"{name:>11}" for name in (*PROGRAMS, "share", "MFU"))
+    columns = "".join(f"{name:>11}" for name in (*PROGRAMS, "share", "floor", "MFU"))
     print(f"{'backbone':<14}{'pass':<9}{'frames':>7}{'videos':>7}{columns}")
     for backbone in arguments.backbones.split(","):
         eager = _Classifier(backbone).to(arguments.device)
@@ -71,19 +72,24 @@ def main() -> None:
                 name: functools.partial(_run_torch, module, arguments.dtype, backward)
                 for name, module in modules.items()
             }
+            programs["products"] = _products(eager, count * batch, arguments.dtype, backward)
             models = {
                 "JAX": _model(backbone, "none", count, arguments.dtype),
                 "JAX, InTI": _model(backbone, "inti", count, arguments.dtype),
             }
             programs |= {name: _jax_program(model, backward) for name, model in models.items()}
             medians = _medians(programs, _clips(backbone, count, batch), arguments.rounds)
-            share = medians["JAX"] / min(medians["eager"], medians["compiled"])
+            faster = min(medians["eager"], medians["compiled"])
+            share, floor = medians["JAX"] / faster, medians["products"] / faster
             flops = (6 if backward else 2) * batch * models["JAX"].macs(count)
             chip = chip_of(jax.devices()[0])
             mfu = "" if chip is None else f"{flops / chip.flops / (medians['JAX'] / 1e3):.3f}"
             cells = "".join(f"{medians[name]:>11.0f}" for name in PROGRAMS)
             done = "both" if backward else "forward"
-            print(f"{backbone:<14}{done:<9}{count:>7}{batch:>7}{cells}{share:>11.2f}{mfu:>11}", flush=True)
+            print(
+                f"{backbone:<14}{done:<9}{count:>7}{batch:>7}{cells}{share:>11.2f}{floor:>11.2f}{mfu:>11}",
+                flush=True,
+            )
 
 
 def _clips(backbone: str, frames: int, videos: int) -> np.ndarray:
@@ -170,6 +176,27 @@ def _run_torch(module: torch.nn.Module, dtype: str, backward: bool, clips: np.nd
         module.zero_grad()
     if device == "cuda":
         torch.cuda.synchronize()
+
+
+def _products(module: _Classifier, images: int, dtype: str, backward: bool) -> Program:
+    """Multiply by the kernels of the tower's linear layers, and for the backward pass by each twice more."""
+    tokens = images * module.tower.vision_model.embeddings.num_positions
+    layers = [each for each in module.tower.vision_model.modules() if isinstance(each, torch.nn.Linear)]
+    kernels = [layer.weight.detach().to(getattr(torch, dtype)) for layer in layers]
+    widths = {width for kernel in kernels for width in kernel.shape}
+    values = {width: torch.randn(tokens, width).to(kernels[0]) for width in widths}
+
+    def run(_: np.ndarray) -> None:
+        for kernel in kernels:
+            leaving, entering = kernel.shape
+            torch.mm(values[entering], kernel.T)
+            if backward:
+                torch.mm(values[leaving], kernel)
+                torch.mm(values[leaving].T, values[entering])
+        if kernels[0].is_cuda:
+            torch.cuda.synchronize()
+
+    return run
 
 
 if __name__ == "__main__":
