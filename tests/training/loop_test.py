@@ -36,15 +36,15 @@ BATCH = 8
 pytestmark = pytest.mark.usefixtures("shallow")
 
 
-def make_batch(mesh, bad=()):
+def make_batch(mesh, bad=(), videos=BATCH):
     rng = np.random.default_rng(0)
-    mask = np.ones(BATCH, bool)
+    mask = np.ones(videos, bool)
     mask[list(bad)] = False
     rows = {
-        "video": rng.integers(0, 256, (BATCH, 4, 32, 32, 3), np.uint8),
-        "label": rng.integers(0, 10, BATCH).astype(np.int32),
+        "video": rng.integers(0, 256, (videos, 4, 32, 32, 3), np.uint8),
+        "label": rng.integers(0, 10, videos).astype(np.int32),
         "mask": mask,
-        "index": np.arange(BATCH, dtype=np.int32),
+        "index": np.arange(videos, dtype=np.int32),
     }
     return sharding.place_batch(rows, mesh)
 
