@@ -60,13 +60,17 @@ def motion_data(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def trained_run(motion_data, tmp_path_factory):
-    """A finished run of a few steps of a model as of `shallow`, evaluated on two clips a video."""
+    """A finished run of a few steps of a model as of `shallow`, evaluated on two clips a video.
+
+    It has no report, which takes longer than the steps.
+    """
     from inti_jax.config.backbones import BACKBONES
+    from inti_jax.reports import writing
     from inti_jax.training import loop
     from tests.configs import INTI, SHALLOW, tiny
 
     workdir = tmp_path_factory.mktemp("runs") / "inti"
-    with mock.patch.dict(BACKBONES, tiny=SHALLOW):
+    with mock.patch.dict(BACKBONES, tiny=SHALLOW), mock.patch.object(writing, "write_own"):
         loop.train(tiny(motion_data, **INTI, eval__clips=2), workdir)
     return workdir
 
@@ -101,9 +105,10 @@ def shallow():
         yield
 
 
-@pytest.fixture
-def unreported(monkeypatch):
+@pytest.fixture(scope="module")
+def unreported():
     """Train without the report, which takes longer than the steps; loop_test.py has runs that write one."""
     from inti_jax.reports import writing
 
-    monkeypatch.setattr(writing, "write_own", lambda workdir: None)
+    with mock.patch.object(writing, "write_own"):
+        yield

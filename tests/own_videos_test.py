@@ -18,7 +18,7 @@ LABELS = {
 }
 
 
-@pytest.mark.usefixtures("shallow")
+@pytest.mark.usefixtures("shallow", "unreported")
 @pytest.mark.skipif(not CLIPS.is_dir(), reason=f"needs the real clips in {CLIPS}")
 def test_prepare_train_and_predict_on_real_clips(tmp_path):
     rows = [f"{CLIPS / name},{label},{split}" for name, label in LABELS.items() for split in ("train", "val")]
@@ -44,7 +44,7 @@ def test_prepare_train_and_predict_on_real_clips(tmp_path):
     workdir = tmp_path / "run"
     process = call(
         "main", "--config", "configs/quickstart.py", "--workdir", workdir, "--config.data.name=clips",
-        f"--config.data.data_dir={data_dir}", "--config.data.sampling=uniform", "--config.train.steps=3",
+        f"--config.data.data_dir={data_dir}", "--config.data.sampling=uniform", "--config.train.steps=1",
         "--config.train.global_batch=8", "--config.eval.batch=8", "--config.eval.crops=3",
         "--config.train.log_every_steps=1",
     )  # fmt: skip

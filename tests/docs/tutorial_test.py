@@ -12,7 +12,7 @@ from tests.docs.code_test import of_package
 from tests.docs.pages import ROOT, blocks, commands
 from tests.pretrained.weights import write_tiny
 
-pytestmark = pytest.mark.usefixtures("shallow")
+pytestmark = pytest.mark.usefixtures("shallow", "unreported")
 
 # What the pages say, and what takes its place here.
 INSTEAD = {
@@ -32,7 +32,6 @@ def videos(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.usefixtures("unreported")
 def test_the_lines_that_readme_starts_with_work_exactly_as_written(videos):
     """With fewer steps and without the installation: launch/first_hour.sh does all of it."""
     start = (ROOT / "README.md").read_text().partition("\n## Try it")[0]

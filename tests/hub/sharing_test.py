@@ -22,6 +22,8 @@ from tests.configs import INTI, tiny
 from tests.hub.conftest import serving_to_the_library
 from tests.pretrained.weights import write_tiny
 
+pytestmark = pytest.mark.usefixtures("unreported")
+
 WEIGHTS = "hf://me/weights/b16.safetensors"
 
 

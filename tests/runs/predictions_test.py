@@ -31,7 +31,7 @@ from inti_jax.training import loop
 from tests.configs import record, tiny
 from tests.processes import environment
 
-pytestmark = pytest.mark.usefixtures("shallow")
+pytestmark = pytest.mark.usefixtures("shallow", "unreported")
 
 
 def made_up(videos=6, clips=2, crops=3, classes=4, missing=1, several=False, **changes):

@@ -77,8 +77,8 @@ def test_a_run_ends_early_once_and_goes_on_with_more_patience(motion_data, tmp_p
     assert [r["step"] for r in computed(tmp_path) if r["split"] == "val"] == [1, 2, 3, 4]
 
 
-@pytest.mark.usefixtures("unreported")
-def test_a_run_that_ends_early_by_some_videos_is_evaluated_on_all(motion_data, tmp_path):
+def test_a_run_that_ends_early_by_some_videos_is_evaluated_on_all(motion_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(writing, "write_own", lambda workdir: None)
     settings = tiny(
         motion_data,
         data__num_frames=2,

@@ -213,8 +213,10 @@ def test_a_run_leaves_all_its_files_and_is_continued_only_by_its_own_config(
     assert RunRecord.read(tmp_path).config == less_memory
 
 
-@pytest.mark.usefixtures("unreported")
-def test_a_finished_run_trains_longer_by_the_schedule_of_the_longer_run(motion_data, tmp_path, caplog):
+def test_a_finished_run_trains_longer_by_the_schedule_of_the_longer_run(
+    motion_data, tmp_path, caplog, monkeypatch
+):
+    monkeypatch.setattr(writing, "write_own", lambda workdir: None)
     run_dir, killed = tmp_path / "run", tmp_path / "killed"
     loop.train(tiny(motion_data, train__steps=2), run_dir)
     first = computed(run_dir)
@@ -391,10 +393,10 @@ def test_a_killed_run_goes_on_to_the_last_bit(motion_data, tmp_path):
     assert final[0] == final[1]
 
 
-@pytest.mark.usefixtures("unreported")
 def test_evaluations_on_the_way_are_of_some_videos_share_the_workers_and_change_no_loss(
     motion_data, trained_run, tmp_path, monkeypatch
 ):
+    monkeypatch.setattr(writing, "write_own", lambda workdir: None)
     seen = []
     place = sharding.place_batch
 
