@@ -23,8 +23,6 @@ ROWS = {
     "inti, loop": (B16, "v5e:4x4", 64, "model.scan=on"),
     "st_adapter": (f"{B16}:method=st_adapter", "v5e:4x4", 64, "model.scan=on"),
     "8 chips": (B16, "v5e:2x4", 32, EIGHT),
-    "16 chips": (B16, "v5e:4x4", 64, EIGHT),
-    "64 chips": (B16, "v5e:8x8", 256, EIGHT),
     "256 chips": (B16, "v5e:16x16", 1024, EIGHT),
     "none, v5p": (f"{B16}:compression=none", "v5p:2x2x4", 64, "model.scan=on"),
     "inti, v5p": (B16, "v5p:2x2x4", 64, "model.scan=on"),
@@ -33,8 +31,6 @@ ROWS = {
     "L/14, none, 256 chips": (f"{L14}:compression=none", "v5e:16x16", 1024, EIGHT),
     "L/14, inti, 256 chips": (L14, "v5e:16x16", 1024, EIGHT),
     "L/14, 32 frames": (f"{L14}:frames=32", "v5e:16x16", None, "model.scan=auto"),
-    "L/14, loop": (L14, "v5e:4x4", 64, "model.scan=on"),
-    "L/14, unrolled": (L14, "v5e:4x4", 64, "model.scan=off"),
 }
 
 
