@@ -12,9 +12,10 @@ facebook/dinov2-small.
 
 Cost with the defaults: 5.6 GMACs per view; 8.9 with compression=none.
 Arguments: method (st_adapter, linear, aim, zero_i2v, lora, full), compression (inti, none, drop, mean,
-static, tome), scales (all, or one of inti's), start (mean, first: see model.compression.start), group (2, 3,
-4), after (the blocks after which frames become fewer, as 3 or 5,8), frames, fold (1 to 5), seed, steps.
-Default: st_adapter, inti, all, mean, 2, 3, 8, 1, 0, 400.
+static, tome), scales (all, or one of inti's), start (mean, first: see model.compression.start), first_weight
+(at the start `first`), group (2, 3, 4), after (the blocks after which frames become fewer, as 3 or 5,8),
+frames, fold (1 to 5), seed, steps.
+Default: st_adapter, inti, all, mean, 0.88, 2, 3, 8, 1, 0, 400.
 Frames have to be a multiple of the group, for two blocks of its square.
 """
 
@@ -35,6 +36,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         compression="inti",
         scales="all",
         start="mean",
+        first_weight=0.88,
         group=2,
         after=(3,),
         frames=8,
@@ -54,6 +56,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     compression.kind = args["compression"]
     compression.after = () if args["compression"] in ("none", "tome") else args["after"]
     compression.start = args["start"]
+    compression.first_weight = args["first_weight"]
     compression.group = args["group"]
     compression.r = 3  # leaves about the cost that compressing pairs of frames after block 3 leaves
     if args["scales"] != "all":

@@ -118,6 +118,7 @@ EXPERIMENTS = {
             # Frozen blocks never saw a mean of frames. So the rest is asked of blends that start near one.
             "static from first": "compression=static,start=first",
             "inti from first": _FROM_FIRST,
+            "inti from 0.98 of first": f"{_FROM_FIRST},first_weight=0.98",
             "inti(point) from first": f"{_FROM_FIRST},scales=point",
             "inti(local) from first": f"{_FROM_FIRST},scales=local",
             "inti(region) from first": f"{_FROM_FIRST},scales=region",

@@ -21,20 +21,16 @@ from inti_jax.models.block import LayerNorm
 Grid = tuple[int, int]
 
 
-# The weight of a group's first frame at the start, with `start` = "first".
-_FIRST = 0.88
-
-
 def start_logits(config: Compression) -> Float[Array, " {config.group}"]:
     """Compute the logits of the weights with which a blend starts, by `config.start`.
 
-    "mean": all frames of a group have the same weight. "first": the first frame has 0.88, and the others
-    share the rest.
+    "mean": all frames of a group have the same weight. "first": the first frame has `config.first_weight`,
+    and the others share the rest.
     """
     if config.start == "mean":
         return jnp.zeros(config.group)
-    others = (1 - _FIRST) / (config.group - 1)
-    weights = jnp.full(config.group, others, jnp.float32).at[0].set(_FIRST)
+    others = (1 - config.first_weight) / (config.group - 1)
+    weights = jnp.full(config.group, others, jnp.float32).at[0].set(config.first_weight)
     return jnp.log(weights) if config.normalizer == "softmax" else jax.scipy.special.logit(weights)
 
 

@@ -121,10 +121,14 @@ def test_a_kind_that_keeps_all_frames_is_refused():
 @pytest.mark.parametrize("kind", ["inti", "static"])
 @pytest.mark.parametrize(
     ("group", "start", "expected"),
-    [(2, "mean", (0.5, 0.5)), (2, "first", (0.88, 0.12)), (4, "first", (0.88, 0.04, 0.04, 0.04))],
+    [
+        (2, {"start": "mean"}, (0.5, 0.5)),
+        (2, {"start": "first"}, (0.88, 0.12)),
+        (4, {"start": "first", "first_weight": 0.7}, (0.7, 0.1, 0.1, 0.1)),
+    ],
 )
 def test_learned_blends_start_as_they_are_told(kind, group, start, expected, normalizer):
-    layer = initialize(lambda: build(kind, group, start=start, normalizer=normalizer))
+    layer = initialize(lambda: build(kind, group, **start, normalizer=normalizer))
     x = jax.random.normal(jax.random.key(1), (2, group, 13, 24))
     blend = sum(weight * x[:, k] for k, weight in enumerate(expected))
     np.testing.assert_allclose(call(layer, x)[:, 0], blend, rtol=1e-5, atol=1e-6)
