@@ -1,8 +1,8 @@
-"""Trainings to compare between numbers of processes and devices: each of `COMBINATIONS` for 30 steps.
+"""Trainings to compare between numbers of processes and devices.
 
 A program of the suite (hosts_test.py). By hand, `python -m tests.distributed.hosts --all` runs every
-combination as two processes of four simulated devices, one of eight and one of one, and prints how far the
-losses are apart.
+combination of a method and a mesh for 30 steps, as two processes of four simulated devices, one of eight and
+one of one, and prints how far the losses are apart.
 """
 
 import argparse
@@ -26,7 +26,7 @@ MESHES = {
     "data=2 fsdp=4": {"data": 2, "fsdp": 4},
     "data=2 fsdp=2 tensor=2": {"data": 2, "fsdp": 2, "tensor": 2},
 }
-STEPS = 30
+STEPS = 30  # by hand
 SHALLOW = dataclasses.replace(BACKBONES["tiny"], layers=2)
 # (processes, devices of each)
 LAYOUTS = ((2, 4), (1, 8), (1, 1))
@@ -36,7 +36,7 @@ def run_directory(out: Path, method: str, mesh: str, layout: tuple[int, int]) ->
     return out / f"{method}, {mesh}, {layout[0]}x{layout[1]}"
 
 
-def run_settings(out: Path, method: str, **changes: Any) -> Config:
+def run_settings(out: Path, method: str, steps: int = STEPS, **changes: Any) -> Config:
     """The configuration of the run of `method` on what `prepare` made; `changes` as of `tiny`."""
     from tests.configs import INTI, tiny
 
@@ -47,9 +47,9 @@ def run_settings(out: Path, method: str, **changes: Any) -> Config:
         model__adaptation=method,
         model__st_adapter__width=16,
         data__num_frames=4,
-        # Of which early stopping leaves STEPS: no evaluation is better than the first by more than 1.
-        train__steps=2 * STEPS,
-        train__eval_every_steps=STEPS // 2,
+        # Of which early stopping leaves half: no evaluation is better than the first by more than 1.
+        train__steps=2 * steps,
+        train__eval_every_steps=steps // 2,
         train__early_stop__patience=1,
         train__early_stop__min_delta=1.0,
         train__ema=0.9,
@@ -58,7 +58,7 @@ def run_settings(out: Path, method: str, **changes: Any) -> Config:
     )
 
 
-def work(out: Path, combinations: list[list[str]], layout: tuple[int, int], flags: tuple) -> None:
+def work(out: Path, combinations: list[list[str]], layout: tuple[int, int], steps: int, flags: tuple) -> None:
     """One process of one layout. `out` holds the dataset and the weights."""
     import jax
     from jax.experimental import multihost_utils
@@ -66,9 +66,11 @@ def work(out: Path, combinations: list[list[str]], layout: tuple[int, int], flag
     from inti_jax import config
     from inti_jax.data.pipeline import TrainOrder
     from inti_jax.distributed import joining, sharding
+    from inti_jax.reports import writing
     from inti_jax.training import loop
 
     BACKBONES["tiny"] = SHALLOW
+    writing.write_own = lambda workdir: None  # which takes longer than the steps
     with joining.joined(*flags, config.Hosts()):
         for method, mesh_name in combinations:
             sizes = MESHES[mesh_name] if layout != (1, 1) else {}
@@ -76,6 +78,7 @@ def work(out: Path, combinations: list[list[str]], layout: tuple[int, int], flag
             settings = run_settings(
                 out,
                 method,
+                steps,
                 model__start_from=str(start_from) if start_from.exists() else "",
                 **{f"mesh__{axis}": size for axis, size in sizes.items()},
             )
@@ -92,14 +95,16 @@ def work(out: Path, combinations: list[list[str]], layout: tuple[int, int], flag
             (directory / f"seen-{jax.process_index()}.json").write_text(json.dumps(seen))
 
 
-def start(out: Path, combinations: list[list[str]], layout: tuple[int, int]) -> list[subprocess.Popen]:
+def start(
+    out: Path, combinations: list[list[str]], layout: tuple[int, int], steps: int = STEPS
+) -> list[subprocess.Popen]:
     """The processes of one layout, for all combinations one after the other."""
     processes, devices = layout
     address = free_address()
     return [
         subprocess.Popen(
             [sys.executable, "-m", "tests.distributed.hosts", "--work", json.dumps(
-                [str(out), combinations, layout, [address, processes, index]]
+                [str(out), combinations, layout, steps, [address, processes, index]]
             )],
             env=environment(devices), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         )
@@ -139,8 +144,8 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="run and compare every combination")
     arguments = parser.parse_args()
     if arguments.work:
-        out, combinations, layout, flags = json.loads(arguments.work)
-        work(Path(out), combinations, tuple(layout), tuple(flags))
+        out, combinations, layout, steps, flags = json.loads(arguments.work)
+        work(Path(out), combinations, tuple(layout), steps, tuple(flags))
         return
     if not arguments.all:
         parser.error("give --all")

@@ -32,6 +32,7 @@ from tests.processes import environment, free_address, start_main
 
 # The others: `python -m tests.distributed.hosts --all`; compiling takes long.
 METHOD, MESH = COMBINATION = ["zero_i2v", "data=2 fsdp=2 tensor=2"]
+STEPS = 10  # two epochs
 PAIR, SINGLE = (2, 4), (1, 1)
 ONE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
@@ -41,7 +42,7 @@ def trained(tmp_path_factory):
     out = tmp_path_factory.mktemp("hosts")
     hosts.prepare(out)
     for layout in (PAIR, SINGLE):
-        for process in hosts.start(out, [COMBINATION], layout):
+        for process in hosts.start(out, [COMBINATION], layout, STEPS):
             _, errors = process.communicate(timeout=400)
             assert process.returncode == 0, errors
     return out
@@ -54,7 +55,7 @@ def directories(out):
 def test_two_processes_compute_what_one_device_does(trained):
     pair, single = directories(trained)
     expected = hosts.losses(single)
-    assert len(expected) == hosts.STEPS and expected[-1] != expected[0]
+    assert len(expected) == STEPS and expected[-1] != expected[0]
     assert hosts.losses(pair) == pytest.approx(expected, abs=1e-5)
 
     records = [[r for r in read_metrics(path) if r["split"] == "val"] for path in (pair, single)]
@@ -62,12 +63,12 @@ def test_two_processes_compute_what_one_device_does(trained):
         assert record.pop("seconds") > 0
     assert records[0] == records[1]
     assert [(r["step"], r["weights"]) for r in records[0]] == [
-        (step, weights) for step in (15, 30) for weights in ("raw", "ema")
+        (step, weights) for step in (STEPS // 2, STEPS) for weights in ("raw", "ema")
     ]
     assert records[0][0]["evaluated"] == 20 and records[0][0]["missing"] == 0
 
     blends = [[r for r in read_metrics(path) if r["split"] == "blends"] for path in (pair, single)]
-    assert len(blends[0]) == hosts.STEPS and blends[0][-1]["std_1"] > 0
+    assert len(blends[0]) == STEPS and blends[0][-1]["std_1"] > 0
     for ours, theirs in zip(*blends, strict=True):
         assert ours == pytest.approx(theirs | {"far": ours["far"]}, abs=1e-4)
         assert ours["far"] == pytest.approx(theirs["far"], abs=0.01)
@@ -82,7 +83,7 @@ def test_two_processes_keep_the_predictions_that_one_does(trained, tmp_path, mon
     pair, _ = directories(trained)
     kept = {path.name: path.read_bytes() for path in predictions.find(pair).values()}
     assert [(place.step, place.weights) for place in predictions.find(pair)] == [
-        (step, weights) for step in (15, 30) for weights in ("ema", "raw")
+        (step, weights) for step in (STEPS // 2, STEPS) for weights in ("ema", "raw")
     ]
     run = RunRecord.read(pair)
     mesh = sharding.make_mesh(run.config.mesh)
@@ -90,9 +91,9 @@ def test_two_processes_keep_the_predictions_that_one_does(trained, tmp_path, mon
     forward = evaluate.make_forward(nnx.graphdef(state.abstract_model(run)), mesh)
     params = load(pair, mesh).params
     _, found = evaluate.evaluate(forward, params, dataset, run.config.data, run.config.eval, mesh)
-    evaluate.keep(tmp_path, 30, found, dataset, run.config, Setting.of_run(run))
+    evaluate.keep(tmp_path, STEPS, found, dataset, run.config, Setting.of_run(run))
     (path,) = predictions.find(tmp_path).values()
-    assert path.name.startswith("30-1x1-ema-") and path.read_bytes() == kept[path.name]
+    assert path.name.startswith(f"{STEPS}-1x1-ema-") and path.read_bytes() == kept[path.name]
 
 
 def test_what_a_run_starts_from_is_not_compared_over_the_network(trained):
@@ -136,6 +137,7 @@ class Pair:
             "--workdir", str(directory / "run"), f"--config.data.data_dir={data}",
             "--config.train.steps=4000", "--config.train.epochs=0.0", "--config.train.global_batch=2",
             "--config.train.log_every_steps=1", "--config.eval.batch=2", "--config.data.num_frames=2",
+            "--config.model.scan=on",  # compiles sooner
         ]  # fmt: skip
         self.logs = [directory / f"{index}.log" for index in (0, 1)]
         self.processes = start_main(self.logs, [[*arguments, *map(str, own)] for own in extra])
