@@ -41,7 +41,7 @@ from tests.records import computed
 from tests.stores.emulator import BUCKET, Emulator, Faults, running
 
 PROCESSES = 2
-STEPS = 30
+STEPS = 30  # of a run by hand
 # Seconds until all processes have ended: a whole run, and what is left after a fault.
 RUN_LIMIT = 240
 FAULT_LIMIT = 90
@@ -151,16 +151,17 @@ Place = Directory | Bucket
 class Training:
     """Processes that train together at `place`, what they say in `logs`."""
 
-    def __init__(self, place: Place, logs: Path):
+    def __init__(self, place: Place, logs: Path, steps: int):
+        self.steps = steps
         logs.mkdir(parents=True, exist_ok=True)
         # With the default `hosts.silent_seconds`: on a busy machine a healthy process may be silent for 10 s.
         arguments = [
             "--config", "configs/quickstart.py:compression=inti",
             "--workdir", place.workdir, f"--config.data.data_dir={place.data_dir}",
-            f"--config.train.steps={STEPS}",
+            f"--config.train.steps={steps}", f"--config.train.eval_every_steps={steps // 2}",
             "--config.train.global_batch=4", "--config.train.log_every_steps=1",
-            "--config.train.eval_every_steps=15", "--config.checkpoint.every_steps=6",
-            "--config.eval.batch=4", "--config.data.num_frames=4",
+            "--config.checkpoint.every_steps=6", "--config.eval.batch=4", "--config.data.num_frames=4",
+            "--config.model.scan=on",  # compiles sooner
         ]  # fmt: skip
         self._logs = [logs / f"{index}.log" for index in range(PROCESSES)]
         self.processes = start_main(self._logs, [arguments] * PROCESSES)
@@ -222,7 +223,7 @@ def await_moment(fault: Fault, training: Training, place: Place, start_time: flo
         await_save(training, place)
         seconds = fault.moment / 3
     elif fault.moment > STARTED:
-        step = 1 + (fault.moment - STARTED) / (1 - STARTED) * (STEPS - 1)
+        step = 1 + (fault.moment - STARTED) / (1 - STARTED) * (training.steps - 1)
         while training.running() and training.step() < step:
             time.sleep(0.005)
         return
@@ -288,7 +289,7 @@ def _survive(number: int, faults: list[Fault], run: "Runs", say: Callable[[str],
     place = run.place(disk)
     for count, fault in enumerate([*faults, None]):
         expected = (finished_steps(place) or [0])[-1]
-        training = Training(place, run.logs(number, count))
+        training = Training(place, run.logs(number, count), run.steps)
         if fault is None:
             statuses = training.wait(RUN_LIMIT)
             if statuses != [0] * PROCESSES:
@@ -315,9 +316,16 @@ def _survive(number: int, faults: list[Fault], run: "Runs", say: Callable[[str],
 class Runs:
     """The dataset, an undisturbed run, and where others work."""
 
-    def __init__(self, directory: Path, data: Path | None = None, emulator: Emulator | None = None):
+    def __init__(
+        self,
+        directory: Path,
+        data: Path | None = None,
+        emulator: Emulator | None = None,
+        steps: int = STEPS,
+    ):
         self.directory = directory
         self.emulator = emulator
+        self.steps = steps
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(directory / "compiled"))
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
         os.environ["PYTHONFAULTHANDLER"] = "1"
@@ -325,7 +333,7 @@ class Runs:
         (directory / "whole").mkdir()
         # Undisturbed, on a disk.
         place = Directory(directory / "whole", self.data)
-        whole = Training(place, directory / "logs-whole")
+        whole = Training(place, directory / "logs-whole", steps)
         started = time.monotonic()
         while whole.running() and not whole.step():
             time.sleep(0.01)

@@ -9,16 +9,18 @@ from inti_jax.runs import evaluations
 from tests import commands
 from tests.chaos import Fault, Runs, survive
 
+STEPS = 18  # three checkpoints
+
 
 @pytest.fixture(scope="module")
 def runs(motion_data, tmp_path_factory):
-    return Runs(tmp_path_factory.mktemp("chaos"), motion_data)
+    return Runs(tmp_path_factory.mktemp("chaos"), motion_data, steps=STEPS)
 
 
 def test_a_training_that_is_killed_again_and_again_ends_like_one_that_is_not(runs):
     faults = [
-        Fault("term one", 0.5, victim=1),
-        Fault("full disk" if runs.can_mount() else "kill all", 0.6, victim=0),
+        Fault("term one", 0.35, victim=1),
+        Fault("full disk" if runs.can_mount() else "kill all", 0.5, victim=0),
     ]
     said: list[str] = []
     survive(0, faults, runs, said.append)
@@ -43,4 +45,4 @@ def test_one_in_a_bucket_is_the_same_and_is_used_from_there(runs, emulator, buck
         f"{bucket.removeprefix('gs://bucket/')}/report/{name}" for name in ("report.html", "report.json")
     ]
     found = evaluations.read(mirrors.mirror(url))
-    assert [each.step for each in found] == [15, 30]
+    assert [each.step for each in found] == [STEPS // 2, STEPS]
