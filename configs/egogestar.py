@@ -81,12 +81,13 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     result.train.tower_rate = 0.01  # pretrained weights, where they train
     result.train.seed = args["seed"]
     result.train.log_every_steps = 20
-    # On a CPU, oneDNN computes the products in place of YNNPACK. An Intel CPU with AMX takes bfloat16 for
-    # them with ONEDNN_DEFAULT_FPMATH_MODE=BF16 in the environment: see docs/evidence.md.
+    # On a CPU, oneDNN computes the products in place of YNNPACK, each by itself: together with what surrounds
+    # them (LIBRARY_FUSION_TYPE_DOT) some gradients were wrong. An Intel CPU with AMX takes bfloat16 for them
+    # with ONEDNN_DEFAULT_FPMATH_MODE=BF16 in the environment: see docs/evidence.md.
     result.train.compiler_options = (
         "xla_cpu_experimental_ynn_fusion_type=",
         "xla_cpu_use_onednn=true",
-        "xla_cpu_experimental_onednn_fusion_type=LIBRARY_FUSION_TYPE_DOT",
+        "xla_cpu_experimental_onednn_fusion_type=LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT",
     )
 
     result.eval.batch = 16

@@ -1,5 +1,6 @@
 """The step and the loop: what one update is, and what survives faults."""
 
+import dataclasses
 import functools
 import json
 import multiprocessing
@@ -13,9 +14,11 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
+from inti_jax import config
 from inti_jax.config import ConfigError, Mesh
 from inti_jax.data.codec import decode
 from inti_jax.data.dataset import open_configured, open_dataset
@@ -120,6 +123,34 @@ def test_accumulation_has_the_model_in_the_program_once():
         step = train_step.compile_step(settings, graphdef, transform, schedule, target, mesh)
         products.append(step.lower(target, make_batch(mesh)).as_text().count("stablehlo.dot_general"))
     assert products[0] == products[1] > 10
+
+
+def test_the_compiler_options_of_the_gestures_change_no_gradient():
+    """Where oneDNN computes products together with what surrounds them, some gradients are wrong."""
+    own = config.load_config("egogestar").train.compiler_options
+    plain, optimized = (_gradients(train__compiler_options=options) for options in ((), own))
+    assert own and plain.keys() == optimized.keys()
+    for path, expected in plain.items():
+        largest = np.abs(expected).max()
+        np.testing.assert_allclose(optimized[path], expected, atol=1e-4 * largest, err_msg=path)
+
+
+def _gradients(**changes):
+    """AdamW's first averages of the gradients after a step of ST-Adapters and InTI with random parameters."""
+    method = {"model__adaptation": "st_adapter", "model__compression__start": "first"}
+    settings = tiny(**INTI, **method, model__pretrained="clip.safetensors", data__num_frames=4, **changes)
+    mesh = sharding.make_mesh(Mesh(), jax.devices()[:1])
+    shapes, lowered = train_step.lower_step(record(settings), mesh)
+    rng = np.random.default_rng(0)
+
+    def random(leaf):
+        return jnp.asarray(rng.normal(size=leaf.shape) / 20, leaf.dtype)
+
+    filled = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    trainable, frozen = (jax.tree.map(random, part) for part in (shapes.trainable, shapes.frozen))
+    filled = dataclasses.replace(filled, trainable=trainable, frozen=frozen)
+    after, _ = lowered.compile()(filled, make_batch(mesh))
+    return optax.tree.get(after.opt_state, "mu")
 
 
 def test_the_step_is_compiled_with_the_runs_own_options(tmp_path):
