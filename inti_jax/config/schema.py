@@ -59,8 +59,9 @@ class Compression:
     # Frames of a group. T has to be a multiple of group ** len(after). "tome" has no groups.
     group: Group = 2
     # The blend with which "inti" and "static" start. "mean": all frames of a group have the same weight.
-    # "first": the first frame has `first_weight`, and the others share the rest.
+    # "first": the first frame has `first_weight`.
     start: Literal["mean", "first"] = "mean"
+    # The weight of the first frame where `start` is "first"; the others share the rest.
     first_weight: Annotated[float, Field(gt=0, lt=1)] = 0.88
     # The next four are read by "inti" only.
 

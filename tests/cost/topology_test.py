@@ -53,7 +53,7 @@ def compiled():
     steps = {
         "scaling": (*NONE, "--topology", "v5e:2x2,v5e:2x2*2", "--videos_per_chip", "8"),
         "inti": ("--config.mesh.fsdp=4", "--config.model.scan=on", "--config.model.remat=auto"),
-        "crowded": (*NONE, "--config.train.global_batch=16384", "--config.model.remat=auto"),
+        "crowded": (*NONE, "--config.train.global_batch=20480", "--config.model.remat=auto"),
         "lora": (*NONE, *LORA, "--config.model.scan=on"),
         "kernel": TILES,
         "no kernel": (*TILES, "--config.model.attention=xla"),

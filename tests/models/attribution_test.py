@@ -40,7 +40,7 @@ def test_shares_are_those_of_one_hot_frames_pushed_through_the_layers(
         if kind == "inti":  # its own weights are compared with a reference in inti_test.py
             weights = rng.dirichlet(np.ones(group), (1, pushed.shape[1] // group, tokens))
             weights = jnp.asarray(weights, jnp.float32)
-            monkeypatch.setattr(InTI, "weights", lambda *_, weights=weights: weights)
+            monkeypatch.setattr(InTI, "_weights", lambda *_, weights=weights: weights)
         steps.append(Blend(layer.weights(pushed)))
         pushed = layer(pushed)
     found = attribution.shares(Trace(tuple(steps), jnp.ones((2, tokens))))
