@@ -7,6 +7,7 @@ import tempfile
 from unittest import mock
 
 from tests.processes import QUICK_TO_COMPILE
+from tests.unreported import without_reports
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
@@ -60,17 +61,13 @@ def motion_data(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def trained_run(motion_data, tmp_path_factory):
-    """A finished run of a few steps of a model as of `shallow`, evaluated on two clips a video.
-
-    It has no report, which takes longer than the steps.
-    """
+    """A finished run of a few steps of a model as of `shallow`, evaluated on two clips; it has no report."""
     from inti_jax.config.backbones import BACKBONES
-    from inti_jax.reports import writing
     from inti_jax.training import loop
     from tests.configs import INTI, SHALLOW, tiny
 
     workdir = tmp_path_factory.mktemp("runs") / "inti"
-    with mock.patch.dict(BACKBONES, tiny=SHALLOW), mock.patch.object(writing, "write_own"):
+    with mock.patch.dict(BACKBONES, tiny=SHALLOW), without_reports():
         loop.train(tiny(motion_data, **INTI, eval__clips=2), workdir)
     return workdir
 
@@ -107,8 +104,6 @@ def shallow():
 
 @pytest.fixture(scope="module")
 def unreported():
-    """Train without the report, which takes longer than the steps; loop_test.py has runs that write one."""
-    from inti_jax.reports import writing
-
-    with mock.patch.object(writing, "write_own"):
+    """Train without the report, also in a module's fixtures; loop_test.py has runs that write one."""
+    with without_reports():
         yield

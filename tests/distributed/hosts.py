@@ -19,6 +19,7 @@ from unittest import mock
 from inti_jax.config import Config
 from inti_jax.config.backbones import BACKBONES
 from tests.processes import environment, free_address
+from tests.unreported import without_reports
 
 METHODS = ("full", "st_adapter", "zero_i2v")
 MESHES = {
@@ -66,12 +67,10 @@ def work(out: Path, combinations: list[list[str]], layout: tuple[int, int], step
     from inti_jax import config
     from inti_jax.data.pipeline import TrainOrder
     from inti_jax.distributed import joining, sharding
-    from inti_jax.reports import writing
     from inti_jax.training import loop
 
     BACKBONES["tiny"] = SHALLOW
-    writing.write_own = lambda workdir: None  # which takes longer than the steps
-    with joining.joined(*flags, config.Hosts()):
+    with joining.joined(*flags, config.Hosts()), without_reports():
         for method, mesh_name in combinations:
             sizes = MESHES[mesh_name] if layout != (1, 1) else {}
             start_from = out / f"{method}.safetensors"

@@ -11,6 +11,7 @@ from inti_jax.runs.evaluations import Evaluation, Setting
 from inti_jax.training import early_stop, loop
 from tests.configs import tiny
 from tests.records import computed
+from tests.unreported import without_reports
 
 pytestmark = pytest.mark.usefixtures("shallow")
 
@@ -77,8 +78,8 @@ def test_a_run_ends_early_once_and_goes_on_with_more_patience(motion_data, tmp_p
     assert [r["step"] for r in computed(tmp_path) if r["split"] == "val"] == [1, 2, 3, 4]
 
 
-def test_a_run_that_ends_early_by_some_videos_is_evaluated_on_all(motion_data, tmp_path, monkeypatch):
-    monkeypatch.setattr(writing, "write_own", lambda workdir: None)
+@without_reports()
+def test_a_run_that_ends_early_by_some_videos_is_evaluated_on_all(motion_data, tmp_path):
     settings = tiny(
         motion_data,
         data__num_frames=2,

@@ -33,6 +33,7 @@ from inti_jax.training import loop, losses, optim, train_step
 from tests.configs import INTI, record, tiny
 from tests.processes import environment
 from tests.records import computed
+from tests.unreported import without_reports
 
 BATCH = 8
 
@@ -126,7 +127,7 @@ def test_accumulation_has_the_model_in_the_program_once():
 
 
 def test_the_compiler_options_of_the_gestures_change_no_gradient():
-    """Where oneDNN computes products together with what surrounds them, some gradients are wrong."""
+    """Compare each of them: oneDNN's wrong ones left loss and gradient norm as they are."""
     own = config.load_config("egogestar").train.compiler_options
     plain, optimized = (_gradients(train__compiler_options=options) for options in ((), own))
     assert own and plain.keys() == optimized.keys()
@@ -244,10 +245,8 @@ def test_a_run_leaves_all_its_files_and_is_continued_only_by_its_own_config(
     assert RunRecord.read(tmp_path).config == less_memory
 
 
-def test_a_finished_run_trains_longer_by_the_schedule_of_the_longer_run(
-    motion_data, tmp_path, caplog, monkeypatch
-):
-    monkeypatch.setattr(writing, "write_own", lambda workdir: None)
+@without_reports()
+def test_a_finished_run_trains_longer_by_the_schedule_of_the_longer_run(motion_data, tmp_path, caplog):
     run_dir, killed = tmp_path / "run", tmp_path / "killed"
     loop.train(tiny(motion_data, train__steps=2), run_dir)
     first = computed(run_dir)
@@ -424,10 +423,10 @@ def test_a_killed_run_goes_on_to_the_last_bit(motion_data, tmp_path):
     assert final[0] == final[1]
 
 
+@without_reports()
 def test_evaluations_on_the_way_are_of_some_videos_share_the_workers_and_change_no_loss(
     motion_data, trained_run, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(writing, "write_own", lambda workdir: None)
     seen = []
     place = sharding.place_batch
 
