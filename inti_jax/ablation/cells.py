@@ -119,8 +119,8 @@ def _plan(experiment: Experiment, method: str, compression: str) -> "Plan":
 
     fold = experiment.folds[0] if experiment.folds else None
     spec = experiment.spec(method, compression, fold, seed=0, steps=1)
-    plan, _ = make_plan(record_of(config.load_config(f"{config.recipes()[experiment.recipe]}:{spec}"), 10))
-    return plan
+    settings = config.load_config(f"{config.recipes()[experiment.recipe]}:{spec}")
+    return make_plan(record_of(settings, classes=10))[0]
 
 
 def train_all(

@@ -81,7 +81,7 @@ def _find_gestures(data_dir: Path | str, out: Path, folds: Sequence[int], pretra
 
 _METHODS = {name: f"method={name}" for name in ("full", "st_adapter", "zero_i2v", "aim", "lora")}
 # Compressors that halve the frames once, after a quarter of the blocks.
-_BLENDS = {name: f"compression={name}" for name in ("drop", "mean", "static")}
+_HALVINGS = {name: f"compression={name}" for name in ("drop", "mean", "static")}
 _FROM_FIRST = "compression=inti,start=first"
 _NONE = {"none": "compression=none"}
 _TOME = {"tome": "compression=tome"}
@@ -92,7 +92,7 @@ EXPERIMENTS = {
         about="a tiny image model, which is trained first, on the embedded dataset motion_digits",
         methods={"full": "method=full", "linear+temporal": "method=linear,temporal=attention"} | _METHODS,
         compressions=_NONE
-        | _BLENDS
+        | _HALVINGS
         | {
             "inti(point)": "compression=inti,scales=point",
             "inti(local)": "compression=inti,scales=local",
@@ -110,9 +110,9 @@ EXPERIMENTS = {
         about="DINOv2's ViT-S/14 on the gestures of EgoGestAR, in five folds",
         methods={"linear": "method=linear"} | _METHODS,
         compressions=_NONE
-        # Costs less than half of eight frames: is it compression that a row gains by, or fewer frames?
+        # Costs half of eight frames: is it compression that a row gains by, or fewer frames?
         | {"none with 4 frames": "compression=none,frames=4"}
-        | _BLENDS
+        | _HALVINGS
         | {
             "inti": "compression=inti",
             # Frozen blocks never saw a mean of frames. So the rest is asked of blends that start near one.
